@@ -1,0 +1,164 @@
+"""The losses of F2LLM and F2LLM-v2 as pure functions: tensors and numbers in, a scalar out.
+
+Nothing here knows of processes, configurations or files. Embeddings need not be normalised: a
+similarity is a cosine, so scaling a vector changes nothing. Work is done in fp32, or in fp64 when
+the inputs are fp64, whatever autocast says outside.
+
+    python -m pytest tests/test_losses.py      every function against a hand-written double loop
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def in_batch_loss(queries: Tensor, candidates: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of each query against the positives of the whole global batch.
+
+    F2LLM report, in-batch term: mean_i of -log( e^{s(q_i, d_i)/T} / sum_j e^{s(q_i, d_j)/T} ), where
+    j runs over the positives of all processes and over nothing else.
+
+    Args:
+        queries: [b, d] this process's queries.
+        candidates: [B, d] the positives of all processes.
+        targets: [b] int64, the row of `candidates` that holds each query's own positive.
+        temperature: divides the cosine similarity; 0.05 in both reports.
+
+    Returns:
+        fp32 (fp64 for fp64 inputs) scalar, the mean over b; 0 when b is 0.
+
+    Raises:
+        ValueError: a shape does not fit.
+    """
+    if queries.ndim != 2 or candidates.ndim != 2 or queries.shape[1] != candidates.shape[1]:
+        raise ValueError(
+            f"queries {tuple(queries.shape)}, candidates {tuple(candidates.shape)}: want [b, d] and [B, d]"
+        )
+    if targets.shape != queries.shape[:1]:
+        raise ValueError(f"targets {tuple(targets.shape)}: want one for each of {queries.shape[0]} queries")
+    with _full_precision(queries):
+        q, c = _normalize(queries), _normalize(candidates)  # [b, d], [B, d]
+        logits = q @ c.T / temperature  # [b, B]
+        return _mean(F.cross_entropy(logits, targets, reduction="none"))
+
+
+def hard_negative_loss(
+    queries: Tensor, positives: Tensor, negatives: Tensor, temperature: float, mask: Tensor | None = None
+) -> Tensor:
+    """InfoNCE of each query's positive against that query's own hard negatives.
+
+    F2LLM report, hard-negative term: mean_i of
+    -log( e^{s(q_i, d_i)/T} / ( e^{s(q_i, d_i)/T} + sum_j e^{s(q_i, n_ij)/T} ) ).
+
+    Args:
+        queries, positives: [b, d].
+        negatives: [b, n, d]; n may be 0.
+        temperature: divides the cosine similarity.
+        mask: [b, n] bool, True where the negative exists. A query without any contributes the value
+            of the equation for an empty sum, which is 0, and still counts in the mean.
+
+    Returns:
+        fp32 (fp64 for fp64 inputs) scalar, the mean over b; 0 when b or n is 0.
+
+    Raises:
+        ValueError: a shape does not fit.
+    """
+    b, d = queries.shape
+    if positives.shape != (b, d) or negatives.ndim != 3 or negatives.shape[::2] != (b, d):
+        shapes = [tuple(x.shape) for x in (queries, positives, negatives)]
+        raise ValueError(f"queries, positives, negatives {shapes}: want [b, d], [b, d], [b, n, d]")
+    if mask is not None and mask.shape != negatives.shape[:2]:
+        raise ValueError(f"mask {tuple(mask.shape)}: want {tuple(negatives.shape[:2])}, as the negatives")
+    with _full_precision(queries):
+        q = _normalize(queries)  # [b, d]
+        group = _normalize(torch.cat([positives[:, None], negatives], dim=1))  # [b, 1 + n, d], the positive first
+        logits = torch.einsum("bd,bnd->bn", q, group) / temperature  # [b, 1 + n]
+        if mask is not None:
+            logits = logits.masked_fill(F.pad(~mask, (1, 0), value=False), -torch.inf)
+        return _mean(-logits.log_softmax(dim=1)[:, 0])
+
+
+def matryoshka_weights(hidden_size: int) -> dict[int, float]:
+    """Prefix length -> weight, longest first: 8, 16, 32, ... below `hidden_size`, and `hidden_size`.
+
+    F2LLM-v2 report: the k-th prefix from the longest (k = 1 first) weighs 1 / (k * sqrt(hidden / dim));
+    the sum is not renormalised. Each prefix is normalised again, which the losses above do themselves.
+    """
+    dims = [hidden_size] + [2**i for i in range(30, 2, -1) if 2**i < hidden_size]
+    return {dim: 1 / (k * math.sqrt(hidden_size / dim)) for k, dim in enumerate(dims, start=1)}
+
+
+def over_prefixes(loss, weights: dict[int, float], *embeddings: Tensor, **rest) -> Tensor:
+    """sum over `weights` of weight * loss(first dim components of each embedding, **rest): Matryoshka for any loss.
+
+    Args:
+        loss: in_batch_loss or hard_negative_loss.
+        weights: prefix length -> weight, from `matryoshka_weights`; {d: 1.0} is the plain loss.
+        embeddings: tensors of shape [..., d], the loss's first arguments.
+    """
+    return sum(weight * loss(*(x[..., :dim] for x in embeddings), **rest) for dim, weight in weights.items())
+
+
+def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error between last-token states, before normalisation.
+
+    F2LLM-v2 report: the student's full width d against the teacher's first d dimensions (the teacher
+    is Matryoshka-trained, so its prefix is an embedding of its own). The mean is over all m*d elements.
+
+    Args:
+        student: [m, d].
+        teacher: [m, D], D >= d; no gradient flows into it.
+
+    Returns:
+        fp32 (fp64 for fp64 inputs) scalar; 0 when m is 0.
+
+    Raises:
+        ValueError: the student is wider than its teacher, or the rows differ.
+    """
+    m, d = student.shape
+    if teacher.shape[0] != m or teacher.shape[1] < d:
+        raise ValueError(f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}: want [m, d], [m, D >= d]")
+    with _full_precision(student):
+        target = teacher.detach()[:, :d]  # [m, d]
+        return _mean((_full(student) - _full(target)).square())
+
+
+def group_ranks(queries: Tensor, positives: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Rank of each positive among its own hard negatives, 1 = best. A tie counts against the positive.
+
+    Args:
+        queries, positives: [b, d].
+        negatives: [b, n, d].
+        mask: [b, n] bool, True where the negative exists.
+
+    Returns:
+        [b] int64. Its share of ones is the in-group accuracy, the mean of its inverse the in-group MRR.
+    """
+    with _full_precision(queries):
+        q = _normalize(queries)
+        positive = (q * _normalize(positives)).sum(-1, keepdim=True)  # [b, 1]
+        others = torch.einsum("bd,bnd->bn", q, _normalize(negatives))  # [b, n]
+        wins = others >= positive
+        return 1 + (wins if mask is None else wins & mask).sum(dim=1)
+
+
+def _full(x: Tensor) -> Tensor:
+    """x in fp32, or as it is when fp64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _normalize(x: Tensor) -> Tensor:
+    """Rows of unit length along the last dimension."""
+    return F.normalize(_full(x), dim=-1)
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean, and 0 with a gradient of 0 (never NaN) for no values at all."""
+    return values.sum() / max(values.numel(), 1)
+
+
+def _full_precision(x: Tensor):
+    """Autocast off: under bf16 autocast a matmul would round the similarities to 8 bits of mantissa."""
+    return torch.autocast(x.device.type, enabled=False)
