@@ -1,0 +1,202 @@
+"""Small tools of the training loop, in two sections: processes, and records. No other topic comes in here."""
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor
+
+# -------------------------------------------------------------------------------------- processes
+
+
+class _Gather(torch.autograd.Function):
+    """All processes' rows, in the order of the processes; the backward pass sums what each sends back."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        ctx.counts = counts
+        longest = max(counts)
+        padded = rows.new_zeros(longest, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)  # the sum over processes of d(loss of that process) / d(gathered rows)
+        begin = sum(ctx.counts[: dist.get_rank()])
+        return gradient[begin : begin + ctx.counts[dist.get_rank()]], None
+
+
+def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """The rows of all processes, with gradient: [b, d] -> [sum(counts), d].
+
+    Args:
+        rows: [b, d], b = counts[rank].
+        counts: rows on each process; known to all of them from the plan, so no collective is spent on it.
+
+    Each process takes the mean loss over its own queries, and data parallelism averages gradients over
+    processes. Summing in the backward pass then gives exactly the one-process gradient, with no factor:
+    L = (1/W) sum_r l_r, and process s receives d(sum_r l_r)/d(rows_s), which averaging divides by W.
+    """
+    return _Gather.apply(rows, tuple(counts)) if len(counts) > 1 else rows
+
+
+def all_rows(values: Tensor, world: int) -> Tensor:
+    """The same vector from every process: [v] -> [world, v]. One collective, no gradient."""
+    if world == 1:
+        return values[None]
+    rows = [torch.empty_like(values) for _ in range(world)]
+    dist.all_gather(rows, values)
+    return torch.stack(rows)
+
+
+# ---------------------------------------------------------------------------------------- records
+
+
+class Meter:
+    """Sums of losses by (dataset, kind) and of counters between two log lines, kept on the device.
+
+    Reading them is one collective whatever the number of datasets.
+    """
+
+    COUNTERS = ("tuples", "tokens", "computed")  # real tokens; positions computed, padding included
+
+    def __init__(self, names: Sequence[str], kinds: Sequence[str], device: torch.device):
+        self.names, self.kinds = names, kinds
+        self.sums = torch.zeros(
+            len(names), len(kinds), 2, dtype=torch.float64, device="cpu" if device.type == "mps" else device
+        )
+        self.counters = dict.fromkeys(self.COUNTERS, 0)
+        self.began = time.perf_counter()
+
+    def add(self, dataset: int, losses: dict[str, Tensor], rows: int) -> None:
+        """Add losses that are means over `rows` rows of this process."""
+        for kind, loss in losses.items():
+            cell = self.sums[dataset, self.kinds.index(kind)]
+            cell[0] += loss.detach() * rows
+            cell[1] += rows
+
+    def count(self, **counters: int) -> None:
+        """Add to the counters."""
+        for name, value in counters.items():
+            self.counters[name] += value
+
+    def read(self, world: int) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+        """All processes' means and rates since the last reading, and start again from zero.
+
+        Returns:
+            losses: dataset name -> kind -> mean over all processes' rows; only what occurred.
+            rates: tuples_per_second, tokens_per_second (real ones), padding (share of the positions computed),
+            and peak_gib, the fullest process's memory.
+        """
+        now = time.perf_counter()
+        local = [float(self.counters[name]) for name in self.COUNTERS] + [peak_gib(self.sums.device)]
+        vector = torch.cat([self.sums.flatten(), self.sums.new_tensor(local)])
+        rows = all_rows(vector, world).cpu()  # [world, datasets * kinds * 2 + counters + 1]
+        sums = rows[:, : -len(local)].sum(0).reshape(self.sums.shape)
+        losses = {
+            name: means
+            for name, cells in zip(self.names, sums.tolist(), strict=True)
+            if (means := {kind: total / n for kind, (total, n) in zip(self.kinds, cells, strict=True) if n})
+        }
+        tuples, tokens, computed = rows[:, -len(local) : -1].sum(0).tolist()
+        rates = {
+            "tuples_per_second": tuples / (now - self.began),
+            "tokens_per_second": tokens / (now - self.began),
+            "padding": 1 - tokens / max(computed, 1),
+            "peak_gib": rows[:, -1].max().item(),
+        }
+        self.sums.zero_()
+        self.counters = dict.fromkeys(self.COUNTERS, 0)
+        self.began = now
+        return losses, rates
+
+
+def task_means(losses: dict[str, dict[str, float]], tasks: dict[str, str]) -> dict[tuple[str, str], float]:
+    """(task, kind) -> mean over the datasets of that task, each weighing the same, as the published logs have it."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for name, means in losses.items():
+        for kind, value in means.items():
+            groups.setdefault((tasks[name], kind), []).append(value)
+    return {key: sum(values) / len(values) for key, values in groups.items()}
+
+
+def spoken(means: dict[tuple[str, str], float]) -> str:
+    """Means as people read them: "retrieval in_batch 1.2345 hard 0.4567 | clustering hard 0.8912"."""
+    tasks = dict.fromkeys(task for task, _ in means)
+    return " | ".join(
+        " ".join([task, *(f"{kind} {value:.4f}" for (own, kind), value in means.items() if own == task)])
+        for task in tasks
+    )
+
+
+def train_line(step: int, steps: int, means: dict[tuple[str, str], float], values: dict) -> str:
+    """The console's line about the steps since the last one."""
+    return (
+        f"step {step}/{steps} | {spoken(means)} | lr {values['lr']:.2e} | grad {values['grad_norm']:.3f} | "
+        f"{values['tuples_per_second']:.1f} tuples/s {values['tokens_per_second'] / 1e3:.1f}k tokens/s | "
+        f"padding {values['padding']:.0%} | {values['peak_gib']:.2f} GiB"
+    )
+
+
+def write_manifest(path: Path, accelerator: Accelerator, data: dict) -> None:
+    """What ran, where, on what: versions, commit, hardware, processes, checksums of the data."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    cuda = accelerator.device.type == "cuda"
+    manifest = {
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
+        "commit": commit.stdout.strip() or None,
+        "hardware": torch.cuda.get_device_name()
+        if cuda
+        else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "num_processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "data": data,
+    }
+    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+class Metrics:
+    """Where numbers go: metrics.jsonl, and accelerate's trackers (TensorBoard and others).
+
+    On every process but the main one it does nothing.
+    """
+
+    def __init__(self, accelerator: Accelerator, path: Path):
+        self.accelerator = accelerator
+        self.file = open(path, "a", encoding="utf-8") if accelerator.is_main_process else None
+
+    def write(self, step: int, kind: str, values: dict[str, float], tags: dict[str, float]) -> None:
+        """One line of metrics.jsonl: {"step", "kind", **values}; `tags` go to the trackers."""
+        if self.file:
+            self.file.write(json.dumps({"step": step, "kind": kind} | values) + "\n")
+            self.file.flush()
+            self.accelerator.log(tags, step=step)
+
+    def close(self) -> None:
+        """Flush everything."""
+        if self.file:
+            self.file.close()
+        self.accelerator.end_training()
+
+
+def peak_gib(device: torch.device) -> float:
+    """The most memory this process has held, GiB: on CUDA of the device's allocator, elsewhere resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
