@@ -1,0 +1,32 @@
+# make quickstart    train on the Python functions of this machine and search with the result (minutes, no GPU)
+# make test          all tests
+# make lint          style
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help quickstart test lint clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+quickstart: $(VENV)/.installed
+	$(BIN)/python -W ignore -m examples.code_search.quickstart
+
+test: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(VENV) || { echo "Python's venv is missing: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) quickstart

@@ -1,0 +1,127 @@
+"""Documented Python functions of this machine: the standard library and the installed packages.
+
+A function becomes a query, the first paragraph of its docstring, and a passage, its source without the docstring.
+The standard library is held out for evaluation; the installed packages are for training. The same installation
+gives the same functions in the same order.
+"""
+
+import ast
+import os
+import re
+import sysconfig
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+SKIPPED = {"tests", "test", "testing", "idlelib", "lib2to3", "site-packages", "__pycache__", "_vendor"}
+MAX_CHARS = 2000  # of a passage; longer ones are cut by the tokenizer anyway
+_WORD = re.compile(r"[A-Za-z]{2,}")
+
+
+@dataclass(frozen=True)
+class Function:
+    """One documented function."""
+
+    package: str  # top-level package
+    module: str
+    name: str  # with its class, if it has one
+    query: str  # first paragraph of the docstring, on one line
+    passage: str  # source without the docstring
+    has_loop: bool  # a for or while statement, or a comprehension
+
+    @property
+    def own_name(self) -> str:
+        """The name without the class."""
+        return self.name.rpartition(".")[2]
+
+
+def installed_functions() -> list[Function]:
+    """Functions of the packages in this environment, sorted by file."""
+    return _functions_below(Path(sysconfig.get_paths()["purelib"]))
+
+
+def standard_library_functions() -> list[Function]:
+    """Functions of Python's own library, sorted by file."""
+    return _functions_below(Path(sysconfig.get_paths()["stdlib"]))
+
+
+def distinct(functions: list[Function], others: list[Function] = ()) -> list[Function]:
+    """`functions` without those whose query or passage came before, in the list or in `others`."""
+    seen = {text for other in others for text in (other.query.lower(), other.passage)}
+    kept = []
+    for function in functions:
+        texts = {function.query.lower(), function.passage}
+        if not texts & seen:
+            kept.append(function)
+        seen |= texts
+    return kept
+
+
+def functions_of_source(source: str, module: str) -> list[Function]:
+    """The documented functions in a module's source; none when it does not parse."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return []
+    lines = source.splitlines()
+    found = [_read(node, name, lines, module) for node, name in _documented(tree)]
+    return [function for function in found if function and is_sentence(function.query)]
+
+
+def is_sentence(text: str) -> bool:
+    """Whether a docstring's first paragraph says something in words that a person might search for."""
+    words = _WORD.findall(text)
+    return (
+        len(words) >= 4
+        and len(text) <= 400
+        and sum(map(len, words)) > 0.6 * len(text)
+        and not text.startswith((":", "@", ">>>"))
+    )
+
+
+def _documented(scope: ast.AST, prefix: str = "") -> Iterator[tuple[ast.FunctionDef, str]]:
+    """Functions with a docstring in a module or class, and their names with the class; none inside other functions."""
+    for node in ast.iter_child_nodes(scope):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False):
+                yield node, prefix + node.name
+        elif isinstance(node, ast.ClassDef):
+            yield from _documented(node, f"{prefix}{node.name}.")
+        else:
+            yield from _documented(node, prefix)
+
+
+def _read(node: ast.FunctionDef, name: str, lines: list[str], module: str) -> Function | None:
+    docstring = node.body[0]
+    if len(node.body) == 1:
+        return None  # nothing but a docstring
+    paragraph = ast.get_docstring(node).split("\n\n")[0]
+    code = lines[node.lineno - 1 : docstring.lineno - 1] + lines[docstring.end_lineno : node.end_lineno]
+    indent = len(code[0]) - len(code[0].lstrip())
+    passage = "\n".join(line[indent:].rstrip() for line in code)[:MAX_CHARS]
+    loops = (ast.For, ast.AsyncFor, ast.While, ast.comprehension)
+    return Function(
+        package=module.partition(".")[0],
+        module=module,
+        name=name,
+        query=" ".join(paragraph.split()),
+        passage=passage,
+        has_loop=any(isinstance(inner, loops) for inner in ast.walk(node)),
+    )
+
+
+def _functions_below(root: Path) -> list[Function]:
+    paths = sorted(path for path in root.rglob("*.py") if not SKIPPED & set(path.relative_to(root).parts))
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        return [
+            function for found in pool.map(_read_file, paths, [root] * len(paths), chunksize=64) for function in found
+        ]
+
+
+def _read_file(path: Path, root: Path) -> list[Function]:
+    module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+    try:
+        return functions_of_source(path.read_text(encoding="utf-8"), module)
+    except (UnicodeDecodeError, RecursionError):
+        return []

@@ -1,0 +1,122 @@
+"""Raw training tuples of all three tasks from Python functions, in the published Parquet layout.
+
+code_search     retrieval        a docstring's first paragraph -> its function; 24 hard negatives by BM25
+code_packages   clustering       a function -> another of its package; 24 negatives from other packages
+code_loops      classification   a function -> whether it loops, as a text; the other label is the negative
+"""
+
+import json
+import random
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import bm25s
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .corpus import Function
+
+NEGATIVES = 24
+SKIPPED_RANKS = 5
+SMALL_PACKAGE = 300  # functions
+SEARCH = "Retrieve the most relevant code snippet for the given query."
+PACKAGES = "Identify the package that the given function belongs to."
+LOOPS = "Classify whether the given function contains a loop."
+_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+LABELS = ("The function runs straight through.", "The function contains a loop.")
+
+
+def write_tuples(functions: list[Function], folder: Path, retrieval: int, others: int, seed: int = 0) -> None:
+    """Write the three raw files, of at most `retrieval` and twice `others` rows, and tasks.json beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed)
+    _write(folder / "code_search.parquet", search_tuples(functions, rng, retrieval))
+    _write(folder / "code_packages.parquet", package_tuples(functions, rng, others))
+    _write(folder / "code_loops.parquet", loop_tuples(functions, rng, others))
+    tasks = {"code_search": "retrieval", "code_packages": "clustering", "code_loops": "classification"}
+    (folder / "tasks.json").write_text(json.dumps(tasks, indent=2) + "\n")
+
+
+def search_tuples(functions: list[Function], rng: random.Random, rows: int) -> list[tuple[str, ...]]:
+    """(query, passage, 24 negatives): what BM25 ranks highest for the query among the functions of its package.
+
+    As in the report the first five are left out, where false negatives gather, and so are functions of the
+    positive's own name: copies and overrides would be more of them.
+    """
+    table = []
+    for members in _groups(functions):
+        chosen = [f for f in members if rng.random() < rows / len(functions)]
+        ranked = Lexical([f.passage for f in members]).search(
+            [f.query for f in chosen], min(3 * NEGATIVES, len(members))
+        )
+        for own, candidates in zip(chosen, ranked, strict=True):
+            others = [members[j] for j in candidates[SKIPPED_RANKS:]]
+            negatives = [other.passage for other in others if other.own_name != own.own_name]
+            if len(negatives) >= NEGATIVES:
+                table.append((instruct(SEARCH, own.query), own.passage, *negatives[:NEGATIVES]))
+    return table
+
+
+def _groups(functions: list[Function]) -> list[list[Function]]:
+    """Functions by package; packages too small to mine in go together."""
+    packages = defaultdict(list)
+    for function in functions:
+        packages[function.package].append(function)
+    large = [members for members in packages.values() if len(members) >= SMALL_PACKAGE]
+    small = [f for members in packages.values() if len(members) < SMALL_PACKAGE for f in members]
+    return [*large, small]
+
+
+def package_tuples(functions: list[Function], rng: random.Random, rows: int) -> list[tuple[str, ...]]:
+    """(query, passage, 24 negatives) by package; each package is drawn equally often."""
+    packages = defaultdict(list)
+    for function in functions:
+        packages[function.package].append(function)
+    names = sorted(name for name, members in packages.items() if len(members) >= 20)
+    table = []
+    for _ in range(rows):
+        own, *others = rng.sample(names, 1 + min(NEGATIVES, len(names) - 1))
+        query, positive = rng.sample(packages[own], 2)
+        negatives = [rng.choice(packages[others[k % len(others)]]).passage for k in range(NEGATIVES)]
+        table.append((instruct(PACKAGES, query.passage), positive.passage, *negatives))
+    return table
+
+
+def loop_tuples(functions: list[Function], rng: random.Random, rows: int) -> list[tuple[str, ...]]:
+    """(query, label, other label), as many with a loop as without."""
+    table = []
+    for has_loop in (False, True):
+        members = [function for function in functions if function.has_loop == has_loop]
+        for function in rng.sample(members, min(rows // 2, len(members))):
+            table.append((instruct(LOOPS, function.passage), LABELS[has_loop], LABELS[not has_loop]))
+    rng.shuffle(table)
+    return table
+
+
+def instruct(instruction: str, text: str) -> str:
+    """A query as the reports write it."""
+    return f"Instruct: {instruction}\nQuery: {text}"
+
+
+class Lexical:
+    """BM25 over passages; identifiers are split at underscores and capitals."""
+
+    def __init__(self, passages: list[str]):
+        self.index = bm25s.BM25()
+        self.index.index(_words(passages), show_progress=False)
+
+    def search(self, queries: list[str], k: int) -> np.ndarray:
+        """Numbers of the k best passages for each query, best first: int [queries, k]."""
+        return self.index.retrieve(_words(queries), k=k, show_progress=False, n_threads=-1, return_as="documents")
+
+
+def _words(texts: list[str]):
+    spaced = [_CAPITAL.sub(" ", text) for text in texts]
+    return bm25s.tokenize(spaced, token_pattern=r"[a-z]+|[0-9]+", stopwords="en", show_progress=False)
+
+
+def _write(path: Path, rows: list[tuple[str, ...]]) -> None:
+    names = ["query", "passage", *(f"negative_{k}" for k in range(1, len(rows[0]) - 1))]
+    pq.write_table(pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), path)

@@ -1,0 +1,117 @@
+"""What tests train on: a tokenizer with Qwen's special tokens, tiny random decoders, and a little made-up data.
+
+Imported by tests only; everything is seeded, nothing is downloaded.
+"""
+
+import json
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config
+
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SUBJECTS = ("river", "castle", "engine", "poem", "planet", "market", "violin", "garden", "bridge", "island")
+FACTS = ("is old", "was sold", "looks blue", "needs repair", "became famous", "stands empty", "costs little")
+
+
+def sentence(rng: random.Random, subject: str, words: int) -> str:
+    """A sentence about `subject`, of about `words` words."""
+    rest = " ".join(rng.choice(SUBJECTS + FACTS) for _ in range(max(1, words // 2)))
+    return f"The {subject} number {rng.randrange(10**6)} {rng.choice(FACTS)} and {rest}."
+
+
+def make_tokenizer(folder: Path, vocab_size: int = 512):
+    """A byte-level BPE with Qwen's split, <|endoftext|> as pad and <|im_end|> as EOS; adds no EOS by itself."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    rng = random.Random(0)
+    texts = [sentence(rng, rng.choice(SUBJECTS), 12) for _ in range(400)]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocab_size - 3, initial_alphabet=alphabet, show_progress=False)
+    )
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast.save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def config(hidden_size: int = 32, layers: int = 2, vocab_size: int = 512) -> Qwen3Config:
+    """A Qwen3 of a few thousand weights, with grouped-query attention as the real ones have."""
+    return Qwen3Config(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=1024,
+        initializer_range=0.2,  # large, so that attention and gradients are far from zero
+    )
+
+
+def make_backbone(folder: Path, hidden_size: int = 32, seed: int = 0, layers: int = 2) -> Path:
+    """A backbone folder: random weights from a seed, and the toy tokenizer."""
+    torch.manual_seed(seed)
+    model = AutoModel.from_config(config(hidden_size, layers), dtype=torch.float32)
+    model.save_pretrained(folder)
+    make_tokenizer(folder)
+    return folder
+
+
+def raw_rows(rows: int, negatives: int, seed: int = 0, words: int = 8) -> list[dict[str, str]]:
+    """Tuples in the published layout: query and positive speak of one subject, each negative of another."""
+    rng = random.Random(seed)
+    table = []
+    for _ in range(rows):
+        subject = rng.choice(SUBJECTS)
+        others = [other for other in SUBJECTS if other != subject]
+        row = {
+            "query": f"Instruct: Find it.\nQuery: {sentence(rng, subject, 3)}",
+            "passage": sentence(rng, subject, words),
+        }
+        row |= {
+            f"negative_{k + 1}": sentence(rng, rng.choice(others), rng.randrange(2, 3 * words))
+            for k in range(negatives)
+        }
+        table.append(row)
+    return table
+
+
+def write_parquet(path: Path, rows: list[dict]) -> Path:
+    """Rows as a Parquet file; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def write_raw(folder: Path, rows: int = 60) -> Path:
+    """Three raw datasets, one of each task, and their declaration."""
+    write_parquet(folder / "toy_retrieval.parquet", raw_rows(rows, 24, seed=1))
+    write_parquet(folder / "toy_clustering.parquet", raw_rows(rows // 2, 24, seed=2))
+    labels = ("It is about nature.", "It is about people.")
+    rng = random.Random(3)
+    two_way = []
+    for _ in range(rows // 2):
+        label = rng.randrange(2)
+        query = f"Instruct: Classify it.\nQuery: {sentence(rng, SUBJECTS[label], 6)}"
+        two_way.append({"query": query, "passage": labels[label], "negative_1": labels[1 - label]})
+    write_parquet(folder / "toy_classification.parquet", two_way)
+    tasks = {f"toy_{task}": task for task in ("retrieval", "clustering", "classification")}
+    (folder / "tasks.json").write_text(json.dumps(tasks))
+    return folder
