@@ -20,7 +20,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 import token_store
-from token_store import StoreWriter, TokenStore, text_key
+from token_store import StoreError, StoreWriter, TokenStore, text_key
 
 BATCH_ROWS = 4096
 COMMIT_ROWS = 262144  # rows between two points at which a killed conversion continues
@@ -52,7 +52,7 @@ def prepare(folder: Path, cache_dir: Path) -> tuple[list[TokenStore], list[str],
         for source in sources:
             try:
                 stores.append(_prepare_one(source, folder, cache_dir, news))
-            except ValueError as error:
+            except StoreError as error:
                 problems += str(error).splitlines()
     return ([], problems, news) if problems else (stores, [], news)
 
@@ -74,7 +74,7 @@ def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
         elif path.suffix == ".parquet" and path.stem != "corpus" and not path.stem.endswith("_corpus"):
             try:
                 sources.append(_published_source(path))
-            except (pa.ArrowInvalid, ValueError) as error:
+            except (pa.ArrowInvalid, StoreError) as error:
                 problems.append(f"{path}: {str(error).splitlines()[0]}")
     names = [source.name for source in sources]
     problems += [
@@ -87,27 +87,29 @@ def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
 
 
 def _published_source(path: Path) -> Source:
-    """What a Parquet file of the data folder is. Raises ValueError for anything but v1 and v2."""
+    """What a Parquet file of the data folder is. Raises StoreError for anything but v1 and v2."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pq.read_schema(path)
     if not {"query_input_ids", "passage_input_ids"} <= set(schema.names):
-        raise ValueError("no query_input_ids and passage_input_ids in it: if these are raw texts, tokenise them first")
+        raise StoreError("no query_input_ids and passage_input_ids in it: if these are raw texts, tokenise them first")
     if not pa.types.is_string(schema.field("passage_input_ids").type):
         return Source(path.stem, "v1", path)
     name = path.stem.removesuffix("_query")
     corpora = [path.with_name("corpus.parquet"), path.with_name(f"{name}_corpus.parquet")]
     corpus = next((corpus for corpus in corpora if corpus.exists()), None)
     if corpus is None:
-        raise ValueError(
+        raise StoreError(
             f"its documents are missing: neither corpus.parquet nor {name}_corpus.parquet stands beside it"
         )
+    if not {"doc_id", "input_ids"} <= set(pq.read_schema(corpus).names):
+        raise StoreError(f"its documents cannot be read: {corpus} has no columns doc_id and input_ids")
     return Source(name, "v2", path, corpus)
 
 
 def _prepare_one(source: Source, folder: Path, cache_dir: Path, news: list[str]) -> TokenStore:
-    """One dataset's store, converted and verified if need be. Raises ValueError with a line for each problem."""
+    """One dataset's store, converted and verified if need be. Raises StoreError with a line for each problem."""
     path = source.path
     if source.kind != "store":
         path = cache_dir / "stores" / f"{source.name}-{_fingerprint(source)}"
@@ -117,7 +119,7 @@ def _prepare_one(source: Source, folder: Path, cache_dir: Path, news: list[str])
     mark = cache_dir / "verified" / token_store.identity(path)
     if not mark.exists():
         if problems := token_store.deep_check(store):
-            raise ValueError("\n".join(problems))
+            raise StoreError("\n".join(problems))
         mark.parent.mkdir(exist_ok=True)
         mark.touch()
         news.append(f"verified {store.name}: {store.nbytes / 1e6:,.1f} MB")
@@ -137,7 +139,7 @@ def _convert(source: Source, path: Path, folder: Path) -> str:
 
     task = token_store.task_of(source.name, folder)
     if task not in token_store.TASKS:
-        raise ValueError(
+        raise StoreError(
             f'{source.path}: no task is known for {source.name!r}: put {{"{source.name}": "retrieval"}} '
             f"(or clustering, classification) into {folder}/tasks.json"
         )
@@ -151,7 +153,7 @@ def _convert(source: Source, path: Path, folder: Path) -> str:
     _add_tuples(writer, source, file, columns)
     endings = writer.stats.get("endings", [])
     if len(endings) != 1:
-        raise ValueError(
+        raise StoreError(
             f"{source.path}: texts end in {len(endings)} different token ids; each must end in the same EOS"
         )
     writer.finish(
@@ -170,16 +172,12 @@ def _add_tuples(writer: StoreWriter, source: Source, file, columns: list[str]) -
     ) as bar:
         for batch in file.iter_batches(BATCH_ROWS, columns=columns):
             if position >= writer.position:
-                try:
-                    numbers = [_text_numbers(writer, batch.column(name), source.kind, name) for name in columns]
-                except KeyError as error:
-                    raise ValueError(
-                        f"{source.path}: row {position} or later: document {error} is not in {source.corpus}"
-                    ) from None
+                numbers = [_text_numbers(writer, batch.column(name), source, name) for name in columns]
                 tuples = np.stack(numbers, axis=1)  # [rows, 2 + K]
-                if (tuples[:, :2] < 0).any():
-                    row = position + int(np.argmax((tuples[:, :2] < 0).any(axis=1)))
-                    raise ValueError(f"{source.path}: row {row}: an empty or null query or positive")
+                empty = (tuples[:, :2] < 0).any(axis=1)
+                if empty.any():
+                    row = position + int(np.argmax(empty))
+                    raise StoreError(f"{source.path}: row {row}: an empty or null query or positive")
                 writer.add_tuples(tuples)
             position += len(batch)
             bar.update(len(batch))
@@ -187,10 +185,13 @@ def _add_tuples(writer: StoreWriter, source: Source, file, columns: list[str]) -
                 writer.commit(position)
 
 
-def _text_numbers(writer: StoreWriter, column, kind: str, name: str) -> np.ndarray:
+def _text_numbers(writer: StoreWriter, column, source: Source, name: str) -> np.ndarray:
     """Text numbers of one column, -1 where null or empty; new texts are added on the way."""
-    if kind == "v2" and name != "query_input_ids":
-        return np.array([writer.numbers[text_key(doc.encode())] if doc else -1 for doc in column.to_pylist()])
+    if source.kind == "v2" and name != "query_input_ids":
+        keys = {doc: text_key(doc.encode()) for doc in column.to_pylist() if doc}
+        if missing := [doc for doc, key in keys.items() if key not in writer.numbers]:
+            raise StoreError(f"{source.path}: {name}: document {missing[0]!r} is not in {source.corpus}")
+        return np.array([writer.numbers[keys[doc]] if doc else -1 for doc in column.to_pylist()])
     texts = _ids(column)
     keys = [text_key(text.tobytes()) if len(text) else None for text in texts]
     _add_new(writer, {key: text for key, text in zip(keys, texts, strict=True) if key and key not in writer.numbers})
@@ -244,6 +245,8 @@ def _add_documents(writer: StoreWriter, source: Source, wanted) -> None:
 
 def _ids(column) -> list[np.ndarray]:
     """A column of lists of token ids as int32 arrays; null becomes an empty one."""
+    if not len(column):
+        return []  # np.split would make one empty text of it
     flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.int32)
     lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     return np.split(flat, np.cumsum(lengths)[:-1])

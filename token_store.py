@@ -34,6 +34,10 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+#-]{0,127}")  # F2LLM-v2 has names
 # ---------------------------------------------------------------------------------------- reading
 
 
+class StoreError(ValueError):
+    """Data on disk that cannot be used; the message has a line for each problem."""
+
+
 @dataclass(frozen=True)
 class TokenStore:
     """An open token store. Arrays are read-only memory maps; shapes in the module's docstring."""
@@ -69,10 +73,10 @@ def open_store(folder: Path) -> TokenStore:
     """Open a finished store.
 
     Raises:
-        ValueError: the folder is no finished store; the message is what `quick_check` found.
+        StoreError: the folder is no finished store; the message is what `quick_check` found.
     """
     if problems := quick_check(folder):
-        raise ValueError("\n".join(problems))
+        raise StoreError("\n".join(problems))
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
     return TokenStore(folder, _read_json(folder / "meta.json"), **arrays)
 

@@ -54,7 +54,7 @@ def fingerprint(tokenizer) -> str:
     Taken from the vocabulary, the EOS and the ids of a probe text, not from files: those differ
     between library versions, and a saved model folder adds a post-processor that appends EOS.
     """
-    ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(_PROBE, add_special_tokens=False, verbose=False)["input_ids"]
     facts = [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, list(ids)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 

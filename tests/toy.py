@@ -100,14 +100,14 @@ def write_parquet(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def write_raw(folder: Path, rows: int = 60) -> Path:
-    """Three raw datasets, one of each task, and their declaration."""
+def write_raw(folder: Path, rows: int = 200) -> Path:
+    """Three raw datasets, one of each task, and their declaration: `rows` for retrieval, 30 for each other."""
     write_parquet(folder / "toy_retrieval.parquet", raw_rows(rows, 24, seed=1))
-    write_parquet(folder / "toy_clustering.parquet", raw_rows(rows // 2, 24, seed=2))
+    write_parquet(folder / "toy_clustering.parquet", raw_rows(30, 24, seed=2))
     labels = ("It is about nature.", "It is about people.")
     rng = random.Random(3)
     two_way = []
-    for _ in range(rows // 2):
+    for _ in range(30):
         label = rng.randrange(2)
         query = f"Instruct: Classify it.\nQuery: {sentence(rng, SUBJECTS[label], 6)}"
         two_way.append({"query": query, "passage": labels[label], "negative_1": labels[1 - label]})

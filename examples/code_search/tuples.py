@@ -48,9 +48,8 @@ def search_tuples(functions: list[Function], rng: random.Random, rows: int) -> l
     table = []
     for members in _groups(functions):
         chosen = [f for f in members if rng.random() < rows / len(functions)]
-        ranked = Lexical([f.passage for f in members]).search(
-            [f.query for f in chosen], min(3 * NEGATIVES, len(members))
-        )
+        index = Lexical([f.passage for f in members])
+        ranked = index.search([f.query for f in chosen], min(3 * NEGATIVES, len(members))) if chosen else []
         for own, candidates in zip(chosen, ranked, strict=True):
             others = [members[j] for j in candidates[SKIPPED_RANKS:]]
             negatives = [other.passage for other in others if other.own_name != own.own_name]

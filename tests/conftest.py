@@ -1,0 +1,93 @@
+"""What all tests share: toy data made once a session, and a way to run the training door in this process."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a hub
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # the golden losses are a CPU's
+
+import json
+from dataclasses import dataclass
+
+import hypothesis
+import pytest
+import toy
+from accelerate.state import AcceleratorState, GradientState
+
+import run
+import tokenize_data_qwen
+
+hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)  # the same examples on every run
+hypothesis.settings.load_profile("fixed")
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Folders of the toy world, read-only for tests."""
+
+    root: Path
+    backbone: Path
+    raw: Path
+    stores: Path
+
+
+@pytest.fixture(scope="session")
+def ground(tmp_path_factory) -> Ground:
+    root = tmp_path_factory.mktemp("ground")
+    made = Ground(root, toy.make_backbone(root / "backbone"), toy.write_raw(root / "raw"), root / "stores")
+    assert tokenize(made.raw, made.stores, made.backbone) == 0
+    return made
+
+
+def tokenize(raw: Path, stores: Path, tokenizer: Path, *more: str) -> int:
+    """Call the tokenising door; returns its exit status."""
+    folders = ["--input_dir", str(raw), "--output_dir", str(stores), "--tokenizer_path", str(tokenizer)]
+    return tokenize_data_qwen.main([*folders, "--max_seq_length", "128", *more])
+
+
+@pytest.fixture
+def settings(ground, tmp_path) -> dict:
+    """A configuration that trains the toy in a second; tests change what they are about."""
+    return {
+        "model_path": str(ground.backbone),
+        "experiment_id": "toy",
+        "output_dir": str(tmp_path / "output"),
+        "tb_dir": str(tmp_path / "tb"),
+        "cache_dir": str(tmp_path / "cache"),
+        "train_data_path": str(ground.stores),
+        "train_batch_size": 8,
+        "max_seq_length": 64,
+        "num_hard_neg": 3,
+        "learning_rate": 1e-3,
+        "warmup_steps": 2,
+        "train_steps": 4,
+        "log_interval": 2,
+        "validation_steps": 0,
+        "checkpointing_steps": 0,
+        "report_to": "none",
+    }
+
+
+@pytest.fixture
+def train(settings, tmp_path):
+    """A function (**changed keys) -> the run's folder: trains in this process."""
+
+    def call(**changes) -> Path:
+        config = settings | changes
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(config))
+        try:
+            assert run.main(["--config", str(path)]) == 0
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+        return Path(config["output_dir"]) / config["experiment_id"]
+
+    return call
+
+
+def read_metrics(folder: Path, kind: str) -> list[dict]:
+    """The lines of a run's metrics.jsonl of one kind."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]

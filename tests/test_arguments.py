@@ -1,0 +1,182 @@
+"""The configuration: published keys keep their meaning, and every mistake is named with its remedy, all at once.
+
+python -m pytest tests/test_arguments.py
+"""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import arguments
+from arguments import Args
+
+ROOT = Path(__file__).parent.parent
+REQUIRED = {
+    "model_path": "m", "experiment_id": "e", "output_dir": "o", "tb_dir": "t", "cache_dir": "c", "train_data_path": ".",
+}  # fmt: skip
+SHIPPED = sorted([*ROOT.glob("configs/**/config*.json"), *ROOT.glob("examples/**/config*.json")])
+PUBLISHED = {
+    "model_path", "experiment_id", "output_dir", "tb_dir", "cache_dir", "train_data_path", "train_batch_size",
+    "max_seq_length", "learning_rate", "min_lr", "weight_decay", "warmup_steps", "num_hard_neg",
+    "train_steps", "train_epochs", "log_interval", "checkpointing_steps", "validation_steps", "num_processes",
+    "use_mrl", "teacher_model_path", "kd_weight", "scheduler_type", "num_hard_neg_clustering", "use_lora",
+    "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules",
+}  # fmt: skip
+
+
+def parse(tmp_path, values: dict | str, *words: str) -> tuple[Args | None, list[str]]:
+    path = tmp_path / "config.json"
+    path.write_text(values if isinstance(values, str) else json.dumps(REQUIRED | values))
+    return arguments.parse(["--config", str(path), *words])
+
+
+def test_all_published_keys_exist_with_their_published_defaults(tmp_path):
+    assert {f.name for f in fields(Args)} >= PUBLISHED
+    args, problems = parse(tmp_path, {})
+    assert problems == []
+    published = {
+        "train_batch_size": 8, "max_seq_length": 2048, "learning_rate": 1e-4, "min_lr": 1e-6, "weight_decay": 0.01,
+        "warmup_steps": 100, "num_hard_neg": 7, "train_steps": -1, "train_epochs": 5, "log_interval": 20,
+        "checkpointing_steps": 100, "validation_steps": 100, "scheduler_type": "cosine", "kd_weight": 1.0,
+        "temperature": 0.05, "max_grad_norm": 1.0, "seed": 0, "gradient_checkpointing": True,
+    }  # fmt: skip
+    assert {name: getattr(args, name) for name in published} == published
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    values = {"learning_rate": 1e-5, "use_mrl": True, "num_hard_neg_clustering": 9}
+    args, _ = parse(tmp_path, values, "--learning_rate", "3e-4", "--use_mrl=False", "--num_hard_neg_clustering", "none")
+    assert (args.learning_rate, args.use_mrl, args.num_hard_neg_clustering) == (3e-4, False, None)
+    args, _ = parse(tmp_path, values, "--experiment_id", "123", "--train_steps", "-1")
+    assert (args.experiment_id, args.train_steps, args.learning_rate) == ("123", -1, 1e-5)
+
+
+def test_a_resolved_configuration_runs_again(tmp_path):
+    args, _ = parse(tmp_path, {"learning_rate": 1, "lora_target_modules": ["q_proj"]})
+    again, problems = parse(tmp_path, args.to_json())
+    assert problems == []
+    assert again == args
+    assert isinstance(again.learning_rate, float)
+
+
+@pytest.mark.parametrize("targets", ["q_proj,v_proj", "q_proj, v_proj", ["q_proj", "v_proj"]])
+def test_lora_targets_as_string_or_list(tmp_path, targets):
+    args, _ = parse(tmp_path, {"lora_target_modules": targets})
+    assert args.lora_targets() == ["q_proj", "v_proj"]
+    assert parse(tmp_path, {"lora_target_modules": "all-linear"})[0].lora_targets() == "all-linear"
+
+
+def test_negatives_by_task():
+    v1, v2 = Args(**REQUIRED), Args(**REQUIRED, num_hard_neg_clustering=9)
+    tasks = ("retrieval", "clustering", "classification")
+    assert [v1.negatives_for(task) for task in tasks] == [7, 7, 1]
+    assert [v2.negatives_for(task) for task in tasks] == [7, 9, 1]
+    assert [Args(**REQUIRED, num_hard_neg=0).negatives_for(task) for task in tasks] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"learning_rat": 1}, "learning_rat: no such key; did you mean learning_rate?"),
+        ({"per_device_train_batch_size": 4}, "did you mean train_batch_size?"),
+        ({"zzz": 1}, "zzz: no such key; python run.py --help lists them"),
+        ({"train_batch_size": "8"}, 'train_batch_size: "8" is not a whole number; leave out the quotes'),
+        ({"train_batch_size": 8.5}, "train_batch_size: 8.5 is not a whole number"),
+        ({"train_batch_size": True}, "train_batch_size: true is not a whole number"),
+        ({"train_batch_size": 0}, "train_batch_size: 0 is below 1"),
+        ({"use_mrl": 1}, "use_mrl: 1 is not true or false"),
+        ({"use_mrl": "true"}, 'use_mrl: "true" is not true or false; leave out the quotes'),
+        ({"model_path": 3}, "model_path: 3 is not a text"),
+        ({"model_path": ""}, "model_path: must not be empty"),
+        ({"model_path": None}, "model_path: null is not a text"),
+        ({"learning_rate": 0}, "learning_rate: 0 must be above 0"),
+        ({"learning_rate": 1e-7}, "min_lr: 1e-06 is above learning_rate 1e-07"),
+        ({"scheduler_type": "cosin"}, "did you mean cosine?"),
+        ({"attn_backend": "flash"}, "attn_backend: \"flash\" is none of auto, segments, buckets, padded"),
+        ({"train_steps": 0}, "train_steps: 0 would train nothing"),
+        ({"experiment_id": "../escape"}, "experiment_id: '../escape' becomes a folder"),
+        ({"experiment_id": ".hidden"}, "becomes a folder"),
+        ({"lora_target_modules": [1]}, "lora_target_modules: [1] is not a text or a list of texts"),
+        ({"lora_target_modules": []}, "lora_target_modules: [] is not"),
+        ({"lora_dropout": 1}, "lora_dropout: 1.0 must be below 1"),
+        ({"train_data_path": "no/such/folder"}, "train_data_path: no/such/folder: no such folder"),
+        ({"seed": 2**31}, "seed: 2147483648 must be below 2^31"),
+    ],
+)  # fmt: skip
+def test_one_mistake(tmp_path, values, problem):
+    args, problems = parse(tmp_path, values)
+    assert args is None
+    assert len(problems) == 1
+    assert problem in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "not JSON"),
+        ("[]", "must be one object"),
+        ('{"seed": 1, "seed": 2}', "seed: given twice"),
+        ('{"learning_rate": NaN}', "NaN is no number"),
+        ('{"learning_rate": Infinity}', "Infinity is no number"),
+        ('{"learning_rate": 1e999}', "learning_rate"),
+    ],
+)
+def test_hostile_json(tmp_path, text, problem):
+    args, problems = parse(tmp_path, text)
+    assert args is None
+    assert any(problem in line for line in problems)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--config", "nowhere.json"], "--config nowhere.json: No such file"),
+        (["config.json"], "config.json: expected --key value"),
+        (["--seed"], "--seed: a value must follow"),
+        (["--seed", "--use_mrl", "true"], "--seed: a value must follow"),
+        ([], "model_path: missing"),
+    ],
+)
+def test_hostile_command_lines(words, problem):
+    args, problems = arguments.parse(words)
+    assert args is None
+    assert any(problem in line for line in problems)
+
+
+def test_all_mistakes_are_said_at_once(tmp_path):
+    values = {"sed": 1, "train_batch_size": "x", "temperature": -1, "use_lora": "yes"}
+    _, problems = parse(tmp_path, values, "--log_interval", "0")
+    assert len(problems) == 5
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_shipped_config_is_valid(path, tmp_path):
+    values = json.loads(path.read_text())
+    args, problems = parse(tmp_path, values | {"train_data_path": "."})
+    assert problems == []
+    assert args.train_epochs > 0
+
+
+def test_shipped_configs_carry_the_published_recipe():
+    config = json.loads((ROOT / "configs" / "config.json").read_text())
+    recipe = {"learning_rate": 1e-5, "min_lr": 1e-7, "weight_decay": 0.01, "warmup_steps": 500, "train_epochs": 2,
+              "max_seq_length": 1024, "num_hard_neg": 7, "checkpointing_steps": 5000,
+              "train_batch_size": 32}  # fmt: skip
+    assert {name: config[name] for name in recipe} == recipe
+    lora = json.loads((ROOT / "configs" / "config_lora.json").read_text())
+    published = {
+        "use_lora": True,
+        "lora_r": 8,
+        "lora_alpha": 32,
+        "lora_dropout": 0.1,
+        "lora_target_modules": "q_proj,v_proj",
+    }
+    assert {name: lora[name] for name in published} == published
+
+
+def test_help_and_readme_name_every_key():
+    text, readme = arguments.help_text(), (ROOT / "README.md").read_text()
+    assert all(f"--{f.name} " in text for f in fields(Args))
+    assert arguments.markdown_table() in readme, "the README's table of keys is not arguments.markdown_table()"

@@ -1,0 +1,380 @@
+"""The training door: what a run writes, golden losses, and everything refused before a weight is loaded.
+
+python -m pytest tests/test_run.py
+
+The golden losses are remade, after a change that is meant to change them, by
+
+    UPDATE_GOLDEN=1 python -m pytest tests/test_run.py -k golden
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toy
+from conftest import read_metrics, tokenize
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import run
+from losses import hard_negative_loss, in_batch_loss
+from model import Embedder, load_backbone
+from token_store import StoreWriter, text_key
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden" / "tiny_run.json"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+# ---------------------------------------------------------------------------------------- outputs
+
+
+def test_a_run_leaves_everything_it_promises(train, settings, tmp_path):
+    folder = train(train_steps=-1, train_epochs=2, checkpointing_steps=15, validation_steps=11, report_to="tensorboard")
+    steps = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    args = json.loads((folder / "args.json").read_text())
+    assert args == run.arguments.parse(["--config", str(folder / "args.json")])[0].__dict__
+    assert args["num_processes"] == 1
+    assert json.loads((folder / "manifest.json").read_text())["data"].keys() == {
+        f"toy_{task}" for task in ("retrieval", "clustering", "classification")
+    }
+    # 198 retrieval, 29 clustering and 29 classification tuples in batches of 8: 25 + 4 + 4 steps an epoch.
+    assert steps == 2 * 33
+    folders = {path.name for path in folder.iterdir() if path.is_dir()}
+    assert folders == {"epoch_1", "epoch_2", "step_15", "step_30", "step_45", "step_60"}
+
+    trained = read_metrics(folder, "train")
+    assert [line["step"] for line in trained] == list(range(2, 67, 2))
+    assert trained[-1]["epoch"] == 2
+    rates = {"tuples_per_second", "tokens_per_second", "padding", "peak_gib"}
+    assert trained[0].keys() == {"step", "kind", "epoch", "lr", "grad_norm", "losses"} | rates
+    validated = read_metrics(folder, "validation")
+    assert [line["step"] for line in validated] == list(range(11, 67, 11))  # 33 and 66 also end epochs: once each
+    measures = validated[0]["measures"]
+    assert measures["toy_retrieval"].keys() == {"in_batch", "hard", "group_accuracy", "group_mrr"}
+    assert measures["toy_clustering"].keys() == {"hard", "group_accuracy", "group_mrr"}
+    assert 0 <= measures["toy_retrieval"]["group_accuracy"] <= measures["toy_retrieval"]["group_mrr"] <= 1
+
+    events = EventAccumulator(str(tmp_path / "tb" / "toy")).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {
+        "lr",
+        "toy_retrieval/training_loss_in_batch", "toy_retrieval/training_loss_hard", "toy_clustering/training_loss_hard",
+        "Avg/retrieval/training_loss_in_batch", "Avg/retrieval/training_loss_hard", "Avg/clustering/training_loss_hard",
+        "Avg/classification/training_loss_hard",
+        "toy_retrieval/valid_loss_in_batch", "toy_retrieval/valid_loss_hard", "Avg/classification/valid_loss_hard",
+    } <= tags  # fmt: skip
+    assert "toy_clustering/training_loss_in_batch" not in tags  # in-batch loss for retrieval only
+    assert [event.step for event in events.Scalars("lr")] == list(range(2, 67, 2))
+
+
+def test_the_resolved_configuration_runs_again_to_the_same_weights(train, tmp_path):
+    first = train(train_steps=6)
+    again = json.loads((first / "args.json").read_text()) | {"experiment_id": "again"}
+    path = tmp_path / "again.json"
+    path.write_text(json.dumps(again))
+    second = train(**again)
+    for name, weight in weights(first / "step_6").items():
+        assert torch.equal(weight, weights(second / "step_6")[name])
+
+
+def test_training_moves_every_weight_and_lowers_the_loss(train, ground):
+    folder = train(train_steps=60, log_interval=10, learning_rate=5e-3)
+    before = weights(ground.backbone)
+    assert all(not torch.equal(before[name], weight) for name, weight in weights(folder / "step_60").items())
+    losses = [line["losses"]["toy_retrieval"]["in_batch"] for line in read_metrics(folder, "train")]
+    assert losses[-1] < losses[0] - 1
+
+
+def test_golden_losses(train):
+    """20 steps with everything on, against the file in git. Other processors round differently: 1e-4 is allowed."""
+    folder = train(
+        train_steps=20, log_interval=1, validation_steps=10, use_mrl=True, max_seq_length=32, learning_rate=1e-3
+    )
+    found = [[line["step"], line["losses"], line["grad_norm"]] for line in read_metrics(folder, "train")]
+    found += [[line["step"], line["measures"], 0.0] for line in read_metrics(folder, "validation")]
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+    golden = json.loads(GOLDEN.read_text())
+    assert len(golden) == 20 + 2
+    for (step, losses, norm), (golden_step, golden_losses, golden_norm) in zip(found, golden, strict=True):
+        assert step == golden_step
+        assert losses.keys() == golden_losses.keys()
+        for name, kinds in losses.items():
+            assert kinds == pytest.approx(golden_losses[name], rel=1e-4), f"step {step}, {name}"
+        assert norm == pytest.approx(golden_norm, rel=1e-3)
+
+
+def test_the_first_step_is_the_equations(train, ground, settings):
+    """Loss and gradient norm of step 1 worked out from the store by hand, one text at a time."""
+    folder = train(train_steps=1, log_interval=1, max_seq_length=128)
+    (line,) = read_metrics(folder, "train")
+    args = run.arguments.parse(["--config", str(folder / "args.json")])[0]
+    stores, _, _ = run.cache.prepare(ground.stores, Path(settings["cache_dir"]))
+    plan = run.Plan(tuple(run.data.split_sizes(len(store.tuples))[0] for store in stores), 8, 0)
+    what = plan.step(0)
+    store = stores[what.dataset]
+    rows = run.data.store_rows(store, what.rows)
+    chosen = run.data.choose_negatives(store.tuples[rows, 2:], args.negatives_for(store.task), 0, 0, rows)
+
+    model = Embedder(load_backbone(str(ground.backbone), torch.float32), "padded").train()
+
+    def embed(number: int) -> torch.Tensor:
+        ids = torch.from_numpy(store.tokens[store.offsets[number] : store.offsets[number + 1]].astype(np.int64))
+        return model.backbone(input_ids=ids[None], use_cache=False).last_hidden_state[0, -1]
+
+    queries, positives = (torch.stack([embed(n) for n in store.tuples[rows, column]]) for column in (0, 1))
+    negatives = torch.stack([torch.stack([embed(n) for n in row]) for row in chosen])
+    expected = {"hard": hard_negative_loss(queries, positives, negatives, 0.05)}
+    if store.task == "retrieval":
+        expected["in_batch"] = in_batch_loss(queries, positives, torch.arange(len(rows)), 0.05)
+    sum(expected.values()).backward()
+    norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
+    assert line["losses"] == {store.name: pytest.approx({k: v.item() for k, v in expected.items()}, rel=1e-5)}
+    assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+
+
+# ------------------------------------------------------------------------------- what keys change
+
+
+def test_backends_and_checkpointing_do_not_change_the_training(train):
+    runs = {
+        name: read_metrics(train(experiment_id=name, log_interval=1, **keys), "train")
+        for name, keys in {
+            "plain": {"gradient_checkpointing": False},
+            "checkpointed": {"gradient_checkpointing": True},
+            "padded": {"attn_backend": "padded"},
+            "buckets": {"attn_backend": "buckets"},
+        }.items()
+    }
+    for name in ("checkpointed", "padded", "buckets"):
+        for ours, plain in zip(runs[name], runs["plain"], strict=True):
+            assert ours["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-3)
+            for dataset, kinds in plain["losses"].items():
+                assert ours["losses"][dataset] == pytest.approx(kinds, rel=1e-3)
+    assert runs["plain"][0]["padding"] == 0
+    assert runs["padded"][0]["padding"] > 0.2
+
+
+def only(ground, tmp_path, name: str = "toy_retrieval") -> str:
+    """A data folder with one of the toy stores."""
+    folder = tmp_path / "only"
+    folder.mkdir()
+    (folder / name).symlink_to(ground.stores / name)
+    return str(folder)
+
+
+def test_gather_without_grad_changes_the_gradient_on_one_process_too(train, ground, tmp_path):
+    path = only(ground, tmp_path)
+    full = train(experiment_id="full", train_steps=1, log_interval=1, train_data_path=path)
+    detached = train(
+        experiment_id="detached", train_steps=1, log_interval=1, train_data_path=path, gather_with_grad=False
+    )
+    (a,), (b,) = read_metrics(full, "train"), read_metrics(detached, "train")
+    assert a["losses"] == b["losses"]
+    assert abs(a["grad_norm"] - b["grad_norm"]) > 0.01 * a["grad_norm"]
+
+
+def test_temperature_and_matryoshka_reach_the_loss(train, ground, tmp_path):
+    path = only(ground, tmp_path)
+
+    def first_loss(**keys) -> float:
+        folder = train(experiment_id=f"r{len(list(tmp_path.glob('output/*')))}", train_steps=1, log_interval=1,
+                       train_data_path=path, **keys)  # fmt: skip
+        return read_metrics(folder, "train")[0]["losses"]["toy_retrieval"]["in_batch"]
+
+    plain, warm, matryoshka = first_loss(), first_loss(temperature=1.0), first_loss(use_mrl=True)
+    assert warm != pytest.approx(plain, rel=0.05)
+    assert matryoshka > plain  # the full width has weight 1, and every prefix adds to it
+
+
+def test_distillation_pulls_towards_the_teacher(train, ground, tmp_path):
+    teacher = toy.make_backbone(tmp_path / "teacher", hidden_size=48, seed=7)
+    before = weights(teacher)
+    folder = train(train_steps=30, log_interval=10, teacher_model_path=str(teacher), kd_weight=50.0, learning_rate=5e-3)
+    lines = [line["losses"]["toy_retrieval"]["distillation"] for line in read_metrics(folder, "train")]
+    assert 0 < lines[-1] < 0.8 * lines[0]
+    assert all(torch.equal(before[name], weight) for name, weight in weights(teacher).items())
+    assert weights(folder / "step_30")["norm.weight"].shape == (32,)  # the student's, and only it, was saved
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(train, ground):
+    folder = train(train_steps=1, log_interval=1, teacher_model_path=str(ground.backbone), kd_weight=1.0)
+    for kinds in read_metrics(folder, "train")[0]["losses"].values():
+        assert kinds["distillation"] < 1e-10
+
+
+def test_zero_negatives_and_distillation(train, ground):
+    folder = train(num_hard_neg=0, teacher_model_path=str(ground.backbone))
+    for line in read_metrics(folder, "train"):
+        assert all(kinds["hard"] == 0 for kinds in line["losses"].values())
+        assert np.isfinite(line["grad_norm"])
+
+
+def test_missing_negatives_train(train, ground, tmp_path):
+    rows = toy.raw_rows(30, 4)
+    for i, row in enumerate(rows):
+        row |= {f"negative_{k}": None for k in range(1 + i % 5, 5)}  # 0 to 4 negatives a tuple
+    toy.write_parquet(tmp_path / "raw" / "gappy.parquet", rows)
+    assert tokenize(tmp_path / "raw", tmp_path / "gappy", ground.backbone, "--task", "retrieval") == 0
+    folder = train(train_data_path=str(tmp_path / "gappy"), validation_steps=2)
+    assert all(np.isfinite(line["grad_norm"]) for line in read_metrics(folder, "train"))
+    assert read_metrics(folder, "validation")
+
+
+def test_lora_trains_saves_and_reads_back(train, ground):
+    folder = train(use_lora=True, lora_target_modules=["q_proj", "up_proj"], learning_rate=1e-2, train_steps=10)
+    adapter = load_file(folder / "step_10" / "adapter_model.safetensors")
+    assert len(adapter) == 2 * 2 * 2
+    assert all(weight.abs().max() > 0 for weight in adapter.values())
+    assert not (folder / "step_10" / "model.safetensors").exists()
+
+
+def test_bf16_weights_on_request(train):
+    folder = train(save_dtype="bfloat16")
+    assert {weight.dtype for weight in weights(folder / "step_4").values()} == {torch.bfloat16}
+
+
+def test_a_dataset_smaller_than_a_batch_trains(train, ground, tmp_path):
+    for name, rows in (("two", 2), ("one", 1)):
+        toy.write_parquet(tmp_path / "raw" / f"{name}.parquet", toy.raw_rows(rows, 2))
+    assert tokenize(tmp_path / "raw", tmp_path / "small", ground.backbone, "--task", "retrieval") == 0
+    folder = train(train_data_path=str(tmp_path / "small"), train_steps=-1, train_epochs=3, validation_steps=1)
+    assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3 * 2
+    assert (folder / "epoch_3").is_dir()
+
+
+# ---------------------------------------------------------------------------------------- refusals
+
+
+def refused(capsys, *words: str) -> str:
+    assert run.main(list(words)) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def flags(settings, **changes) -> list[str]:
+    return [word for key, value in (settings | changes).items() for word in (f"--{key}", str(value))]
+
+
+def test_a_run_is_never_overwritten(train, settings, capsys):
+    folder = train()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert "holds a run already" in refused(capsys, *flags(settings))
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_all_problems_at_once_and_before_the_model_loads(settings, ground, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "load_backbone", lambda *_: pytest.fail("a model was loaded"))
+    other = tmp_path / "other"
+    toy.make_tokenizer(other, vocab_size=330)
+    toy.config(vocab_size=100, hidden_size=16).save_pretrained(other)
+    error = refused(
+        capsys,
+        *flags(settings, model_path=other, max_seq_length=2000, report_to="tensorbord", use_lora="true",
+               lora_target_modules="qproj", teacher_model_path=ground.root / "nowhere"),
+    )  # fmt: skip
+    for line in (
+        "report_to: 'tensorbord' is none of",
+        "model_path: the data hold token id",
+        "model_path: max_seq_length 2000 is above",
+        "lora_target_modules: no layer is called 'qproj'",
+        "was written by another tokenizer than that of",
+        "teacher_model_path: ",
+    ):
+        assert line in error, line
+    assert not Path(settings["output_dir"]).exists()
+
+
+def test_a_narrow_teacher_is_refused(settings, tmp_path, capsys):
+    toy.make_backbone(tmp_path / "narrow", hidden_size=16)
+    error = refused(capsys, *flags(settings, teacher_model_path=tmp_path / "narrow"))
+    assert "teacher_model_path: hidden size 16, but the student's is 32" in error
+
+
+@pytest.mark.parametrize("path", ["models/qwen3-0.6b", "no/such/model/anywhere"])
+def test_a_missing_model_says_how_to_get_one(settings, capsys, path):
+    assert "hf download Qwen/Qwen3-0.6B" in refused(capsys, *flags(settings, model_path=path))
+
+
+def test_half_written_and_damaged_data_are_refused(settings, ground, tmp_path, capsys):
+    folder = tmp_path / "data"
+    (folder / "broken").mkdir(parents=True)
+    (folder / "broken" / "tokens.npy").write_bytes(b"")
+    assert "half-written store" in refused(capsys, *flags(settings, train_data_path=folder))
+    (folder / "broken" / "tokens.npy").unlink()
+    assert "no dataset in it" in refused(capsys, *flags(settings, train_data_path=folder))
+
+
+def test_another_eos_is_refused(settings, ground, tmp_path, capsys):
+    writer = StoreWriter(tmp_path / "data" / "x", 0, {})
+    writer.add_texts([text_key(b"a"), text_key(b"b")], np.array([1, 5, 2, 5]), np.array([2, 2]))
+    writer.add_tuples(np.array([[0, 1]]))
+    writer.finish({"name": "x", "task": "retrieval", "max_seq_length": None, "eos_token_id": 5, "tokenizer": None})
+    assert "ends texts in token 5" in refused(capsys, *flags(settings, train_data_path=tmp_path / "data"))
+
+
+def test_help(capsys):
+    assert run.main(["--help"]) == 0
+    assert "--learning_rate 0.0001" in capsys.readouterr().out
+
+
+def test_cache_only_builds_and_starts_nothing(settings, capsys):
+    assert run.main(flags(settings, cache_only="true", model_path="nowhere")) == 0
+    out = capsys.readouterr().out
+    assert "verified toy_retrieval" in out
+    assert "data ready: 3 datasets, 260 tuples" in out
+    assert not Path(settings["output_dir"]).exists()
+
+
+# --------------------------------------------------------------------------------- as users launch
+
+
+def command_line(words: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def launch(launcher: list[str], settings: dict, tmp_path: Path, **changes) -> Path:
+    """Run the door as a command; returns the run's folder."""
+    config = settings | changes
+    path = tmp_path / f"{config['experiment_id']}.json"
+    path.write_text(json.dumps(config))
+    done = command_line([*launcher, "run.py", "--config", str(path)])
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Path(config["output_dir"]) / config["experiment_id"]
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ACCELERATE = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate_cpu.yaml"]
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_two_processes_train_what_one_trains(settings, tmp_path, launcher):
+    keys = {"use_mrl": True, "validation_steps": 3, "log_interval": 1, "train_steps": 6}
+    half = launch(launcher, settings, tmp_path, experiment_id="half", train_batch_size=4, **keys)
+    whole = launch([], settings, tmp_path, experiment_id="whole", train_batch_size=8, **keys)  # the same global batch
+    assert json.loads((half / "args.json").read_text())["num_processes"] == 2
+    for kind, values in (("train", "losses"), ("validation", "measures")):
+        for ours, theirs in zip(read_metrics(half, kind), read_metrics(whole, kind), strict=True):
+            for name, expected in theirs[values].items():
+                assert ours[values][name] == pytest.approx(expected, rel=2e-5)
+    for name, weight in weights(whole / "step_6").items():
+        assert (weights(half / "step_6")[name] - weight).abs().max() < 1e-5
+
+
+def test_every_process_of_a_refused_launch_ends(settings, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(settings | {"model_path": "nowhere/at_all"}))
+    done = command_line([*TORCHRUN, "run.py", "--config", str(path)])
+    assert done.returncode != 0
+    assert done.stderr.count("nothing was started") == 1  # one voice

@@ -1,0 +1,228 @@
+"""The tokenising door: column styles, skipping, continuing, and every kind of bad input refused before it writes.
+
+python -m pytest tests/test_tokenize_data_qwen.py
+"""
+
+import json
+
+import numpy as np
+import pandas
+import pytest
+import toy
+from conftest import tokenize
+
+import raw_tuples
+import tokenize_data_qwen
+from token_store import open_store
+from tokenizer import load_tokenizer
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def texts_of(store, tokenizer) -> list[list[str | None]]:
+    """The store's tuples as texts again, EOS checked and dropped."""
+    decoded = []
+    for begin, end in zip(store.offsets, store.offsets[1:], strict=False):
+        assert store.tokens[end - 1] == tokenizer.eos_token_id
+        decoded.append(tokenizer.decode(store.tokens[begin : end - 1]))
+    return [[decoded[i] if i >= 0 else None for i in row] for row in store.tuples]
+
+
+def write_jsonl(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def raw(tmp_path):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    return folder
+
+
+def test_stores_hold_the_texts_that_went_in(ground):
+    tokenizer, _ = load_tokenizer(str(ground.backbone))
+    store = open_store(ground.stores / "toy_retrieval")
+    rows = toy.raw_rows(200, 24, seed=1)
+    assert texts_of(store, tokenizer) == [list(row.values()) for row in rows]
+    assert store.task == "retrieval"
+    labels = open_store(ground.stores / "toy_classification")
+    assert len(labels.offsets) - 1 < 3 * len(labels.tuples)  # two label texts, stored once each
+    assert len(np.unique(labels.tuples[:, 1:])) == 2
+
+
+def test_same_input_same_bytes(ground, tmp_path):
+    assert tokenize(ground.raw, tmp_path / "again", ground.backbone) == 0
+    assert contents(tmp_path / "again") == contents(ground.stores)
+
+
+def test_column_styles_and_formats_give_the_same_store(ground, raw, tmp_path):
+    rows = toy.raw_rows(20, 3)
+    toy.write_parquet(raw / "published.parquet", rows)
+    write_jsonl(raw / "lines.jsonl", rows)
+    renamed = [{"anchor": r["query"], "positive": r["passage"]} | {k: r[k] for k in r if "neg" in k} for r in rows]
+    toy.write_parquet(raw / "trainer.parquet", renamed)
+    negatives = [f"negative_{k}" for k in (1, 2, 3)]
+    lists = [{"query": r["query"], "pos": [r["passage"]], "neg": [r[k] for k in negatives]} for r in rows]
+    toy.write_parquet(raw / "flag.parquet", lists)
+    write_jsonl(raw / "flag_lines.jsonl", lists)
+    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval") == 0
+    stores = [open_store(tmp_path / "stores" / path.stem) for path in sorted(raw.iterdir())]
+    assert len(stores) == 5
+    for store in stores:
+        assert store.tuples.shape == (20, 5)
+        assert np.array_equal(store.tokens, stores[0].tokens)
+        assert np.array_equal(store.offsets, stores[0].offsets)
+        assert np.array_equal(store.tuples, stores[0].tuples)
+
+
+def test_several_positives_give_several_tuples_and_lists_may_differ_in_length(ground, raw, tmp_path):
+    write_jsonl(
+        raw / "x.jsonl",
+        [{"query": "q1", "pos": ["p1", "p2"], "neg": ["n1"]}, {"query": "q2", "pos": ["p3"], "neg": []}],
+    )
+    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "x=clustering") == 0
+    store = open_store(tmp_path / "stores" / "x")
+    tokenizer, _ = load_tokenizer(str(ground.backbone))
+    assert texts_of(store, tokenizer) == [["q1", "p1", "n1"], ["q1", "p2", "n1"], ["q2", "p3", None]]
+    assert store.task == "clustering"
+
+
+def test_missing_negatives_are_allowed(ground, raw, tmp_path):
+    rows = [{"query": "q1", "passage": "p1", "negative_1": None, "negative_2": "n"},
+            {"query": "q2", "passage": "p2", "negative_1": "", "negative_2": None}]  # fmt: skip
+    toy.write_parquet(raw / "some.parquet", rows)
+    toy.write_parquet(raw / "none.parquet", [{"query": "q", "passage": "p"}] * 3)
+    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval") == 0
+    some = open_store(tmp_path / "stores" / "some")
+    assert (some.tuples[:, 2:] >= 0).tolist() == [[False, True], [False, False]]
+    assert open_store(tmp_path / "stores" / "none").tuples.shape == (3, 2)
+
+
+def test_done_files_are_skipped_and_other_inputs_are_refused(ground, raw, tmp_path, capsys):
+    toy.write_parquet(raw / "a.parquet", toy.raw_rows(10, 2))
+    arguments = (raw, tmp_path / "stores", ground.backbone, "--task", "retrieval")
+    assert tokenize(*arguments) == 0
+    before, stamp = contents(tmp_path / "stores"), (tmp_path / "stores" / "a" / "meta.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert tokenize(*arguments) == 0
+    assert "was done already" in capsys.readouterr().out
+    assert (tmp_path / "stores" / "a" / "meta.json").stat().st_mtime_ns == stamp
+
+    toy.write_parquet(raw / "a.parquet", toy.raw_rows(10, 2, seed=5))
+    toy.write_parquet(raw / "b.parquet", toy.raw_rows(10, 2))
+    assert tokenize(*arguments, "--max_seq_length", "32") == 2
+    error = capsys.readouterr().err
+    assert "source_sha256" in error
+    assert "max_seq_length 128 -> 32" in error
+    assert "--overwrite true" in error
+    assert contents(tmp_path / "stores") == before  # not even b was written
+    assert tokenize(*arguments, "--max_seq_length", "32", "--overwrite", "true") == 0
+    assert open_store(tmp_path / "stores" / "a").meta["max_seq_length"] == 32
+
+
+def test_an_interrupted_run_continues_to_the_same_bytes(ground, raw, tmp_path, monkeypatch):
+    toy.write_parquet(raw / "a.parquet", toy.raw_rows(50, 2))
+    monkeypatch.setattr(tokenize_data_qwen, "BATCH_ROWS", 7)
+    monkeypatch.setattr(tokenize_data_qwen, "COMMIT_ROWS", 14)
+    arguments = ("--task", "retrieval", "--max_rows", "33")
+    assert tokenize(raw, tmp_path / "whole", ground.backbone, *arguments) == 0
+    calls, add = [], tokenize_data_qwen.add_tuples
+
+    def dies_at_the_fifth(*args):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        add(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tokenize_data_qwen, "add_tuples", dies_at_the_fifth)
+        tokenize(raw, tmp_path / "stores", ground.backbone, *arguments)
+    assert not (tmp_path / "stores" / "a").exists()
+    skipped = []
+    read = raw_tuples.read
+    monkeypatch.setattr(raw_tuples, "read", lambda path, rows, skip=0: skipped.append(skip) or read(path, rows, skip))
+    assert tokenize(raw, tmp_path / "stores", ground.backbone, *arguments) == 0
+    assert skipped[-1] == 28  # four batches of seven had been committed: it went on there
+    assert contents(tmp_path / "stores") == contents(tmp_path / "whole")
+
+
+def test_max_rows_samples_as_pandas_does(ground, raw, tmp_path):
+    rows = toy.raw_rows(40, 1)
+    toy.write_parquet(raw / "a.parquet", rows)
+    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval", "--max_rows", "15") == 0
+    sampled = pandas.DataFrame(rows).sample(n=15, random_state=42)
+    tokenizer, _ = load_tokenizer(str(ground.backbone))
+    found = texts_of(open_store(tmp_path / "stores" / "a"), tokenizer)
+    assert sorted(row[0] for row in found) == sorted(sampled["query"])
+    assert [row[0] for row in found] == [row["query"] for i, row in enumerate(rows) if i in set(sampled.index)]
+
+
+def test_bad_rows_are_named_and_left_out_only_when_told(ground, raw, tmp_path, capsys):
+    rows = [{k: str(v) for k, v in row.items()} for row in toy.raw_rows(8, 2)]
+    rows[2]["query"] = "  "
+    rows[4]["query"] = None
+    rows[5]["passage"] = ""
+    rows[6]["negative_2"] = rows[6]["passage"]
+    toy.write_parquet(raw / "a.parquet", rows)
+    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval") == 2
+    error = capsys.readouterr().err
+    assert "3 problems" in error
+    assert "2 rows with an empty or null query (row 2, 4, counted from 0)" in error
+    assert "1 row with an empty or null positive (row 5" in error
+    assert "1 row with a positive that is also its negative (row 6" in error
+    assert "--skip_bad_rows true" in error
+    assert not (tmp_path / "stores").exists()
+    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval", "--skip_bad_rows", "true") == 0
+    assert "4 skipped" in capsys.readouterr().out
+    assert len(open_store(tmp_path / "stores" / "a").tuples) == 4
+
+
+def test_everything_wrong_is_said_at_once_and_nothing_is_written(ground, raw, tmp_path, capsys):
+    (raw / "not_parquet.parquet").write_bytes(b"this is no Parquet file, whatever its name says")
+    (raw / "empty.parquet").write_bytes(b"")
+    (raw / "no_json.jsonl").write_text("query,passage\n")
+    (raw / "half.jsonl").write_text('{"query": "q", "passage": "p"}\n{"query": "q", "pass\n')
+    toy.write_parquet(raw / "no_column.parquet", [{"query": "q", "answer": "p"}])
+    toy.write_parquet(raw / "numbers.parquet", [{"query": "q", "passage": 3}])
+    toy.write_parquet(raw / "bad name.parquet", toy.raw_rows(3, 1))
+    toy.write_parquet(raw / "unknown.parquet", toy.raw_rows(3, 1))
+    (raw / "tasks.json").write_text('{"numbers": "retrieval", "no_column": "sorting"}')
+    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "good=ranking") == 2
+    error = capsys.readouterr().err
+    for line in (
+        "not_parquet.parquet: not a Parquet file",
+        "empty.parquet: the file is empty",
+        "no_json.jsonl: not JSONL",
+        "half.jsonl: cannot be read as json",
+        "no_column.parquet: columns query, answer: no query and positive among them",
+        "no_column.parquet: no task is known for 'no_column' ('sorting' is none)",
+        "numbers.parquet: column 'passage' holds int64, not text",
+        "bad name.parquet: dataset name 'bad name'",
+        "unknown.parquet: no task is known for 'unknown': give --task unknown=retrieval",
+        "--task good=ranking: 'ranking' is none of retrieval, clustering, classification",
+    ):
+        assert line in error, line
+    assert "Traceback" not in error
+    assert not (tmp_path / "stores").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--input_dir", "nowhere"], "--input_dir nowhere: no such folder"),
+        (["--tokenizer_path", "nowhere/at_all"], "--tokenizer_path 'nowhere/at_all': no tokenizer there"),
+        (["--max_seq_length", "1"], "--max_seq_length must be at least 2"),
+    ],
+)
+def test_wrong_flags(ground, raw, tmp_path, capsys, flags, message):
+    toy.write_parquet(raw / "a.parquet", toy.raw_rows(3, 1))
+    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval", *flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_data_is_an_error(ground, raw, tmp_path, capsys):
+    assert tokenize(raw, tmp_path / "stores", ground.backbone) == 2
+    assert "no .parquet or .jsonl file" in capsys.readouterr().err

@@ -1,0 +1,70 @@
+"""Tokenizers: exactly one EOS, a name for what a tokenizer does, and a saved one that appends EOS itself.
+
+python -m pytest tests/test_tokenizer.py
+"""
+
+import json
+
+import toy
+from transformers import AutoTokenizer
+
+import tokenizer as module
+
+
+def encode(tokenizer, text: str, max_seq_length: int = 64) -> list[int]:
+    tokens, lengths, _ = module.make_encoder(tokenizer, max_seq_length)([text])
+    assert lengths.tolist() == [len(tokens)]
+    return tokens.tolist()
+
+
+def test_exactly_one_eos_whatever_the_text(ground):
+    tokenizer, _ = module.load_tokenizer(str(ground.backbone))
+    eos = tokenizer.eos_token_id
+    plain = tokenizer("the river is old", add_special_tokens=False)["input_ids"]
+    assert eos not in plain
+    assert encode(tokenizer, "the river is old") == [*plain, eos]
+    assert encode(tokenizer, "the river is old<|im_end|>") == [*plain, eos]
+    assert encode(tokenizer, "the river is old", max_seq_length=3) == [*plain[:2], eos]
+    assert encode(tokenizer, "<|im_end|>") == [eos]
+    _, _, truncated = module.make_encoder(tokenizer, len(plain) + 1)(["the river is old", "the river is old old"])
+    assert truncated == 1  # len(plain) + EOS still fits
+
+
+def test_a_literal_pad_token_stays_in_the_text(ground):
+    tokenizer, _ = module.load_tokenizer(str(ground.backbone))
+    assert encode(tokenizer, "old<|endoftext|>river").count(tokenizer.pad_token_id) == 1
+
+
+def test_a_saved_tokenizer_appends_eos_once_and_keeps_it_when_cutting(ground, tmp_path):
+    tokenizer, _ = module.load_tokenizer(str(ground.backbone))
+    module.save_tokenizer(tokenizer, tmp_path, 16)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    long = "the castle is old and the engine needs repair " * 10
+    for text in ("the river is old", long, ""):
+        assert saved(text, truncation=True, max_length=16)["input_ids"] == encode(tokenizer, text, 16)
+    batch = saved(["old", long], padding=True, truncation=True, max_length=16)
+    assert [row[-1] for row in batch["input_ids"]] == [tokenizer.pad_token_id, tokenizer.eos_token_id]  # right padding
+    # Saving the saved one must not append a second EOS, nor change what training sees.
+    (tmp_path / "again").mkdir()
+    module.save_tokenizer(saved, tmp_path / "again", 16)
+    again = AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert again("old")["input_ids"] == saved("old")["input_ids"]
+    assert encode(again, "old") == encode(tokenizer, "old")
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def test_fingerprint_names_behaviour_not_files(ground, tmp_path):
+    tokenizer, _ = module.load_tokenizer(str(ground.backbone))
+    module.save_tokenizer(tokenizer, tmp_path, 16)
+    saved, _ = module.load_tokenizer(str(tmp_path))
+    assert module.fingerprint(saved) == module.fingerprint(tokenizer)
+    other = toy.make_tokenizer(tmp_path / "other", vocab_size=330)
+    assert module.fingerprint(other) != module.fingerprint(tokenizer)
+    tokenizer.eos_token = "<|endoftext|>"
+    assert module.fingerprint(tokenizer) != module.fingerprint(saved)
+
+
+def test_what_is_no_tokenizer_is_refused(tmp_path):
+    tokenizer, problems = module.load_tokenizer(str(tmp_path))
+    assert tokenizer is None
+    assert str(tmp_path) in problems[0]

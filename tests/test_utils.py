@@ -1,0 +1,75 @@
+"""The gather between processes, the meter and the records.
+
+python -m pytest tests/test_utils.py
+"""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from utils import Meter, Metrics, gather, spoken, task_means, train_line, write_manifest
+
+
+def test_gather_of_one_process_is_the_tensor_itself():
+    rows = torch.randn(3, 4, requires_grad=True)
+    assert gather(rows, [3]) is rows
+
+
+def test_meter_weighs_means_by_rows():
+    meter = Meter(["a", "b"], ["in_batch", "hard"], torch.device("cpu"))
+    meter.add(0, {"in_batch": torch.tensor(1.0), "hard": torch.tensor(4.0)}, 10)
+    meter.add(0, {"in_batch": torch.tensor(4.0)}, 5)
+    meter.add(1, {"hard": torch.tensor(0.5, requires_grad=True)}, 2)
+    meter.count(tuples=17, tokens=300, computed=400)
+    losses, rates = meter.read(world=1)
+    assert losses == {"a": {"in_batch": pytest.approx(2.0), "hard": 4.0}, "b": {"hard": 0.5}}
+    assert rates["padding"] == 0.25
+    assert rates["tokens_per_second"] / rates["tuples_per_second"] == pytest.approx(300 / 17)
+    assert rates["peak_gib"] > 0
+    losses, rates = meter.read(world=1)  # starts again
+    assert losses == {}
+    assert rates["tuples_per_second"] == 0
+
+
+def test_task_means_weigh_datasets_the_same():
+    losses = {"a": {"hard": 1.0, "in_batch": 5.0}, "b": {"hard": 3.0}, "c": {"hard": 7.0}}
+    means = task_means(losses, {"a": "retrieval", "b": "retrieval", "c": "clustering"})
+    assert means == {("retrieval", "hard"): 2.0, ("retrieval", "in_batch"): 5.0, ("clustering", "hard"): 7.0}
+    assert spoken(means) == "retrieval hard 2.0000 in_batch 5.0000 | clustering hard 7.0000"
+    rates = {"tuples_per_second": 3.0, "tokens_per_second": 4e3, "padding": 0.5, "peak_gib": 1.5}
+    assert train_line(7, 9, means, {"lr": 1e-5, "grad_norm": 2.0} | rates) == (
+        "step 7/9 | retrieval hard 2.0000 in_batch 5.0000 | clustering hard 7.0000 | lr 1.00e-05 | grad 2.000 | "
+        "3.0 tuples/s 4.0k tokens/s | padding 50% | 1.50 GiB"
+    )
+
+
+class Accelerator(SimpleNamespace):
+    """As much of accelerate's as the writers touch."""
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+    def end_training(self):
+        self.logged.append("end")
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_metrics_go_to_the_file_and_the_trackers_of_the_main_process_only(tmp_path, main):
+    accelerator = Accelerator(is_main_process=main, logged=[])
+    metrics = Metrics(accelerator, tmp_path / "metrics.jsonl")
+    metrics.write(3, "train", {"lr": 0.5}, {"tag": 1.0})
+    metrics.close()
+    assert (tmp_path / "metrics.jsonl").exists() == main
+    if main:
+        assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 3, "kind": "train", "lr": 0.5}
+        assert accelerator.logged == [(3, {"tag": 1.0}), "end"]
+
+
+def test_manifest_says_what_ran(tmp_path):
+    accelerator = Accelerator(device=torch.device("cpu"), num_processes=2, mixed_precision="no")
+    write_manifest(tmp_path / "manifest.json", accelerator, {"toy": "abc"})
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert (manifest["num_processes"], manifest["data"]) == (2, {"toy": "abc"})
