@@ -116,7 +116,7 @@ def merge_adapter(adapter: Path, folder: Path) -> None:
         FileNotFoundError: `adapter` is no adapter folder of this project.
     """
     facts = Facts(**json.loads((adapter / "f2llm.json").read_text(encoding="utf-8")))
-    base = _load(PeftConfig.from_pretrained(adapter).base_model_name_or_path)
+    base = _load(PeftConfig.from_pretrained(adapter).base_model_name_or_path, "auto")
     merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
     save(folder, merged, AutoTokenizer.from_pretrained(adapter), facts, base.dtype)
 
@@ -125,8 +125,11 @@ def merge_adapter(adapter: Path, folder: Path) -> None:
 
 
 def probe_batch(tokenizer, max_seq_length: int) -> tuple[Tensor, Tensor]:
-    """The probe texts as training has them: tokens int64 [T] and cu_seqlens int32 [n + 1]; the last one is cut."""
-    tokens, lengths, _ = make_encoder(tokenizer, max_seq_length)(list(PROBE_TEXTS))
+    """The probe texts as training has them: tokens int64 [T] and cu_seqlens int32 [n + 1]; the last one is cut.
+
+    It is cut to 64 tokens at most: cutting is the same at any length, and a 14B model is read back on the CPU.
+    """
+    tokens, lengths, _ = make_encoder(tokenizer, min(max_seq_length, 64))(list(PROBE_TEXTS))
     return torch.from_numpy(tokens).long(), F.pad(torch.from_numpy(lengths).cumsum(0), (1, 0)).to(torch.int32)
 
 
@@ -147,7 +150,7 @@ def probe(folder: Path, tokens: Tensor, cu_seqlens: Tensor, live: Tensor, tolera
         for text, got, want in zip(PROBE_TEXTS, ids, expected, strict=True)
         if got != want
     ]
-    model = _load(str(folder)).eval()
+    model = _load(str(folder), torch.float32).eval()
     with torch.no_grad():
         states = [
             model(input_ids=torch.tensor([text]), use_cache=False).last_hidden_state[0].float() for text in expected
@@ -168,8 +171,8 @@ def probe(folder: Path, tokens: Tensor, cu_seqlens: Tensor, live: Tensor, tolera
     return problems
 
 
-def _load(path: str) -> nn.Module:
-    return AutoModel.from_pretrained(path, dtype="auto", use_safetensors=True, trust_remote_code=False)
+def _load(path: str, dtype: torch.dtype | str) -> nn.Module:
+    return AutoModel.from_pretrained(path, dtype=dtype, use_safetensors=True, trust_remote_code=False)
 
 
 # ------------------------------------------------------------------------------------------ files

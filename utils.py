@@ -1,6 +1,7 @@
 """Small tools of the training loop, in two sections: processes, and records. No other topic comes in here."""
 
 import json
+import os
 import platform
 import subprocess
 import time
@@ -58,6 +59,17 @@ def all_rows(values: Tensor, world: int) -> Tensor:
     rows = [torch.empty_like(values) for _ in range(world)]
     dist.all_gather(rows, values)
     return torch.stack(rows)
+
+
+def use_all_cores(device: torch.device) -> None:
+    """On CPU, share the machine's cores between the processes of this node.
+
+    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 where nobody chose: one process on 16 cores would
+    use one of them and say nothing. A number above 1 was chosen by somebody and stays.
+    """
+    if device.type == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 # ---------------------------------------------------------------------------------------- records

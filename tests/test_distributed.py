@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from losses import in_batch_loss
-from utils import all_rows, gather
+from utils import Meter, all_rows, gather
 
 
 def free_port() -> int:
@@ -94,3 +94,23 @@ def test_all_rows_stacks_a_vector_of_every_process():
     expected = [[0.0, 10.0], [1.0, 10.0], [2.0, 10.0]]
     assert on_processes(3, stacked) == [expected] * 3
     assert all_rows(torch.tensor([1.0]), 1).tolist() == [[1.0]]
+
+
+def collectives_of_a_log_line(rank: int, world: int, datasets: int) -> tuple[int, dict, dict]:
+    calls = []
+    for name in ("all_gather", "all_reduce", "broadcast", "gather", "all_gather_object"):
+        setattr(dist, name, lambda *a, call=getattr(dist, name), **k: calls.append(call) or call(*a, **k))
+    meter = Meter([f"d{i}" for i in range(datasets)], ["in_batch", "hard"], torch.device("cpu"))
+    meter.add(rank, {"hard": torch.tensor(1.0 + rank)}, rows=1 + 2 * rank)
+    meter.add(7, {"in_batch": torch.tensor(4.0 * rank)}, rows=1)
+    meter.count(tuples=10, tokens=100, computed=200)
+    losses, rates = meter.read(world)
+    return len(calls), losses, rates
+
+
+@pytest.mark.parametrize("datasets", [8, 502])
+def test_a_log_line_costs_one_collective_whatever_the_number_of_datasets(datasets):
+    for calls, losses, rates in on_processes(2, collectives_of_a_log_line, datasets):
+        assert calls == 1
+        assert losses == {"d0": {"hard": 1.0}, "d1": {"hard": 2.0}, "d7": {"in_batch": 2.0}}  # (0 + 4) / 2 rows
+        assert rates["padding"] == 0.5

@@ -202,7 +202,7 @@ def test_probe_notices_a_model_that_looks_ahead(saved, monkeypatch):
             states = input_ids.double().flip(1).cumsum(1).flip(1)[..., None].expand(-1, -1, 32)
             return type("Output", (), {"last_hidden_state": states})
 
-    monkeypatch.setattr(model_folder, "_load", lambda path: LooksAhead())
+    monkeypatch.setattr(model_folder, "_load", lambda path, dtype: LooksAhead())
     assert any("not causal" in problem for problem in model_folder.probe(*saved, tolerance=1e9))
 
 
