@@ -44,7 +44,7 @@ def main() -> None:
     _, batch = Feed([store], [flags.negatives], plan, flags.max_length).training(0)
     real, longest = len(batch.tokens), int(batch.lengths.max()) * len(batch.lengths)
     print(
-        f"{len(batch.lengths)} texts, {real:,} tokens; padded {longest:,} positions, {1 - real / longest:.0%} of it padding"
+        f"{len(batch.lengths)} texts, {real:,} tokens; padded {longest:,}, of which {1 - real / longest:.0%} are padding"
     )
 
     seconds, losses = {name: [] for name in VARIANTS}, {}

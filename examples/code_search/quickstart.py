@@ -27,7 +27,7 @@ from .corpus import Function
 
 FOLDER = Path("quickstart")  # holds everything this command makes, and is emptied at the start
 EVALUATED = 2000  # held-out functions that are searched in
-QUERIES = ("remove a directory and everything in it", "parse a date from a string", "the median of a list of numbers")
+QUERIES = ("download a page from a url", "encode bytes as base64", "copy a file with its permissions")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     shutil.rmtree(FOLDER, ignore_errors=True)
-    held_out = build(flags.rows, flags.others)
+    library = build(flags.rows, flags.others)
 
     settings = json.loads(Path(flags.config).read_text())
     model, stores, batch = settings["model_path"], settings["train_data_path"], settings["train_batch_size"]
@@ -58,43 +58,45 @@ def main(argv: list[str] | None = None) -> int:
 
     output = Path(settings["output_dir"]) / settings["experiment_id"]
     trained = max([*output.glob("epoch_*"), *output.glob("step_*")], key=lambda path: path.stat().st_mtime)
-    show_search(held_out, Path(settings["model_path"]), trained, settings["max_seq_length"])
+    show_search(library, Path(settings["model_path"]), trained, settings["max_seq_length"])
     print(f"\nmodel folder: {trained}\nplot of loss and learning rate: {plot(output)}")
     print(f"{(time.perf_counter() - began) / 60:.1f} minutes in all")
     return 0
 
 
 def build(rows: int, others: int) -> list[Function]:
-    """Make raw tuples and a backbone in FOLDER; returns the held-out functions."""
+    """Make raw tuples and a backbone in FOLDER; returns the held-out functions, those of the standard library."""
     title("raw tuples from the Python functions on this machine")
     library = corpus.distinct(corpus.standard_library_functions())
     functions = corpus.distinct(corpus.installed_functions(), library)
-    held_out = random.Random(0).sample(library, min(EVALUATED, len(library)))
     packages = len({function.package for function in functions})
     print(f"{len(functions):,} documented functions of {packages} installed packages, to train on")
-    print(f"{len(library):,} of the standard library, held out; {len(held_out):,} of them to search in", flush=True)
+    print(f"{len(library):,} of the standard library, held out", flush=True)
     tuples.write_tuples(functions, FOLDER / "training_data", rows, others)
     texts = [text for function in functions for text in (function.query, function.passage)]
     backbone.make_backbone(FOLDER / "models" / "tiny-qwen3", texts, vocab_size=16384, hidden_size=128, layers=1)
-    return held_out
+    return library
 
 
-def show_search(functions: list[Function], untrained: Path, trained: Path, max_length: int) -> None:
-    """Print how well both models and BM25 find each function from its docstring, and what QUERIES find."""
+def show_search(library: list[Function], untrained: Path, trained: Path, max_length: int) -> None:
+    """Print how well both models and BM25 find functions from their docstrings, and what QUERIES find in the library."""
+    functions = random.Random(0).sample(library, min(EVALUATED, len(library)))
     title(f"search in {len(functions):,} functions of the standard library that training never saw")
     passages = [function.passage for function in functions]
-    asked = [tuples.instruct(tuples.SEARCH, query) for query in [*(f.query for f in functions), *QUERIES]]
+    queries = [tuples.instruct(tuples.SEARCH, function.query) for function in functions]
     rows = {}
     for name, folder in {"untrained backbone": untrained, "trained": trained}.items():
-        vectors, targets = (evaluate.embed(folder, texts, max_length) for texts in (asked, passages))
-        rows[name] = evaluate.metrics(evaluate.top(vectors[: len(functions)], targets, k=10))
-        answers = evaluate.top(vectors[len(functions) :], targets, k=3)
+        vectors = (evaluate.embed(folder, texts, max_length) for texts in (queries, passages))
+        rows[name] = evaluate.metrics(evaluate.top(*vectors, k=10))
     rows["BM25"] = evaluate.metrics(tuples.Lexical(passages).search([f.query for f in functions], 10))
     print(table(rows))
+    title(f"what the trained model finds in all {len(library):,} of them")
+    asked = evaluate.embed(trained, [tuples.instruct(tuples.SEARCH, query) for query in QUERIES], max_length)
+    answers = evaluate.top(asked, evaluate.embed(trained, [f.passage for f in library], max_length), k=3)
     for query, best in zip(QUERIES, answers, strict=True):
-        print(f"\n{query!r}")
-        for rank, function in enumerate((functions[i] for i in best), start=1):
-            print(f"  {rank}. {f'{function.module}.{function.name}':45} {function.query[:70]}")
+        print(query)
+        for rank, function in enumerate((library[i] for i in best), start=1):
+            print(f"  {rank}. {f'{function.module}.{function.name}':44}  {function.query[:70]}")
 
 
 def run(command: str, environment: dict[str, str] | None = None) -> None:
