@@ -43,9 +43,7 @@ def main() -> None:
     plan = Plan((split_sizes(len(store.tuples))[0],), flags.batch, 0)
     _, batch = Feed([store], [flags.negatives], plan, flags.max_length).training(0)
     real, longest = len(batch.tokens), int(batch.lengths.max()) * len(batch.lengths)
-    print(
-        f"{len(batch.lengths)} texts, {real:,} tokens; padded {longest:,}, of which {1 - real / longest:.0%} are padding"
-    )
+    print(f"{len(batch.lengths)} texts, {real:,} tokens; padded {longest:,}, {1 - real / longest:.0%} of them padding")
 
     seconds, losses = {name: [] for name in VARIANTS}, {}
     for _ in range(flags.rounds):

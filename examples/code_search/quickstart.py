@@ -79,7 +79,7 @@ def build(rows: int, others: int) -> list[Function]:
 
 
 def show_search(library: list[Function], untrained: Path, trained: Path, max_length: int) -> None:
-    """Print how well both models and BM25 find functions from their docstrings, and what QUERIES find in the library."""
+    """Print how well both models and BM25 find functions by their docstrings, and what QUERIES find in the library."""
     functions = random.Random(0).sample(library, min(EVALUATED, len(library)))
     title(f"search in {len(functions):,} functions of the standard library that training never saw")
     passages = [function.passage for function in functions]
