@@ -13,7 +13,7 @@ import pytest
 import toy
 
 import cache
-import token_store
+import published
 from token_store import open_store
 
 NAME = "toy_retrieval"
@@ -71,15 +71,15 @@ def test_published_layouts_hold_the_same_tuples(folder, tmp_path, store, layout)
         write_v1(folder, store)
     else:
         write_v2(folder, store, corpus="corpus.parquet" if "corpus.parquet" in layout else f"{NAME}_corpus.parquet")
-    (converted,), problems, news = cache.prepare(folder, tmp_path / "cache")
+    news = []
+    (converted,), problems = cache.prepare(folder, tmp_path / "cache", news.append)
     assert problems == []
     assert rows_of(converted) == rows_of(store)
     assert (converted.name, converted.task, converted.eos) == (NAME, "retrieval", store.eos)
     assert converted.meta["texts"] == store.meta["texts"]  # each text once
     assert [line.split()[0] for line in news] == ["converted", "verified"]
 
-    (again,), _, news = cache.prepare(folder, tmp_path / "cache")
-    assert news == []  # found, not built
+    (again,), _ = cache.prepare(folder, tmp_path / "cache", lambda line: pytest.fail(line))  # found, not built
     assert again.folder == converted.folder
 
 
@@ -111,42 +111,19 @@ def test_only_row_groups_that_can_hold_a_document_are_read(folder, tmp_path, sto
     assert len(groups) > 2
 
 
-def test_an_interrupted_conversion_continues_to_the_same_bytes(folder, tmp_path, store, monkeypatch):
-    write_v2(folder, store)
-    whole = cache.prepare(folder, tmp_path / "whole")[0][0].folder
-    monkeypatch.setattr(cache, "BATCH_ROWS", 16)
-    monkeypatch.setattr(cache, "COMMIT_ROWS", 16)
-    calls, numbers = [], cache._text_numbers
-
-    def dies(*args):
-        calls.append(1)
-        if len(calls) == 60:
-            raise KeyboardInterrupt
-        return numbers(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cache, "_text_numbers", dies)
-        with pytest.raises(KeyboardInterrupt):
-            cache.prepare(folder, tmp_path / "cache")
-    calls.clear()
-    monkeypatch.setattr(cache, "_text_numbers", lambda *args: calls.append(1) or numbers(*args))
-    continued = cache.prepare(folder, tmp_path / "cache")[0][0].folder
-    assert len(calls) == 26 * (13 - 2)  # of 13 batches of 16 rows two had been committed
-    for name in ("tokens", "offsets", "tuples"):
-        assert (continued / f"{name}.npy").read_bytes() == (whole / f"{name}.npy").read_bytes()
-
-
 def test_stores_are_used_where_they_are_and_verified_once(ground, tmp_path):
-    stores, problems, news = cache.prepare(ground.stores, tmp_path / "cache")
+    news = []
+    stores, problems = cache.prepare(ground.stores, tmp_path / "cache", news.append)
     assert problems == []
     assert [store.name for store in stores] == ["toy_classification", "toy_clustering", "toy_retrieval"]
     assert all(store.folder.parent == ground.stores for store in stores)
     assert len(news) == 3
-    assert cache.prepare(ground.stores, tmp_path / "cache")[2] == []
+    cache.prepare(ground.stores, tmp_path / "cache", lambda line: pytest.fail(line))
 
 
 def prepare_in_a_process(folder, cache_dir, queue):
-    stores, problems, news = cache.prepare(folder, cache_dir)
+    news = []
+    stores, problems = cache.prepare(folder, cache_dir, news.append)
     queue.put((len(stores), problems, len(news)))
 
 
@@ -164,7 +141,7 @@ def test_processes_of_a_node_build_once(folder, tmp_path, store):
 
 
 def problems_of(folder, tmp_path) -> str:
-    stores, problems, _ = cache.prepare(folder, tmp_path / "cache")
+    stores, problems = cache.prepare(folder, tmp_path / "cache")
     assert stores == []
     return "\n".join(problems)
 
@@ -233,8 +210,73 @@ def test_a_damaged_store_is_found_and_stays_found(ground, tmp_path, store):
     for _ in range(2):
         assert "tokens.npy: checksum differs" in problems_of(tmp_path / "data", tmp_path)
     (target / "meta.json").unlink()
-    assert "half-written" in problems_of(tmp_path / "data", tmp_path)
+    assert "half of a store" in problems_of(tmp_path / "data", tmp_path)
 
 
-def test_the_published_tasks_are_read_from_the_repository():
-    assert token_store.PUBLISHED_TASKS.is_file()
+def test_a_document_twice_is_one_text_and_twice_different_is_refused(folder, tmp_path, store):
+    write_v2(folder, store)
+    corpus = pq.read_table(folder / "corpus.parquet")
+    pq.write_table(pa.concat_tables([corpus, corpus.slice(260, 20)]), folder / "corpus.parquet", row_group_size=90)
+    (converted,), problems = cache.prepare(folder, tmp_path / "cache")
+    assert problems == []
+    assert rows_of(converted) == rows_of(store)
+    assert converted.meta["texts"] == store.meta["texts"]
+    other = corpus.slice(260, 1).set_column(1, "input_ids", pa.array([[7, store.eos]]))
+    pq.write_table(pa.concat_tables([corpus, other]), folder / "corpus.parquet")
+    assert "stands in it twice, with different ids" in problems_of(folder, tmp_path)
+
+
+def test_other_arrow_types_of_the_same_data_are_read(folder, tmp_path, store):
+    write_v2(folder, store)
+    table, corpus = (pq.read_table(folder / f"{name}.parquet") for name in (f"{NAME}_query", "corpus"))
+    table = table.set_column(1, "passage_input_ids", table["passage_input_ids"].cast(pa.large_string()))
+    table = table.set_column(2, "negative_1_input_ids", table["negative_1_input_ids"].dictionary_encode())
+    table = table.append_column("negative_25_input_ids", pa.nulls(len(table)))
+    ids = corpus["input_ids"].cast(pa.large_list(pa.int64()))
+    pq.write_table(table, folder / f"{NAME}_query.parquet")
+    pq.write_table(corpus.set_column(1, "input_ids", ids), folder / "corpus.parquet")
+    (converted,), problems = cache.prepare(folder, tmp_path / "cache")
+    assert problems == []
+    assert [row[:-1] for row in rows_of(converted)] == rows_of(store)
+    assert (converted.tuples[:, -1] == -1).all()
+
+
+def test_a_declared_task_is_part_of_what_a_conversion_is(folder, tmp_path, store):
+    write_v1(folder, store)
+    assert cache.prepare(folder, tmp_path / "cache")[0][0].task == "retrieval"
+    (folder / "tasks.json").write_text(json.dumps({NAME: "clustering"}))
+    assert cache.prepare(folder, tmp_path / "cache")[0][0].task == "clustering"
+
+
+def test_a_damaged_page_is_a_problem_with_a_name(folder, tmp_path, store):
+    write_v1(folder, store)
+    path = folder / f"{NAME}.parquet"
+    data = bytearray(path.read_bytes())
+    data[100:4000] = bytes(3900)
+    path.write_bytes(data)
+    assert f"{path}: cannot be read" in problems_of(folder, tmp_path)
+
+
+def test_an_interrupted_conversion_continues_to_the_same_bytes(folder, tmp_path, store, monkeypatch):
+    write_v2(folder, store)
+    monkeypatch.setattr(published, "BATCH_ROWS", 40)
+    monkeypatch.setattr(published, "COMMIT_ROWS", 40)
+    (whole,), _ = cache.prepare(folder, tmp_path / "whole")
+    add, calls = published.StoreWriter.add_tuples, []
+
+    def dies_at_the_third(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        add(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(published.StoreWriter, "add_tuples", dies_at_the_third)
+        cache.prepare(folder, tmp_path / "cache")
+    read = []
+    documents = published._add_documents
+    monkeypatch.setattr(published, "_add_documents", lambda *a: read.append(1) or documents(*a))
+    (again,), _ = cache.prepare(folder, tmp_path / "cache")
+    assert read == []  # the documents had been committed
+    for name in ("tokens.npy", "offsets.npy", "tuples.npy", "meta.json"):
+        assert (again.folder / name).read_bytes() == (whole.folder / name).read_bytes()

@@ -9,8 +9,9 @@ import shutil
 import numpy as np
 import pytest
 
+import store_writer
 import token_store
-from token_store import StoreWriter, text_key
+from store_writer import StoreWriter, text_key
 
 EOS = 9
 META = {"name": "toy", "task": "retrieval", "max_seq_length": 8, "eos_token_id": EOS, "tokenizer": "abc"}
@@ -70,7 +71,7 @@ def test_a_killed_finish_continues_to_the_same_bytes(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(token_store, "file_digest", killed)  # headers are filled in, meta.json is not there yet
+        patch.setattr(store_writer, "file_digest", killed)  # headers are filled in, meta.json is not there yet
         with pytest.raises(KeyboardInterrupt):
             writer.finish(META)
     assert not (tmp_path / "toy").exists()
@@ -128,7 +129,7 @@ def test_a_broken_file_is_refused_before_it_is_read(tmp_path, name, damage):
 def test_a_store_without_meta_is_half_written(tmp_path):
     folder = write(tmp_path / "toy")
     (folder / "meta.json").unlink()
-    assert "half-written" in token_store.quick_check(folder)[0]
+    assert "half of a store" in token_store.quick_check(folder)[0]
 
 
 @pytest.mark.parametrize(
@@ -149,11 +150,19 @@ def test_each_rule_of_the_contents_is_checked(tmp_path, texts, tuples, rule):
 
 
 def write_unchecked(folder, texts, tuples):
-    writer = StoreWriter(folder, 1, {})
-    keys = [text_key(bytes([i])) for i in range(len(texts))]
-    writer.add_texts(keys, np.array([i for text in texts for i in text]), np.array([len(text) for text in texts]))
-    writer.add_tuples(np.array(tuples))
-    return writer.finish(META)
+    """A store whose headers and checksums are right and whose contents the writer would not have written."""
+    arrays = {
+        "tokens": np.array([i for text in texts for i in text], np.int32),
+        "offsets": np.cumsum([0, *map(len, texts)]),
+        "tuples": np.array(tuples, np.int32),
+    }
+    meta = json.loads((write(folder) / "meta.json").read_text())
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+        meta["sha256"][name] = token_store.file_digest(folder / f"{name}.npy")
+    meta |= {"rows": len(tuples), "texts": len(texts), "tokens": len(arrays["tokens"])}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return folder
 
 
 def test_identity_changes_with_the_files(tmp_path):
@@ -167,13 +176,39 @@ def test_identity_changes_with_the_files(tmp_path):
     assert token_store.identity(folder) != before
 
 
-def test_task_of_prefers_what_is_declared_nearest(tmp_path):
-    assert token_store.task_of("msmarco", tmp_path) == "retrieval"
-    assert token_store.task_of("unheard_of", tmp_path) is None
+def test_declared_tasks_win_over_the_published_ones(tmp_path):
+    assert token_store.known_tasks(tmp_path)[0]["msmarco"] == "retrieval"
+    assert "unheard_of" not in token_store.known_tasks(tmp_path)[0]
     (tmp_path / "tasks.json").write_text(json.dumps({"msmarco": "clustering", "unheard_of": "classification"}))
-    assert token_store.task_of("msmarco", tmp_path) == "clustering"
-    assert token_store.task_of("unheard_of", tmp_path) == "classification"
-    assert token_store.task_of("msmarco", tmp_path, {"msmarco": "retrieval"}) == "retrieval"
+    tasks, problems = token_store.known_tasks(tmp_path)
+    assert problems == []
+    assert (tasks["msmarco"], tasks["unheard_of"]) == ("clustering", "classification")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"x": "sorting"}', '{"x": ["retrieval"]}', '{"x": 3}'])
+def test_a_broken_declaration_is_said(tmp_path, text):
+    (tmp_path / "tasks.json").write_text(text)
+    (problem,) = token_store.known_tasks(tmp_path)[1]
+    assert "tasks.json: " in problem
+
+
+def test_a_negative_with_the_ids_of_its_positive_is_left_out(tmp_path):
+    writer = StoreWriter(tmp_path / "toy", 2, {})
+    writer.add_texts(
+        [text_key(bytes([i])) for i in range(4)], np.array([1, EOS, 2, EOS, 2, EOS, 3, EOS]), np.full(4, 2)
+    )
+    writer.add_tuples(np.array([[0, 1, 2, 3], [0, 3, 2, -1]]))
+    store = token_store.open_store(writer.finish(META))
+    assert store.tuples.tolist() == [[0, 1, -1, 3], [0, 3, 2, -1]]
+    assert store.meta["stats"] == {"own": 1}
+
+
+def test_a_text_is_added_once(tmp_path):
+    writer = StoreWriter(tmp_path / "toy", 1, {})
+    add(writer, TEXTS, TUPLES)
+    for keys in ([text_key(bytes(TEXTS[0]))], [text_key(b"new")] * 2):
+        with pytest.raises(ValueError, match="twice"):
+            writer.add_texts(keys, np.array([EOS] * len(keys)), np.ones(len(keys), int))
 
 
 def test_all_published_sources_have_a_task():
