@@ -12,16 +12,24 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-READERS = {".parquet": "parquet", ".jsonl": "json"}
+SUFFIXES = (".parquet", ".jsonl")
+# What can be wrong with a tuple; number 0 is nothing.
+BAD_KINDS = (None, "an empty or null query", "an empty or null positive", "a positive that is also its negative")
 _STYLES = (("query", "passage"), ("query", "positive"), ("anchor", "positive"))
 _REMEDY = "have query, passage, negative_1..K; or anchor, positive, negative_k; or query, pos, neg as lists"
 _SHOWN = 5  # row numbers given for a kind of bad row
+
+
+class RawError(ValueError):
+    """A raw file that cannot be read; the message names the row, not the file."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,28 @@ class Columns:
     positive: str
     negatives: tuple[str, ...]
     lists: bool = False
+
+    @property
+    def types(self) -> dict[str, pa.DataType]:
+        """Column -> the type that it must hold."""
+        others = pa.list_(pa.string()) if self.lists else pa.string()
+        return {self.query: pa.string()} | dict.fromkeys((self.positive, *self.negatives), others)
+
+
+@dataclass(frozen=True)
+class Tuples:
+    """Some tuples of a raw file, column by column."""
+
+    texts: list[pa.Array]  # query, positive, negative x slots; each [n], null where missing
+    rows: np.ndarray  # [n] the raw row of each tuple, from 0 in this part of the file
+
+    def kinds(self) -> np.ndarray:
+        """What is wrong with each tuple, [n] numbers into BAD_KINDS."""
+        query, positive, *negatives = self.texts
+        own = np.zeros(len(query), bool)
+        for negative in negatives:
+            own |= _numpy(pc.fill_null(pc.equal(negative, positive), False))
+        return np.select([_numpy(pc.is_null(query)), _numpy(pc.is_null(positive)), own], [1, 2, 3], 0)
 
 
 @dataclass
@@ -56,138 +86,198 @@ class Survey:
 
 def raw_files(folder: Path) -> list[Path]:
     """The raw files of a folder, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix in READERS)
+    return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
 
 
-def find_columns(schema: pa.Schema) -> tuple[Columns | None, list[str]]:
-    """How to read a file with this schema, or the reasons why it cannot be."""
-    names = schema.names
+def find_columns(names: list[str]) -> Columns | None:
+    """How to read a file with columns of these names, or None."""
     if {"query", "pos"} <= set(names):
-        columns = Columns("query", "pos", ("neg",) if "neg" in names else (), lists=True)
-    else:
-        style = next((style for style in _STYLES if set(style) <= set(names)), None)
-        if style is None:
-            return None, [f"columns {', '.join(names)}: no query and positive among them; {_REMEDY}"]
-        numbered = sorted((int(n.rpartition("_")[2]), n) for n in names if re.fullmatch(r"negative_\d+", n))
-        negatives = tuple(name for _, name in numbered) or (("negative",) if "negative" in names else ())
-        columns = Columns(*style, negatives)
-    wrong = [
-        f"column {name!r} holds {schema.field(name).type}, not {'lists of texts' if wants_list else 'text'}"
-        for name, wants_list in _expected(columns).items()
-        if not _holds_text(schema.field(name).type, wants_list)
-    ]
-    return (None, wrong) if wrong else (columns, [])
+        return Columns("query", "pos", ("neg",) if "neg" in names else (), lists=True)
+    style = next((style for style in _STYLES if set(style) <= set(names)), None)
+    if style is None:
+        return None
+    numbered = sorted((int(n.rpartition("_")[2]), n) for n in names if re.fullmatch(r"negative_\d+", n))
+    return Columns(*style, tuple(n for _, n in numbered) or (("negative",) if "negative" in names else ()))
 
 
-def read(path: Path, batch_rows: int, skip: int = 0) -> Iterator[pa.Table]:
-    """The file's rows as Arrow tables of at most `batch_rows`, from row `skip` on; streamed, nothing is cached."""
-    from datasets import load_dataset  # here, because it takes a second and training never needs it
+def read(path: Path, columns: Columns, batch_rows: int, skip: int = 0) -> Iterator[pa.Table]:
+    """The file's rows as Arrow tables of at most `batch_rows`, from row `skip` on; streamed, nothing is cached.
 
-    stream = load_dataset(READERS[path.suffix], data_files=str(path), split="train", streaming=True)
-    yield from (stream.skip(skip) if skip else stream).with_format("arrow").iter(batch_rows)
-
-
-def to_rows(table: pa.Table, columns: Columns, slots: int) -> list[list[tuple[str | None, ...]]]:
-    """For each raw row its tuples (query, positive, negative x slots); None where a negative is missing.
-
-    A raw row gives one tuple, or in FlagEmbedding's style one for each positive.
+    Raises:
+        RawError: a row cannot be read.
     """
-    names = [columns.query, columns.positive, *columns.negatives]
-    values = [table[name].to_pylist() for name in names]
+    return (_read_parquet if path.suffix == ".parquet" else _read_jsonl)(path, columns, batch_rows, skip)
+
+
+def to_tuples(table: pa.Table, columns: Columns, slots: int) -> Tuples:
+    """Rows as tuples: one for each raw row, or in FlagEmbedding's style one for each of its positives.
+
+    An empty text, or one of white space alone, becomes null.
+    """
+    values = [table[name].combine_chunks() for name in columns.types]
     if not columns.lists:
-        return [[(query, positive, *_pad(rest, slots))] for query, positive, *rest in zip(*values, strict=True)]
-    negatives = values[2] if columns.negatives else [None] * len(table)
-    return [
-        [(query, text, *_pad(row or [], slots)) for text in (positives or [None])]
-        for query, positives, row in zip(values[0], values[1], negatives, strict=True)
-    ]
+        nothing = pa.nulls(len(table), pa.large_string())
+        texts = [*map(_texts, values), *[nothing] * (slots - len(columns.negatives))]
+        return Tuples(texts, np.arange(len(table)))
+    positives, counts, starts = _flat(values[1])
+    rows = np.repeat(np.arange(len(table)), np.maximum(counts, 1))  # a row without a positive stays, as a bad one
+    first = np.cumsum(np.maximum(counts, 1)) - np.maximum(counts, 1)
+    nth = np.arange(len(rows)) - first[rows]
+    texts = [_texts(values[0]).take(pa.array(rows)), _take(positives, starts[rows] + nth, nth < counts[rows])]
+    if columns.negatives:
+        negatives, counts, starts = _flat(values[2])
+        texts += [_take(negatives, starts[rows] + slot, slot < counts[rows]) for slot in range(slots)]
+    return Tuples(texts, rows)
 
 
 def survey(path: Path, batch_rows: int = 8192) -> Survey:
     """Read a raw file once and report everything that is wrong with it."""
-    if problem := _unreadable(path):
-        return Survey(problems=[f"{path}: {problem}"])
     found = Survey()
     try:
-        for table in read(path, batch_rows):
-            columns, problems = find_columns(table.schema)
-            found.problems = [f"{path}: {problem}" for problem in problems]
-            if problems:
-                return found
-            found.columns = found.columns or columns
+        names = _names(path)
+        found.columns = find_columns(names)
+        if found.columns is None:
+            raise RawError(f"columns {', '.join(names)}: no query and positive among them; {_REMEDY}")
+        if not found.columns.lists:
+            found.slots = len(found.columns.negatives)
+        for table in read(path, found.columns, batch_rows):
             _survey_table(found, table)
-    except Exception as error:  # `datasets` wraps Arrow's errors in several types of its own
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        found.problems.append(f"{path}: cannot be read as {READERS[path.suffix]} after row {found.rows} ({reason})")
-    if not found.rows and not found.problems:
-        found.problems.append(f"{path}: the file has no rows")
+        if not found.rows:
+            raise RawError("the file has no rows")
+    except RawError as error:
+        found.problems += [f"{path}: {line}" for line in str(error).splitlines()]
     return found
-
-
-def bad_kind(row: tuple[str | None, ...]) -> str | None:
-    """What is wrong with one tuple, or None."""
-    query, positive, *negatives = row
-    if not query or not query.strip():
-        return "an empty or null query"
-    if not positive or not positive.strip():
-        return "an empty or null positive"
-    if positive in negatives:
-        return "a positive that is also its negative"
-    return None
-
-
-def count_rows(path: Path) -> int:
-    """Raw rows in a file, without decoding it where the format tells."""
-    if path.suffix == ".parquet":
-        return pq.ParquetFile(path).metadata.num_rows
-    with open(path, encoding="utf-8") as file:
-        return sum(1 for line in file if line.strip())
 
 
 def _survey_table(found: Survey, table: pa.Table) -> None:
     columns = found.columns
     if columns.lists and columns.negatives:
         found.slots = max(found.slots, pc.max(pc.list_value_length(table[columns.negatives[0]])).as_py() or 0)
-    elif not columns.lists:
-        found.slots = len(columns.negatives)
-    for number, tuples in enumerate(to_rows(table, columns, found.slots), start=found.rows):
-        kinds = [bad_kind(row) for row in tuples]
-        found.good += kinds.count(None)
-        for kind in sorted(set(kinds) - {None}):
-            found.bad_rows.setdefault(kind, []).append(number)
+    tuples = to_tuples(table, columns, found.slots)
+    kinds = tuples.kinds()
+    found.good += int((kinds == 0).sum())
+    for kind in np.unique(kinds[kinds > 0]):
+        rows = np.unique(tuples.rows[kinds == kind]) + found.rows
+        found.bad_rows.setdefault(BAD_KINDS[kind], []).extend(rows.tolist())
     found.rows += len(table)
 
 
-def _unreadable(path: Path) -> str | None:
-    """Why a file cannot even be opened, or None. Faster and clearer than what the readers say."""
+# --------------------------------------------------------------------------------------- the two formats
+
+
+def _names(path: Path) -> list[str]:
+    """The columns of a file: of Parquet by its schema, of JSONL all keys of all lines. Raises RawError."""
     if os.path.getsize(path) == 0:
-        return "the file is empty"
+        raise RawError("the file is empty")
     if path.suffix == ".parquet":
         try:
-            pq.ParquetFile(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            return f"not a Parquet file ({str(error).splitlines()[0]})"
-        return None
-    with open(path, encoding="utf-8", errors="replace") as file:
-        try:
-            first = json.loads(next((line for line in file if line.strip()), ""))
-        except ValueError as error:
-            return f"not JSONL: the first line is not JSON ({error})"
-    return None if isinstance(first, dict) else "not JSONL: the first line is not an object of column names and values"
+            schema = pq.read_schema(path)
+        except (pa.ArrowException, OSError) as error:
+            raise RawError(f"not a Parquet file ({_first_line(error)})") from None
+        _check_types(schema)
+        return schema.names
+    return list(dict.fromkeys(name for _, row in _json_rows(path) for name in row))
 
 
-def _expected(columns: Columns) -> dict[str, bool]:
-    """Column -> whether it must hold lists."""
-    return {columns.query: False} | dict.fromkeys((columns.positive, *columns.negatives), columns.lists)
+def _check_types(schema: pa.Schema) -> None:
+    columns = find_columns(schema.names)
+    kinds = {name: schema.field(name).type for name in (columns.types if columns else ())}
+    wrong = [
+        f"column {name!r} holds {kind}, not {'lists of texts' if pa.types.is_list(columns.types[name]) else 'text'}"
+        for name, kind in kinds.items()
+        if not _fits(kind, columns.types[name])
+    ]
+    if wrong:
+        raise RawError("\n".join(wrong))
 
 
-def _holds_text(kind: pa.DataType, wants_list: bool) -> bool:
-    if wants_list:
-        return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _holds_text(kind.value_type, False)
+def _fits(kind: pa.DataType, wanted: pa.DataType) -> bool:
+    if pa.types.is_list(wanted):
+        return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _fits(kind.value_type, pa.string())
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
 
 
-def _pad(negatives: list[str | None], slots: int) -> list[str | None]:
-    """Exactly `slots` negatives; an empty text is a missing one."""
-    present = [text if text and text.strip() else None for text in negatives[:slots]]
-    return present + [None] * (slots - len(present))
+def _read_parquet(path: Path, columns: Columns, batch_rows: int, skip: int) -> Iterator[pa.Table]:
+    from datasets import load_dataset  # here, because it takes a second and training never needs it
+
+    done = skip
+    try:
+        stream = load_dataset(
+            "parquet", data_files=str(path), columns=list(columns.types), split="train", streaming=True
+        )
+        for table in (stream.skip(skip) if skip else stream).with_format("arrow").iter(batch_rows):
+            yield table
+            done += len(table)
+    except RawError:
+        raise
+    except Exception as error:  # `datasets` wraps Arrow's errors in several types of its own
+        raise RawError(f"damaged after row {done} ({_first_line(error.__cause__ or error)})") from None
+
+
+def _read_jsonl(path: Path, columns: Columns, batch_rows: int, skip: int) -> Iterator[pa.Table]:
+    """Line by line, because `datasets` takes the columns and types of the first 10 MB for those of the file."""
+    rows = islice(_json_rows(path), skip, None)
+    schema = pa.schema(list(columns.types.items()))
+    while batch := list(islice(rows, batch_rows)):
+        try:
+            yield pa.Table.from_pylist([row for _, row in batch], schema)
+        except (pa.ArrowException, UnicodeError, TypeError):
+            raise RawError("\n".join(_misfits(batch, schema))) from None
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """(row, object) of each line that is not blank, rows counted from 0. Raises RawError."""
+    row = 0
+    with open(path, "rb") as file:
+        for line in file:
+            if line.isspace():
+                continue
+            try:
+                value = json.loads(line)
+            except ValueError as error:  # also text that is not UTF-8
+                raise RawError(f"row {row} is not JSON ({error})") from None
+            if not isinstance(value, dict):
+                raise RawError(f"row {row} is not an object of column names and values")
+            yield row, value
+            row += 1
+
+
+def _misfits(batch: list[tuple[int, dict]], schema: pa.Schema) -> Iterator[str]:
+    """The first value of each column that does not fit, as a line."""
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        for row, values in batch:
+            try:
+                pa.array([values.get(name)], kind)
+            except (pa.ArrowException, UnicodeError, TypeError):
+                what = "a list of texts" if pa.types.is_list(kind) else "text"
+                yield f"row {row}: {name!r} holds {json.dumps(values[name])[:40]}, not {what}"
+                break
+
+
+# ------------------------------------------------------------------------------------------ columns
+
+
+def _texts(column: pa.Array) -> pa.Array:
+    """A column of texts, null where there is nothing but white space."""
+    column = column.cast(pa.large_string())
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), pa.scalar(None, pa.large_string()), column)
+
+
+def _flat(column: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+    """A column of lists as (all texts, how many in each row, where each row begins); null is an empty list."""
+    counts = _numpy(pc.fill_null(pc.list_value_length(column), 0)).astype(np.int64)
+    return _texts(column.flatten()), counts, np.cumsum(counts) - counts
+
+
+def _take(texts: pa.Array, places: np.ndarray, real: np.ndarray) -> pa.Array:
+    """texts[places] where `real`, else null."""
+    return texts.take(pa.array(places, pa.int64(), mask=~real))
+
+
+def _numpy(column: pa.Array) -> np.ndarray:
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

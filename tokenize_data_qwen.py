@@ -2,7 +2,7 @@
 
     python tokenize_data_qwen.py                                  the published paths
     python tokenize_data_qwen.py --tokenizer_path Qwen/Qwen3-0.6B --input_dir training_data \\
-        --output_dir data_tokenized_qwen --max_seq_length 1024
+        --output_dir training_data/data_tokenized_qwen --max_seq_length 1024
 
 Each distinct text is tokenised once, cut to max_seq_length - 1 tokens and ended by one EOS. A file that is
 done is skipped, an interrupted one continues, and the same input always gives the same bytes.
@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
 import raw_tuples
 import token_store
 from raw_tuples import Survey
-from token_store import StoreWriter, text_key
+from store_writer import StoreWriter, text_key
 from tokenizer import fingerprint, load_tokenizer, make_encoder
 
 BATCH_ROWS = 1024  # rows tokenised together: enough texts for all threads, little memory
@@ -78,7 +79,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="raw .parquet and .jsonl files (default %(default)s)",
     )
     add(
-        "--output_dir", type=Path, default=Path("data_tokenized_qwen"), help="where the stores go (default %(default)s)"
+        "--output_dir",
+        type=Path,
+        default=Path("training_data/data_tokenized_qwen"),
+        help="where the stores go (default %(default)s)",
     )
     add(
         "--max_seq_length",
@@ -114,9 +118,11 @@ def plan_jobs(flags: argparse.Namespace, tokenizer_print: str) -> tuple[list[Job
         if getattr(flags, name) < low
     ]
     declared, wrong = declared_tasks(flags.task)
-    problems += wrong
+    problems += wrong + folder_problems(flags.output_dir)
     if not flags.input_dir.is_dir():
         return [], [*problems, f"--input_dir {flags.input_dir}: no such folder"]
+    tasks, wrong = token_store.known_tasks(flags.input_dir)
+    problems += wrong
     files = raw_tuples.raw_files(flags.input_dir)
     if not files:
         return [], [*problems, f"--input_dir {flags.input_dir}: no .parquet or .jsonl file in it"]
@@ -127,24 +133,21 @@ def plan_jobs(flags: argparse.Namespace, tokenizer_print: str) -> tuple[list[Job
     ]
     jobs = []
     for path in tqdm(files, desc="checking", unit="file", disable=None):
-        job, wrong = plan_job(path, flags, declared, tokenizer_print)
+        task = declared.get(path.stem) or declared.get("*") or tasks.get(path.stem)
+        job, wrong = plan_job(path, flags, task, tokenizer_print)
         problems += wrong
         jobs.append(job)
     return jobs, problems
 
 
-def plan_job(
-    path: Path, flags: argparse.Namespace, declared: dict[str, str], tokenizer_print: str
-) -> tuple[Job, list[str]]:
+def plan_job(path: Path, flags: argparse.Namespace, task: str | None, tokenizer_print: str) -> tuple[Job, list[str]]:
     """The job of one raw file, and what stands against it."""
     name = path.stem
-    task = declared.get(name) or declared.get("*") or token_store.task_of(name, flags.input_dir)
     problems = [f"{path}: {wrong}" for wrong in [token_store.name_problem(name)] if wrong]
-    if task not in token_store.TASKS:
+    if task is None:
         problems.append(
-            f"{path}: no task is known for {name!r}{f' ({task!r} is none)' if task else ''}: give --task "
-            f'{name}=retrieval (or clustering, classification), or put {{"{name}": "retrieval"}} '
-            f"into {flags.input_dir}/tasks.json"
+            f"{path}: no task is known for {name!r}: give --task {name}=retrieval (or clustering, classification), "
+            f'or put {{"{name}": "retrieval"}} into {flags.input_dir}/tasks.json'
         )
     inputs = {
         "source": path.name,
@@ -173,6 +176,10 @@ def is_done(folder: Path, inputs: dict, overwrite: bool) -> tuple[bool, list[str
     """Whether `folder` already holds the store of these inputs; and what stands against writing it, if not."""
     if not folder.exists():
         return False, []
+    if not (folder / "meta.json").exists():
+        return False, [
+            f"{folder}: is no token store and would be replaced: move it away, or choose another --output_dir"
+        ]
     problems = token_store.quick_check(folder)
     old = {} if problems else token_store.open_store(folder).meta["inputs"]
     if old == inputs:
@@ -183,6 +190,14 @@ def is_done(folder: Path, inputs: dict, overwrite: bool) -> tuple[bool, list[str
             f"{folder}: made from other inputs ({'; '.join(changes)}): choose another --output_dir, or --overwrite true"
         ]
     return False, [] if overwrite else problems
+
+
+def folder_problems(folder: Path) -> list[str]:
+    """Why nothing can be written below `folder`, one line, or nothing."""
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        return [f"--output_dir {folder}: {nearest} is a file"]
+    return [] if os.access(nearest, os.W_OK) else [f"--output_dir {folder}: {nearest} may not be written to"]
 
 
 def declared_tasks(declarations: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -204,12 +219,12 @@ def tokenize_file(job: Job, tokenizer) -> None:
     keep = sample_rows(survey.rows, inputs["max_rows"])
     position = writer.position
     with tqdm(total=survey.rows, initial=position, desc=job.folder.name, unit="row", disable=None, leave=False) as bar:
-        for table in raw_tuples.read(job.path, BATCH_ROWS, skip=position):
-            raw_rows = raw_tuples.to_rows(table, survey.columns, survey.slots)
-            tuples = [row for number, rows in enumerate(raw_rows, position) if keep[number] for row in rows]
-            good = [row for row in tuples if raw_tuples.bad_kind(row) is None]
-            writer.stats["skipped"] = writer.stats.get("skipped", 0) + len(tuples) - len(good)
-            add_tuples(writer, good, encode)
+        for table in raw_tuples.read(job.path, survey.columns, BATCH_ROWS, skip=position):
+            tuples = raw_tuples.to_tuples(table, survey.columns, survey.slots)
+            kept = keep[position + tuples.rows]
+            good = kept & (tuples.kinds() == 0)
+            writer.stats["skipped"] = writer.stats.get("skipped", 0) + int(kept.sum() - good.sum())
+            add_tuples(writer, [column.filter(pa.array(good)).to_pylist() for column in tuples.texts], encode)
             position += len(table)
             bar.update(len(table))
             if position // COMMIT_ROWS > writer.position // COMMIT_ROWS:
@@ -218,20 +233,24 @@ def tokenize_file(job: Job, tokenizer) -> None:
     writer.finish(meta | {"eos_token_id": tokenizer.eos_token_id, "tokenizer": inputs["tokenizer"]})
 
 
-def add_tuples(writer: StoreWriter, rows: list[tuple[str | None, ...]], encode: Callable) -> None:
-    """Tokenise the texts of `rows` that the store does not hold yet, then add the rows as text numbers."""
-    keys = [[text_key(text.encode()) if text else None for text in row] for row in rows]
+def add_tuples(writer: StoreWriter, columns: list[list[str | None]], encode: Callable) -> None:
+    """Tokenise the texts that the store does not hold yet, then add the tuples as text numbers.
+
+    Args:
+        columns: queries, positives, and a list for each slot of negatives; all of one length.
+    """
+    keys = [[text_key(text.encode()) if text else None for text in column] for column in columns]
     new = {
         key: text
-        for row, row_keys in zip(rows, keys, strict=True)
+        for row, row_keys in zip(zip(*columns, strict=True), zip(*keys, strict=True), strict=True)
         for text, key in zip(row, row_keys, strict=True)
-        if text and key not in writer.numbers
+        if key and key not in writer.numbers
     }  # a dict keeps the order of first appearance, so the numbers do not depend on where batches begin
     tokens, lengths, truncated = encode(list(new.values()))
     writer.stats["truncated"] = writer.stats.get("truncated", 0) + truncated
     writer.add_texts(list(new), tokens, lengths)
-    numbers = [[writer.numbers[key] if key else -1 for key in row] for row in keys]
-    writer.add_tuples(np.array(numbers, np.int32).reshape(len(rows), 2 + writer.negatives))
+    numbers = [[writer.numbers[key] if key else -1 for key in column] for column in keys]
+    writer.add_tuples(np.array(numbers, np.int32).T)
 
 
 def sample_rows(rows: int, max_rows: int) -> np.ndarray:
@@ -255,6 +274,7 @@ def report(folder: Path, width: int, seconds: float | None) -> str:
             f"{store.name:{width}}  {store.task:14}",
             f"{meta['rows']:>11,} rows  {meta['texts']:>11,} texts  {meta['tokens']:>14,} tokens",
             f"{stats.get('truncated', 0) / meta['texts']:6.1%} truncated  {stats.get('skipped', 0):,} skipped",
+            f"{stats.get('own', 0):,} negatives cut to their positive",
             f"{store.nbytes / 1e6:,.1f} MB  {'was done already' if seconds is None else f'{seconds:.1f} s'}",
         ]
     )

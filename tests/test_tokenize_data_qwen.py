@@ -7,6 +7,8 @@ import json
 
 import numpy as np
 import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import toy
 from conftest import tokenize
@@ -143,7 +145,12 @@ def test_an_interrupted_run_continues_to_the_same_bytes(ground, raw, tmp_path, m
     assert not (tmp_path / "stores" / "a").exists()
     skipped = []
     read = raw_tuples.read
-    monkeypatch.setattr(raw_tuples, "read", lambda path, rows, skip=0: skipped.append(skip) or read(path, rows, skip))
+
+    def spy(path, columns, rows, skip=0):
+        skipped.append(skip)
+        return read(path, columns, rows, skip)
+
+    monkeypatch.setattr(raw_tuples, "read", spy)
     assert tokenize(raw, tmp_path / "stores", ground.backbone, *arguments) == 0
     assert skipped[-1] == 28  # four batches of seven had been committed: it went on there
     assert contents(tmp_path / "stores") == contents(tmp_path / "whole")
@@ -195,10 +202,10 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_written(ground, raw, tm
     for line in (
         "not_parquet.parquet: not a Parquet file",
         "empty.parquet: the file is empty",
-        "no_json.jsonl: not JSONL",
-        "half.jsonl: cannot be read as json",
+        "no_json.jsonl: row 0 is not JSON",
+        "half.jsonl: row 1 is not JSON",
         "no_column.parquet: columns query, answer: no query and positive among them",
-        "no_column.parquet: no task is known for 'no_column' ('sorting' is none)",
+        "tasks.json: must be one object of dataset names and tasks, which are retrieval, clustering, classification",
         "numbers.parquet: column 'passage' holds int64, not text",
         "bad name.parquet: dataset name 'bad name'",
         "unknown.parquet: no task is known for 'unknown': give --task unknown=retrieval",
@@ -226,3 +233,73 @@ def test_wrong_flags(ground, raw, tmp_path, capsys, flags, message):
 def test_a_folder_without_data_is_an_error(ground, raw, tmp_path, capsys):
     assert tokenize(raw, tmp_path / "stores", ground.backbone) == 2
     assert "no .parquet or .jsonl file" in capsys.readouterr().err
+
+
+def test_what_comes_late_in_a_large_jsonl_is_read(ground, raw, tmp_path):
+    # `datasets` fixes columns and types by the first 10 MB; a scan of all keys does not.
+    filler = "word " * 1000
+    rows = [{"query": f"q{i}", "passage": f"p{i} {filler}"} for i in range(2200)]
+    rows.append({"query": "last", "passage": "p", "negative_2": "late", "meta": {"pos": 1}})
+    write_jsonl(raw / "x.jsonl", rows)
+    assert (raw / "x.jsonl").stat().st_size > 11e6
+    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval") == 0
+    store = open_store(tmp_path / "stores" / "x")
+    tokenizer, _ = load_tokenizer(str(ground.backbone))
+    assert texts_of(store, tokenizer)[-1] == ["last", "p", "late"]
+    assert (store.tuples[:-1, 2] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"query": "q", "passage": 3}', "row 1: 'passage' holds 3, not text"),
+        ('{"query": ["q"], "passage": "p"}', "row 1: 'query' holds [\"q\"], not text"),
+        ('["q", "p"]', "row 1 is not an object"),
+        ('{"query": "q", "passage": "\\ud800"}', "row 1: 'passage' holds"),
+        ("\udcff", "row 1 is not JSON"),
+    ],
+)
+def test_a_bad_line_is_named(ground, raw, tmp_path, capsys, line, message):
+    text = '{"query": "q", "passage": "p"}\n\n' + line + "\n"
+    (raw / "x.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_other_encodings_of_text_columns_are_read(ground, raw, tmp_path):
+    rows = toy.raw_rows(9, 2)
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, raw / "plain.parquet")
+    wide = {name: table[name].cast(pa.large_string()) for name in table.column_names}
+    pq.write_table(pa.table(wide | {"passage": table["passage"].dictionary_encode()}), raw / "other.parquet")
+    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval") == 0
+    plain, other = (open_store(tmp_path / "stores" / name) for name in ("plain", "other"))
+    assert np.array_equal(plain.tokens, other.tokens)
+    assert np.array_equal(plain.tuples, other.tuples)
+
+
+def test_negatives_that_are_cut_to_their_positive_are_left_out_and_counted(ground, raw, tmp_path, capsys):
+    long = "one two three four five six seven eight nine ten"
+    row = {"query": "q", "passage": f"{long} yes", "negative_1": f"{long} no", "negative_2": "other"}
+    toy.write_parquet(raw / "x.parquet", [row])
+    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval", "--max_seq_length", "8") == 0
+    assert "1 negatives cut to their positive" in capsys.readouterr().out
+    assert open_store(tmp_path / "stores" / "x").tuples[0, 2:].tolist() == [-1, 3]
+
+
+def test_a_folder_that_is_no_store_is_left_alone(ground, raw, tmp_path, capsys):
+    toy.write_parquet(raw / "x.parquet", toy.raw_rows(3, 1))
+    mine = tmp_path / "stores" / "x" / "thesis.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    arguments = (raw, tmp_path / "stores", ground.backbone, "--task", "retrieval", "--overwrite", "true")
+    assert tokenize(*arguments) == 2
+    assert "is no token store and would be replaced" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+
+
+def test_an_output_folder_below_a_file_is_refused(ground, raw, tmp_path, capsys):
+    toy.write_parquet(raw / "x.parquet", toy.raw_rows(3, 1))
+    (tmp_path / "file").write_text("")
+    assert tokenize(raw, tmp_path / "file" / "stores", ground.backbone, "--task", "retrieval") == 2
+    assert "file is a file" in capsys.readouterr().err
