@@ -44,8 +44,14 @@ class Facts:
     datasets: dict  # shown in the model card: dataset -> training tuples
 
 
-def save(folder: Path, backbone: nn.Module, tokenizer, facts: Facts, dtype: torch.dtype) -> None:
-    """Write a model folder, or an adapter folder for a PeftModel; `dtype` is that of the saved weights.
+def save(
+    folder: Path, backbone: nn.Module, tokenizer, facts: Facts, dtype: torch.dtype, weights: dict | None = None
+) -> None:
+    """Write a model folder, or an adapter folder for a PeftModel.
+
+    Args:
+        dtype: of the saved weights; adapters are small and stay in fp32.
+        weights: the backbone's whole state dict where the module holds only a part; None = the module's own.
 
     Raises:
         FileExistsError: there is something at `folder` already.
@@ -55,10 +61,12 @@ def save(folder: Path, backbone: nn.Module, tokenizer, facts: Facts, dtype: torc
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
+    weights = backbone.state_dict() if weights is None else weights
     if isinstance(backbone, PeftModel):
-        backbone.save_pretrained(aside)
+        backbone.save_pretrained(aside, state_dict=weights)
+        _complete_adapter_config(aside / "adapter_config.json")
     else:
-        weights = {name: weight.detach().to("cpu", dtype) for name, weight in backbone.state_dict().items()}
+        weights = {name: weight.detach().to("cpu", dtype) for name, weight in weights.items()}
         backbone.save_pretrained(aside, state_dict=weights)
         _complete_config(aside / "config.json", dtype, facts)
     save_tokenizer(tokenizer, aside, facts.max_seq_length)
@@ -108,17 +116,20 @@ def query_prompt(instruction: str) -> str:
     return f"Instruct: {instruction}\nQuery: "
 
 
-def merge_adapter(adapter: Path, folder: Path) -> None:
+def merge_adapter(adapter: Path, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a plain model folder from an adapter folder and the base model it names.
+
+    Merging is done in fp32, whatever the base was saved in: bf16 rounds most of an adapter away. `dtype` is that of
+    the merged weights; only fp32 keeps the vectors of the adapter.
 
     Raises:
         FileExistsError: there is something at `folder` already.
         FileNotFoundError: `adapter` is no adapter folder of this project.
     """
     facts = Facts(**json.loads((adapter / "f2llm.json").read_text(encoding="utf-8")))
-    base = _load(PeftConfig.from_pretrained(adapter).base_model_name_or_path, "auto")
+    base = _load(PeftConfig.from_pretrained(adapter).base_model_name_or_path, torch.float32)
     merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
-    save(folder, merged, AutoTokenizer.from_pretrained(adapter), facts, base.dtype)
+    save(folder, merged, AutoTokenizer.from_pretrained(adapter), facts, dtype)
 
 
 # ------------------------------------------------------------------------------------------ probe
@@ -146,7 +157,7 @@ def probe(folder: Path, tokens: Tensor, cu_seqlens: Tensor, live: Tensor, tolera
     longest = max(map(len, expected))
     ids = [tokenizer(text, truncation=True, max_length=longest)["input_ids"] for text in PROBE_TEXTS]
     problems = [
-        f"{folder}: its tokenizer gives other ids for {text[:30]!r}: they end in {got[-3:]}, in training in {want[-3:]}"
+        f"{folder}: its tokenizer gives other ids for {text[:30]!r}: {_first_difference(got, want)}"
         for text, got, want in zip(PROBE_TEXTS, ids, expected, strict=True)
         if got != want
     ]
@@ -171,6 +182,13 @@ def probe(folder: Path, tokens: Tensor, cu_seqlens: Tensor, live: Tensor, tolera
     return problems
 
 
+def _first_difference(got: list[int], want: list[int]) -> str:
+    pairs = enumerate(zip(got, want, strict=False))
+    place = next((i for i, (a, b) in pairs if a != b), min(len(got), len(want)))
+    shown = [str(ids[place]) if place < len(ids) else "nothing" for ids in (got, want)]
+    return f"at place {place} {shown[0]}, in training {shown[1]}; {len(got)} tokens, in training {len(want)}"
+
+
 def _load(path: str, dtype: torch.dtype | str) -> nn.Module:
     return AutoModel.from_pretrained(path, dtype=dtype, use_safetensors=True, trust_remote_code=False)
 
@@ -187,6 +205,14 @@ def _complete_config(path: Path, dtype: torch.dtype, facts: Facts) -> None:
         config["rope_theta"] = theta
     if facts.matryoshka_dims:
         config["matryoshka_dimensions"] = sorted(facts.matryoshka_dims)
+    _write_json(path, config)
+
+
+def _complete_adapter_config(path: Path) -> None:
+    """A base model in a folder by its full path: the adapter is loaded from anywhere."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if (base := Path(config["base_model_name_or_path"])).is_dir():
+        config["base_model_name_or_path"] = str(base.resolve())
     _write_json(path, config)
 
 

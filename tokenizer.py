@@ -91,12 +91,14 @@ def save_tokenizer(tokenizer, folder: Path, max_seq_length: int) -> None:
     backend.no_truncation()
     backend.no_padding()
     eos = tokenizer.eos_token
-    if backend.encode("a").ids[-1:] != [tokenizer.eos_token_id]:
+    plain, added = (backend.encode("a", add_special_tokens=special).ids for special in (False, True))
+    if added != [*plain, tokenizer.eos_token_id]:
         append = processors.TemplateProcessing(
             single=f"$A {eos}", pair=f"$A {eos} $B:1 {eos}:1", special_tokens=[(eos, tokenizer.eos_token_id)]
         )
-        before = backend.post_processor
-        backend.post_processor = processors.Sequence([before, append]) if before else append
+        # A post-processor that adds tokens (Llama's BOS) goes: training saw none of them.
+        keep = backend.post_processor if added == plain else None
+        backend.post_processor = processors.Sequence([keep, append]) if keep else append
     backend.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

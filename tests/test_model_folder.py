@@ -4,6 +4,7 @@ python -m pytest tests/test_model_folder.py
 """
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 import model_folder
-from model import Embedder, add_lora, load_backbone
+from backbone import add_lora, load_backbone
+from model import Embedder
 from model_folder import Facts
 from tools import merge_adapter
 
@@ -45,7 +47,8 @@ def training_vectors(backbone, tokenizer, texts: list[str]) -> torch.Tensor:
     tokens, lengths, _ = model_folder.make_encoder(tokenizer, LIMIT)(texts)
     cu_seqlens = F.pad(torch.from_numpy(lengths).cumsum(0), (1, 0)).int()
     with torch.no_grad():
-        return F.normalize(Embedder(backbone, "segments").eval()(torch.from_numpy(tokens).long(), cu_seqlens), dim=-1)
+        embeddings = Embedder(backbone, "segments").eval()(torch.from_numpy(tokens).long(), cu_seqlens, lengths)
+        return F.normalize(embeddings, dim=-1)
 
 
 def assert_same_vectors(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -156,7 +159,23 @@ def test_an_adapter_and_its_merge_reload_to_the_same_vectors(adapted, backbone, 
         training_vectors(load_backbone(str(tmp_path / "merged"), torch.float32), tokenizer, TEXTS), expected
     )
     assert merge_adapter.main([str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 2  # exists already
+    assert Path(config["base_model_name_or_path"]).is_absolute()  # the adapter is loaded from anywhere
     assert merge_adapter.main([str(tmp_path / "nowhere"), str(tmp_path / "other")]) == 2
+
+
+def test_an_adapter_on_a_bf16_base_is_merged_in_fp32(ground, adapted, tokenizer, tmp_path):
+    load_backbone(str(ground.backbone), torch.bfloat16).save_pretrained(tmp_path / "base")
+    torch.manual_seed(3)
+    model = add_lora(load_backbone(str(tmp_path / "base"), torch.float32), 4, 8, 0.1, ["q_proj"]).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=1e-3)  # far below what bf16 resolves beside a weight of 0.2
+    expected = training_vectors(model, tokenizer, TEXTS)
+    model_folder.save(tmp_path / "adapter", model, tokenizer, facts(), torch.float32)
+    assert merge_adapter.main([str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 0
+    merged = load_backbone(str(tmp_path / "merged"), torch.float32)
+    assert_same_vectors(training_vectors(merged, tokenizer, TEXTS), expected)
 
 
 # ------------------------------------------------------------------------------------------ probe
@@ -168,7 +187,7 @@ def saved(backbone, tokenizer, tmp_path):
     model_folder.save(tmp_path / "m", backbone, tokenizer, facts(), torch.float32)
     batch = model_folder.probe_batch(tokenizer, LIMIT)
     with torch.no_grad():
-        live = Embedder(backbone).encode(*batch)
+        live = Embedder(backbone)(*batch, batch[1].diff().numpy())
     return tmp_path / "m", *batch, live
 
 

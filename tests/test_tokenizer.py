@@ -6,6 +6,7 @@ python -m pytest tests/test_tokenizer.py
 import json
 
 import toy
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 import tokenizer as module
@@ -51,6 +52,18 @@ def test_a_saved_tokenizer_appends_eos_once_and_keeps_it_when_cutting(ground, tm
     assert again("old")["input_ids"] == saved("old")["input_ids"]
     assert encode(again, "old") == encode(tokenizer, "old")
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def test_a_tokenizer_that_adds_bos_is_saved_as_training_used_it(ground, tmp_path):
+    tokenizer, _ = module.load_tokenizer(str(ground.backbone))
+    bos = ("<|im_start|>", tokenizer.convert_tokens_to_ids("<|im_start|>"))
+    backend = tokenizer.backend_tokenizer
+    for template in ("<|im_start|> $A", "<|im_start|> $A <|im_end|>"):
+        eos = (tokenizer.eos_token, tokenizer.eos_token_id)
+        backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=[bos, eos])
+        module.save_tokenizer(tokenizer, tmp_path, 16)
+        saved = AutoTokenizer.from_pretrained(tmp_path)
+        assert saved("the river is old")["input_ids"] == encode(tokenizer, "the river is old", 16)
 
 
 def test_fingerprint_names_behaviour_not_files(ground, tmp_path):

@@ -2,7 +2,7 @@
 
     python -m tools.merge_adapter output/EXPERIMENT_ID/step_100 merged/
 
-The base model is the one that the adapter names; the result has its dtype.
+The base model is the one that the adapter names; merging is done, and saved, in fp32.
 """
 
 import sys
