@@ -8,7 +8,7 @@ raises nothing here: `parse` returns every problem it found, one line each, for 
 
 import difflib
 import json
-import math
+import os
 import re
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -153,30 +153,30 @@ class Args:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-def parse(argv: list[str]) -> tuple[Args | None, list[str]]:
+def parse(argv: list[str]) -> tuple[Args, list[str], set[str]]:
     """Read `--config file.json --key value ...`.
 
     Returns:
-        (args, []) or (None, problems): all of them, each naming the key, the value, the rule and the remedy.
+        args: always, so that what can be checked is checked.
+        problems: all of them, each naming the key, the value, the rule and the remedy.
+        unknown: keys whose value is not what the user meant (missing or refused); they hold a default or "".
     """
     overrides, config, problems = _command_line(argv)
     values, unread = _read_json(config) if config else ({}, [])
-    problems += unread
-    values |= overrides
     known = {f.name: f for f in fields(Args)}
-    problems += [f"{name}: no such key{_did_you_mean(name, known)}" for name in values if name not in known]
+    lost = set() if values is not None else set(known) - set(overrides)  # what an unreadable file may have said
+    values = (values or {}) | overrides
+    problems += unread + [f"{name}: no such key{_did_you_mean(name, known)}" for name in values if name not in known]
     values = {name: value for name, value in values.items() if name in known}
-    problems += [f"{name}: {wrong}" for name, value in values.items() if (wrong := _value_problem(known[name], value))]
-    if not (unread and not values):
-        required = [f.name for f in known.values() if f.default is MISSING]
-        problems += [
-            f"{name}: missing; give it in the config file or as --{name}" for name in required if name not in values
-        ]
-    if problems:
-        return None, problems
-    args = Args(**{name: _coerce(known[name], value) for name, value in values.items()})
-    problems = _rules(args)
-    return (None, problems) if problems else (args, [])
+    wrong = {name: why for name, value in values.items() if (why := _value_problem(known[name], value))}
+    problems += [f"{name}: {why}" for name, why in wrong.items()]
+    required = {f.name for f in known.values() if f.default is MISSING}
+    missing = [name for name in known if name in required - set(values) - lost]
+    problems += [f"{name}: missing; give it in the config file or as --{name}" for name in missing]
+    sound = {name: _coerce(known[name], value) for name, value in values.items() if name not in wrong}
+    args = Args(**dict.fromkeys(required, "") | sound)
+    unknown = lost | set(missing) | set(wrong)
+    return args, problems + [line for keys, line in _rules(args) if not keys & unknown], unknown
 
 
 def help_text() -> str:
@@ -235,8 +235,8 @@ def _from_text(kind: Any, text: str) -> Any:
         return None if text.lower() == "none" else text
 
 
-def _read_json(path: str) -> tuple[dict, list[str]]:
-    """A config file as (values, problems): one flat object, no key twice, no NaN."""
+def _read_json(path: str) -> tuple[dict | None, list[str]]:
+    """A config file as (values, problems): one flat object, no key twice, no NaN. None where it is none at all."""
     twice, odd = [], []
 
     def pairs(items: list) -> dict:
@@ -248,11 +248,11 @@ def _read_json(path: str) -> tuple[dict, list[str]]:
         text = Path(path).read_text(encoding="utf-8")
         values = json.loads(text, object_pairs_hook=pairs, parse_constant=lambda name: odd.append(name) or 0)
     except OSError as error:
-        return {}, [f"--config {path}: {error.strerror}"]
+        return None, [f"--config {path}: {error.strerror}"]
     except ValueError as error:
-        return {}, [f"--config {path}: not JSON ({error})"]
+        return None, [f"--config {path}: not JSON ({error})"]
     if not isinstance(values, dict):
-        return {}, [f"--config {path}: must be one object of keys and values"]
+        return None, [f"--config {path}: must be one object of keys and values"]
     problems = [f"{name}: given twice in {path}; keep one" for name in twice]
     return values, problems + [f"--config {path}: {name} is no number" for name in odd]
 
@@ -296,7 +296,7 @@ def _is_a(kind: type, value: Any) -> bool:
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
     if kind is float:
-        return isinstance(value, int | float) and math.isfinite(value)
+        return isinstance(value, int | float) and abs(value) < 1e300  # also not NaN
     if kind is list:
         return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
     return isinstance(value, kind)
@@ -307,17 +307,29 @@ def _coerce(f, value: Any) -> Any:
     return float(value) if f.type is float else value
 
 
-def _rules(args: Args) -> list[str]:
-    """What is wrong between keys, one line each."""
+def _rules(args: Args) -> list[tuple[set[str], str]]:
+    """What is wrong between keys or with the world: (the keys that it follows from, a line)."""
     name_rule = "becomes a folder: use up to 128 of A-Z a-z 0-9 . _ + # -, no leading dot"
     named = re.fullmatch(r"[A-Za-z0-9_+#-][A-Za-z0-9._+#-]{0,127}", args.experiment_id) is not None
     found = Path(args.train_data_path).is_dir()
-    rules = {
-        f"experiment_id: {args.experiment_id!r} {name_rule}": named,
-        f"min_lr: {args.min_lr} is above learning_rate {args.learning_rate}": args.min_lr <= args.learning_rate,
-        "train_steps: 0 would train nothing; -1 leaves it to train_epochs": args.train_steps != 0,
-        f"lora_dropout: {args.lora_dropout} must be below 1": args.lora_dropout < 1,
-        f"seed: {args.seed} must be below 2^31": args.seed < 2**31,
-        f"train_data_path: {args.train_data_path}: no such folder; tokenize_data_qwen.py makes it": found,
-    }
-    return [rule for rule, holds in rules.items() if not holds]
+    folders = [(key, getattr(args, key)) for key in ("output_dir", "tb_dir", "cache_dir")]
+    rules = [
+        ({"experiment_id"}, f"experiment_id: {args.experiment_id!r} {name_rule}", named),
+        ({"min_lr", "learning_rate"}, f"min_lr: {args.min_lr} is above learning_rate {args.learning_rate}",
+         args.min_lr <= args.learning_rate),
+        ({"train_steps"}, "train_steps: 0 would train nothing; -1 leaves it to train_epochs", args.train_steps != 0),
+        ({"lora_dropout"}, f"lora_dropout: {args.lora_dropout} must be below 1", args.lora_dropout < 1),
+        ({"seed"}, f"seed: {args.seed} must be below 2^31", args.seed < 2**31),
+        ({"train_data_path"},
+         f"train_data_path: {args.train_data_path}: no such folder; tokenize_data_qwen.py makes it", found),
+        *(({key}, f"{key}: {path}: {why}", why is None) for key, path in folders for why in [_unwritable(path)]),
+    ]  # fmt: skip
+    return [(keys, line) for keys, line, holds in rules if not holds]
+
+
+def _unwritable(folder: str) -> str | None:
+    """Why nothing can be written below a folder that may not exist yet, or None."""
+    nearest = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        return f"{nearest} is a file"
+    return None if os.access(nearest, os.W_OK) else f"{nearest} may not be written to"

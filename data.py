@@ -249,6 +249,7 @@ class Feed:
     def _batch(self, dataset: int, rows: np.ndarray, epoch: int) -> Batch:
         store = self.stores[dataset]
         chosen = choose_negatives(store.tuples[rows, 2:], self.negatives[dataset], self.plan.seed, epoch, rows)
+        chosen[cut_alike(store, store.tuples[rows, 1], chosen, self.max_length)] = -1
         return make_batch(store, rows, chosen, self.max_length, self.rank, self.world)
 
 
@@ -277,6 +278,24 @@ def make_batch(
         begin=mine.start,
         negatives=int((negatives >= 0).sum()),
     )
+
+
+def cut_alike(store: TokenStore, positives: np.ndarray, negatives: np.ndarray, max_length: int) -> np.ndarray:
+    """Where a negative becomes its own positive when both are cut to `max_length` tokens, bool [m, n].
+
+    Args:
+        positives: [m] text numbers.
+        negatives: [m, n] text numbers, -1 = missing.
+    """
+    alike = np.zeros(negatives.shape, bool)
+    if (store.meta["max_seq_length"] or max_length + 1) <= max_length:
+        return alike  # nothing is cut, and the store holds no such negative
+    long = [store.offsets[x + 1] - store.offsets[x] >= max_length for x in (positives[:, None], negatives)]
+    for row, column in np.argwhere(long[0] & long[1] & (negatives >= 0)):
+        heads = (store.offsets[number] for number in (positives[row], negatives[row, column]))
+        first, second = (store.tokens[head : head + max_length - 1] for head in heads)
+        alike[row, column] = np.array_equal(first, second)
+    return alike
 
 
 def pack(store: TokenStore, texts: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -91,6 +92,13 @@ class Meter:
         self.counters = dict.fromkeys(self.COUNTERS, 0)
         self.began = time.perf_counter()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock: validation and saving are no training."""
+        stopped = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - stopped
+
     def add(self, dataset: int, losses: dict[str, Tensor], rows: int) -> None:
         """Add losses that are means over `rows` rows of this process."""
         for kind, loss in losses.items():
@@ -163,14 +171,11 @@ def train_line(step: int, steps: int, means: dict[tuple[str, str], float], value
 
 def write_manifest(path: Path, accelerator: Accelerator, data: dict) -> None:
     """What ran, where, on what: versions, commit, hardware, processes, checksums of the data."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
     cuda = accelerator.device.type == "cuda"
     manifest = {
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
-        "commit": commit.stdout.strip() or None,
+        "commit": _commit(),
         "hardware": torch.cuda.get_device_name()
         if cuda
         else f"{platform.machine()}, {torch.get_num_threads()} threads",
@@ -179,6 +184,15 @@ def write_manifest(path: Path, accelerator: Accelerator, data: dict) -> None:
         "data": data,
     }
     path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _commit() -> str | None:
+    """This repository's commit, "-dirty" with local changes; None where git or the repository is missing."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None
 
 
 class Metrics:

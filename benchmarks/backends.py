@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 import transformers
 
+from backbone import load_backbone
 from data import Batch, Feed, Plan, split_sizes
 from losses import hard_negative_loss, in_batch_loss
-from model import Embedder, load_backbone
+from model import Embedder
 from token_store import open_store
 
 VARIANTS = {  # name -> (backend, activation checkpointing)
@@ -61,7 +62,7 @@ def step(path: str, backend: str, checkpointing: bool, batch: Batch) -> tuple[fl
     model = Embedder(load_backbone(path, torch.float32), backend, checkpointing).train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     began = time.process_time()
-    queries, positives, negatives = batch.split(model(batch.tokens, batch.cu_seqlens))
+    queries, positives, negatives = batch.split(model(batch.tokens, batch.cu_seqlens, batch.lengths))
     loss = in_batch_loss(queries, positives, batch.targets, 0.05)
     loss = loss + hard_negative_loss(queries, positives, negatives, 0.05, batch.mask)
     loss.backward()

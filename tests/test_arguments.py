@@ -26,10 +26,10 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def parse(tmp_path, values: dict | str, *words: str) -> tuple[Args | None, list[str]]:
+def parse(tmp_path, values: dict | str, *words: str) -> tuple[Args, list[str]]:
     path = tmp_path / "config.json"
     path.write_text(values if isinstance(values, str) else json.dumps(REQUIRED | values))
-    return arguments.parse(["--config", str(path), *words])
+    return arguments.parse(["--config", str(path), *words])[:2]
 
 
 def test_all_published_keys_exist_with_their_published_defaults(tmp_path):
@@ -102,12 +102,13 @@ def test_negatives_by_task():
         ({"lora_target_modules": []}, "lora_target_modules: [] is not"),
         ({"lora_dropout": 1}, "lora_dropout: 1.0 must be below 1"),
         ({"train_data_path": "no/such/folder"}, "train_data_path: no/such/folder: no such folder"),
+        ({"learning_rate": 10**400}, "is not a number"),
+        ({"output_dir": "README.md/below"}, "README.md is a file"),
         ({"seed": 2**31}, "seed: 2147483648 must be below 2^31"),
     ],
 )  # fmt: skip
 def test_one_mistake(tmp_path, values, problem):
-    args, problems = parse(tmp_path, values)
-    assert args is None
+    _, problems = parse(tmp_path, values)
     assert len(problems) == 1
     assert problem in problems[0]
 
@@ -124,8 +125,7 @@ def test_one_mistake(tmp_path, values, problem):
     ],
 )
 def test_hostile_json(tmp_path, text, problem):
-    args, problems = parse(tmp_path, text)
-    assert args is None
+    _, problems = parse(tmp_path, text)
     assert any(problem in line for line in problems)
 
 
@@ -140,15 +140,27 @@ def test_hostile_json(tmp_path, text, problem):
     ],
 )
 def test_hostile_command_lines(words, problem):
-    args, problems = arguments.parse(words)
-    assert args is None
+    _, problems, _ = arguments.parse(words)
     assert any(problem in line for line in problems)
 
 
 def test_all_mistakes_are_said_at_once(tmp_path):
     values = {"sed": 1, "train_batch_size": "x", "temperature": -1, "use_lora": "yes"}
+    values |= {"train_data_path": "no/such/folder", "min_lr": 1.0}
     _, problems = parse(tmp_path, values, "--log_interval", "0")
-    assert len(problems) == 5
+    assert len(problems) == 7  # what one key breaks does not hide what others do
+
+
+def test_what_is_unknown_is_not_judged(tmp_path):
+    _, problems, unknown = arguments.parse(["--train_data_path", "no/such", "--learning_rate", "x", "--min_lr", "5"])
+    assert unknown == {"model_path", "experiment_id", "output_dir", "tb_dir", "cache_dir", "learning_rate"}
+    assert not any(line.startswith("min_lr") for line in problems)  # nothing to compare it with
+    assert any(line.startswith("train_data_path: no/such: no such folder") for line in problems)
+    (tmp_path / "config.json").write_text("{")
+    _, problems, unknown = arguments.parse(["--config", str(tmp_path / "config.json"), "--seed", "1"])
+    assert len(problems) == 1  # and not a word about keys that the file may hold
+    assert "seed" not in unknown
+    assert "model_path" in unknown
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))

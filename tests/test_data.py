@@ -3,11 +3,14 @@
 python -m pytest tests/test_data.py
 """
 
+import tracemalloc
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+import toy
+from conftest import tokenize
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,8 +96,11 @@ def test_shuffled_is_uniform(rows, sorted_rows, monkeypatch):
 
 def test_shuffling_six_million_rows_makes_no_large_array():
     positions = np.arange(512)
+    tracemalloc.start()
     assert len(np.unique(shuffled(6_000_000, 5, positions))) == 512
-    assert shuffled(6_000_000, 5, positions).nbytes == 512 * 8
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 512 * 8 < peak < 1e6  # an array of all rows would be 48 MB
 
 
 def test_datasets_are_drawn_in_proportion_to_their_batches():
@@ -205,6 +211,25 @@ def test_packing_lays_texts_end_to_end_and_keeps_eos_when_cutting(stores):
     assert max(map(len, originals)) > 6  # something was cut
     assert tokens.tolist() == sum(expected, [])
     assert np.diff(cu_seqlens).tolist() == [len(text) for text in expected]
+
+
+def test_a_negative_that_is_cut_to_its_positive_is_masked(ground, tmp_path):
+    rows = toy.raw_rows(20, 2)
+    same = "The river is old and the castle is old and the engine is old"
+    for row in rows[::2]:
+        row |= {"passage": f"{same} {row['passage']}", "negative_1": f"{same} {row['negative_1']}"}
+    toy.write_parquet(tmp_path / "raw" / "x.parquet", rows)
+    assert tokenize(tmp_path / "raw", tmp_path / "stores", ground.backbone, "--task", "retrieval") == 0
+    stores = [open_store(tmp_path / "stores" / "x")]
+    long, short = (Feed(stores, [2], Plan((19,), 19, 0), length).training(0)[1] for length in (128, 8))
+    assert long.mask.all()
+    assert 8 <= (~short.mask).sum() <= 10  # one of two in every second tuple, of which one or none is held out
+    for batch, length in ((long, 128), (short, 8)):
+        texts = [tuple(text.tolist()) for text in batch.tokens.split(batch.lengths.tolist())]
+        assert max(map(len, texts)) <= length
+        negatives = iter(texts[2 * batch.rows :])
+        for positive, mask in zip(texts[batch.rows :], batch.mask.tolist(), strict=False):
+            assert all(next(negatives) != positive for real in mask if real)
 
 
 def test_a_process_without_rows_still_has_something_to_compute(stores):

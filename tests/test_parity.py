@@ -9,9 +9,8 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-import arguments
-import run
 from losses import distillation_loss, hard_negative_loss, in_batch_loss, matryoshka_weights, over_prefixes
+from schedule import Schedule
 
 T = 0.05
 
@@ -65,15 +64,14 @@ def test_distillation_term():
 @pytest.mark.parametrize("kind", ["cosine", "constant_with_warmup"])
 def test_schedule_is_the_published_one(kind):
     # The published loop: get_scheduler, and after each update a clamp from below at min_lr.
-    args = arguments.Args("m", "e", "o", "t", "c", "d", learning_rate=1e-4, min_lr=1e-6, warmup_steps=10)
-    args.scheduler_type = kind
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    schedule = Schedule(peak=1e-4, floor=1e-6, warmup=10, steps=100, constant=kind == "constant_with_warmup")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=schedule.peak)
     scheduler = get_scheduler(kind, optimizer, num_warmup_steps=10, num_training_steps=100)
     for step in range(100):
         published = optimizer.param_groups[0]["lr"]
-        expected = max(published, args.min_lr) if step == 0 else published  # the first update had a rate of 0
-        assert run.learning_rate(step, 100, args) == pytest.approx(expected, rel=1e-9)
+        expected = max(published, schedule.floor) if step == 0 else published  # the first update had a rate of 0
+        assert schedule.rate(step) == pytest.approx(expected, rel=1e-9)
         optimizer.step()
         scheduler.step()
-        optimizer.param_groups[0]["lr"] = max(optimizer.param_groups[0]["lr"], args.min_lr)
-    assert run.learning_rate(99, 100, args) >= args.min_lr
+        optimizer.param_groups[0]["lr"] = max(optimizer.param_groups[0]["lr"], schedule.floor)
+    assert schedule.rate(99) >= schedule.floor

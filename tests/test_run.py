@@ -9,11 +9,14 @@ The golden losses are remade, after a change that is meant to change them, by
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import toy
@@ -22,9 +25,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run
+from backbone import load_backbone
 from losses import hard_negative_loss, in_batch_loss
-from model import Embedder, load_backbone
-from token_store import StoreWriter, text_key
+from model import Embedder
+from store_writer import StoreWriter, text_key
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "tiny_run.json"
@@ -119,7 +123,7 @@ def test_the_first_step_is_the_equations(train, ground, settings):
     folder = train(train_steps=1, log_interval=1, max_seq_length=128)
     (line,) = read_metrics(folder, "train")
     args = run.arguments.parse(["--config", str(folder / "args.json")])[0]
-    stores, _, _ = run.cache.prepare(ground.stores, Path(settings["cache_dir"]))
+    stores, _ = run.cache.prepare(ground.stores, Path(settings["cache_dir"]))
     plan = run.Plan(tuple(run.data.split_sizes(len(store.tuples))[0] for store in stores), 8, 0)
     what = plan.step(0)
     store = stores[what.dataset]
@@ -220,6 +224,15 @@ def test_zero_negatives_and_distillation(train, ground):
         assert np.isfinite(line["grad_norm"])
 
 
+def test_a_lone_held_out_tuple_has_no_in_batch_measure(train, ground, tmp_path):
+    toy.write_parquet(tmp_path / "raw" / "small.parquet", toy.raw_rows(40, 2))
+    assert tokenize(tmp_path / "raw", tmp_path / "small", ground.backbone, "--task", "retrieval") == 0
+    folder = train(train_data_path=str(tmp_path / "small"), validation_steps=4)
+    (line,) = read_metrics(folder, "validation")
+    assert "hard" in line["measures"]["small"]
+    assert "in_batch" not in line["measures"]["small"]  # it would be 0 and look like a triumph
+
+
 def test_missing_negatives_train(train, ground, tmp_path):
     rows = toy.raw_rows(30, 4)
     for i, row in enumerate(rows):
@@ -311,6 +324,47 @@ def test_all_problems_at_once_and_before_the_model_loads(settings, ground, tmp_p
     assert not Path(settings["output_dir"]).exists()
 
 
+def test_a_wrong_key_does_not_hide_what_else_is_wrong(settings, tmp_path, capsys):
+    (tmp_path / "output" / "toy").mkdir(parents=True)
+    (tmp_path / "output" / "toy" / "args.json").write_text("{}")
+    values = flags(settings, learning_rat=1, train_batch_size=0, model_path="nowhere/at_all", report_to="tensorbord")
+    error = refused(capsys, *values)
+    for line in ("learning_rat: no such key", "train_batch_size: 0 is below 1", "model_path: 'nowhere/at_all'",
+                 "report_to: 'tensorbord' is none of", "holds a run already"):  # fmt: skip
+        assert line in error, line
+    assert "5 problems" in error
+    assert not (tmp_path / "cache").exists()  # nothing was built for a run that cannot start
+
+
+def test_a_tracker_that_is_not_installed_is_refused(settings, capsys):
+    assert "report_to: swanlab is not installed" in refused(capsys, *flags(settings, report_to="swanlab"))
+
+
+def test_a_model_without_weights_and_a_cut_one_are_refused(settings, ground, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(ground.backbone, folder)
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    assert "damaged or cut short" in refused(capsys, *flags(settings, model_path=folder))
+    assert "damaged or cut short" in refused(capsys, *flags(settings, teacher_model_path=folder))
+
+
+def test_a_teacher_with_a_smaller_vocabulary_is_refused(settings, ground, tmp_path, capsys):
+    folder = tmp_path / "teacher"
+    shutil.copytree(ground.backbone, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+    assert "teacher_model_path: the data hold token id" in refused(capsys, *flags(settings, teacher_model_path=folder))
+
+
+def test_published_data_that_do_not_fit_the_model_are_refused_after_the_conversion(settings, ground, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "tasks.json").write_text('{"x": "retrieval"}')
+    ids = [[600, 5]] * 4
+    pq.write_table(pa.table({"query_input_ids": ids, "passage_input_ids": ids}), tmp_path / "data" / "x.parquet")
+    assert "the data hold token id 600" in refused(capsys, *flags(settings, train_data_path=tmp_path / "data"))
+
+
 def test_a_narrow_teacher_is_refused(settings, tmp_path, capsys):
     toy.make_backbone(tmp_path / "narrow", hidden_size=16)
     error = refused(capsys, *flags(settings, teacher_model_path=tmp_path / "narrow"))
@@ -326,7 +380,7 @@ def test_half_written_and_damaged_data_are_refused(settings, ground, tmp_path, c
     folder = tmp_path / "data"
     (folder / "broken").mkdir(parents=True)
     (folder / "broken" / "tokens.npy").write_bytes(b"")
-    assert "half-written store" in refused(capsys, *flags(settings, train_data_path=folder))
+    assert "half of a store" in refused(capsys, *flags(settings, train_data_path=folder))
     (folder / "broken" / "tokens.npy").unlink()
     assert "no dataset in it" in refused(capsys, *flags(settings, train_data_path=folder))
 

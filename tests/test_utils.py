@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from utils import Meter, Metrics, gather, spoken, task_means, train_line, write_manifest
+import utils
+from utils import Meter, Metrics, gather, spoken, task_means, train_line, use_all_cores, write_manifest
 
 
 def test_gather_of_one_process_is_the_tensor_itself():
@@ -65,6 +66,43 @@ def test_metrics_go_to_the_file_and_the_trackers_of_the_main_process_only(tmp_pa
     if main:
         assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 3, "kind": "train", "lr": 0.5}
         assert accelerator.logged == [(3, {"tag": 1.0}), "end"]
+
+
+def test_the_clock_stands_still_while_paused(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(utils.time, "perf_counter", lambda: now[0])
+    meter = Meter(["a"], ["hard"], torch.device("cpu"))
+    meter.count(tuples=10)
+    now[0] = 2.0
+    with meter.paused():
+        now[0] = 100.0
+    now[0] += 3.0
+    assert meter.read(world=1)[1]["tuples_per_second"] == 10 / 5
+
+
+@pytest.mark.parametrize(("variable", "used"), [("1", True), (None, True), ("3", False)])
+def test_cores_are_used_where_nobody_chose_a_number(monkeypatch, variable, used):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setattr(utils.os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    use_all_cores(torch.device("cpu"))
+    assert chosen == ([4] if used else [])
+    use_all_cores(torch.device("meta"))  # not on devices
+    assert chosen == ([4] if used else [])
+
+
+def test_a_machine_without_git_has_a_manifest(tmp_path, monkeypatch):
+    def no_git(*_, **__):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(utils.subprocess, "run", no_git)
+    accelerator = Accelerator(device=torch.device("cpu"), num_processes=1, mixed_precision="no")
+    write_manifest(tmp_path / "manifest.json", accelerator, {})
+    assert json.loads((tmp_path / "manifest.json").read_text())["commit"] is None
 
 
 def test_manifest_says_what_ran(tmp_path):

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model import Embedder, load_backbone
+from backbone import load_backbone
+from model import Embedder
 from tokenizer import load_tokenizer, make_encoder
 
 BATCH = 256  # texts embedded together
@@ -25,7 +26,8 @@ def embed(folder: Path, texts: list[str], max_length: int) -> np.ndarray:
     for batch in np.array_split(order, -(-len(texts) // BATCH)):
         tokens, lengths, _ = encode([texts[i] for i in batch])
         cu_seqlens = F.pad(torch.from_numpy(lengths).cumsum(0), (1, 0)).to(torch.int32)
-        vectors[batch] = F.normalize(model(torch.from_numpy(tokens).long(), cu_seqlens), dim=-1).numpy()
+        states = model(torch.from_numpy(tokens).long(), cu_seqlens, lengths)  # [batch, d]
+        vectors[batch] = F.normalize(states, dim=-1).numpy()
     return vectors
 
 
