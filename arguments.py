@@ -128,6 +128,9 @@ class Args:
         "tensorboard",
     )
     cache_only: bool = _key(_DATA, "", "the warm-up run: build and verify the cache, say what it holds, exit", False)
+    process_timeout: float = _key(
+        _OUT, "seconds", "a process without a sign of life for this long ends the run on all of them", 300.0, low=1
+    )
     num_processes: int = _key(_OUT, "", "a record: filled in with the number of processes that ran", 0, low=0)
 
     def negatives_for(self, task: str) -> int:

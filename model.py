@@ -21,8 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from backbone import attention_window
-
 _SEGMENTS = "f2llm_segments"  # its name among Transformers' attention functions
 _BUCKET_TOKENS = 16384  # rectangle of one bucket at most, padding included; large enough to fill a GPU
 
@@ -32,21 +30,23 @@ class Embedder(nn.Module):
 
     Args:
         backbone: any causal decoder of Transformers, or a PeftModel around one.
-        backend: segments, buckets, padded; "auto" is segments on CPU, buckets elsewhere and for sliding windows.
+        backend: segments, buckets or padded; `settle_backend` may choose another.
         gradient_checkpointing: recompute each layer's activations in the backward pass.
     """
 
-    def __init__(self, backbone: nn.Module, backend: str = "auto", gradient_checkpointing: bool = False):
+    def __init__(self, backbone: nn.Module, backend: str = "segments", gradient_checkpointing: bool = False):
         super().__init__()
         self.backbone = backbone
-        if backend == "auto":
-            on_cpu = next(backbone.parameters()).device.type == "cpu"
-            backend = "segments" if on_cpu and not attention_window(backbone.config) else "buckets"
         self.backend = backend
         AttentionInterface.register(_SEGMENTS, _segment_attention)
         if gradient_checkpointing:
             enable = getattr(backbone, "activation_checkpointing_enable", None)  # its name since Transformers 5.23
             (enable or backbone.gradient_checkpointing_enable)({"use_reentrant": False})
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Class names of the layers, by which accelerate shards."""
+        return sorted(self._decoder()._no_split_modules or [])
 
     @property
     def hidden_size(self) -> int:
@@ -112,7 +112,7 @@ class Embedder(nn.Module):
 class FrozenEmbedder(Embedder):
     """A teacher: no gradient, and never in training mode, whatever is called on the model around it."""
 
-    def __init__(self, backbone: nn.Module, backend: str = "auto"):
+    def __init__(self, backbone: nn.Module, backend: str = "segments"):
         super().__init__(backbone, backend)
         self.requires_grad_(False).eval()
 
@@ -146,25 +146,43 @@ def bucket_sizes(lengths: list[int], budget: int) -> list[int]:
     return [*sizes, count]
 
 
-def settle_backend(model: Embedder, automatic: bool) -> list[str]:
-    """Try the backend on two short texts: in company they must embed as alone, and no token may see what follows it.
+def backend_candidates(backend: str, on_cpu: bool, windowed: bool, one_call: bool) -> list[str]:
+    """The backends to try, best first.
 
     Args:
-        model: in fp32 or fp64; its mode is put back. Where the packed row fails and the choice was `automatic`, the
-            backend becomes buckets: some decoders mix neighbours by a convolution or an attention of their own.
+        backend: what the user said; "auto" leaves it to this function.
+        windowed: some layers have a sliding window, which a packed row would not honour.
+        one_call: every process must call the decoder equally often; buckets differ between processes.
+    """
+    if backend != "auto":
+        return [backend]
+    packed = ["segments"] if (on_cpu or one_call) and not windowed else []
+    return packed + (["padded"] if one_call else ["buckets"])
+
+
+def settle_backend(model: Embedder, candidates: list[str]) -> list[str]:
+    """Give the model the first backend that is exact for it: some decoders cannot be packed.
+
+    Tried on two short texts: in company they must embed as alone, and no token may see what follows it. Some decoders
+    mix neighbours by a convolution or an attention of their own.
+
+    Args:
+        model: in fp32 or fp64, before any engine wraps it; its mode is put back.
 
     Returns:
         Why the model cannot be trained, one line each.
     """
     mode = model.training
     model.eval()
-    problems = [] if _is_causal(model) else ["not causal: the state of a token depends on what follows it"]
-    if not problems and automatic and model.backend == "segments" and not _keeps_apart(model):
-        model.backend = "buckets"
-    if not problems and not _keeps_apart(model):
-        problems = [f"attn_backend {model.backend}: texts change each other's embeddings; set it to auto or padded"]
+    causal = _is_causal(model)
+    for model.backend in candidates:
+        if causal and (settled := _keeps_apart(model)):
+            break
     model.train(mode)
-    return problems
+    if not causal:
+        return ["not causal: the state of a token depends on what follows it"]
+    wrong = f"attn_backend {candidates[-1]}: texts change each other's embeddings; set it to auto or padded"
+    return [] if settled else [wrong]
 
 
 @torch.no_grad()

@@ -15,21 +15,22 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm import tqdm
 
 import arguments
 import cache
 import data
+import engine
 import model_folder
 from arguments import Args
-from backbone import add_lora, check_backbone, check_teacher, load_backbone
-from data import Batch, Feed, Plan
+from backbone import add_lora, attention_window, check_backbone, check_teacher, load_backbone
+from data import Batch, Feed
 from losses import matryoshka_weights
-from model import Embedder, FrozenEmbedder, settle_backend
+from model import Embedder, FrozenEmbedder, backend_candidates, settle_backend
 from objective import LOSSES, MEASURES, Objective
+from plan import Plan, split_sizes
 from schedule import Schedule
 from token_store import TokenStore
 from tokenizer import fitting_tokenizer
@@ -71,7 +72,8 @@ def main(argv: list[str]) -> int:
     if speaks:
         print("\n".join(data.describe(stores)), flush=True)
     if not args.cache_only:
-        train(setup(args, stores, tokenizer))
+        with engine.together(args.trackers(), args.tb_dir, args.process_timeout) as accelerator:
+            train(setup(args, accelerator, stores, tokenizer))
     return 0
 
 
@@ -115,13 +117,7 @@ def check_outputs(args: Args, unknown: set[str]) -> list[str]:
         and (folder.is_file() or any(folder.iterdir()))
     ):
         problems.append(f"{folder}: holds a run already: choose another experiment_id, or move it away")
-    installed = {str(getattr(name, "value", name)) for name in get_available_trackers()}
-    for name in [] if "report_to" in unknown else args.trackers():
-        if name not in LOGGER_TYPE_TO_CLASS:
-            problems.append(f"report_to: {name!r} is none of {', '.join(LOGGER_TYPE_TO_CLASS)}, none")
-        elif name not in installed:
-            problems.append(f"report_to: {name} is not installed: pip install {name}, or take another")
-    return problems
+    return problems + engine.tracker_problems([] if "report_to" in unknown else args.trackers())
 
 
 def check_models(args: Args, stores: list[TokenStore], unknown: set[str]) -> tuple[object, list[str]]:
@@ -144,14 +140,11 @@ def check_models(args: Args, stores: list[TokenStore], unknown: set[str]) -> tup
 # ------------------------------------------------------------------------------------------ setup
 
 
-def setup(args: Args, stores: list[TokenStore], tokenizer) -> Run:
-    """Start the processes, load the models, and write the run's first files."""
-    accelerator = Accelerator(
-        log_with=args.trackers() or None, project_config=ProjectConfiguration(logging_dir=args.tb_dir)
-    )
+def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokenizer) -> Run:
+    """Load the models, lay out the data, and write the run's first files."""
     use_all_cores(accelerator.device)
     args.num_processes = accelerator.num_processes
-    sizes = tuple(data.split_sizes(len(store.tuples))[0] for store in stores)
+    sizes = tuple(split_sizes(len(store.tuples))[0] for store in stores)
     plan = Plan(sizes, args.train_batch_size * accelerator.num_processes, args.seed)
     negatives = [min(args.negatives_for(store.task), store.meta["negatives"]) for store in stores]
     feed = Feed(stores, negatives, plan, args.max_seq_length, accelerator.process_index, accelerator.num_processes)
@@ -190,14 +183,20 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
     if args.use_lora:
         backbone = add_lora(backbone, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_targets())
     model = Embedder(backbone.to(accelerator.device), args.attn_backend, args.gradient_checkpointing)
-    if problems := settle_backend(model, args.attn_backend == "auto"):
-        raise SystemExit("\n".join(f"run.py: model_path: {args.model_path}: {problem}" for problem in problems))
+    sharded, on_cpu = engine.is_sharded(accelerator), accelerator.device.type == "cpu"
+    windowed = attention_window(backbone.config) is not None
+    candidates = backend_candidates(args.attn_backend, on_cpu, windowed, one_call=sharded)
+    problems = settle_backend(model, candidates)
+    if sharded and model.backend == "buckets":
+        problems = ["attn_backend buckets: processes would call a sharded model unequally often; set it to auto"]
+    if problems:
+        raise SystemExit("\n".join(f"run.py: {args.model_path}: {problem}" for problem in problems))
     teacher = None
     if args.teacher_model_path:
         dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-        backbone = load_backbone(args.teacher_model_path, dtype).to(accelerator.device)
-        teacher = FrozenEmbedder(backbone, args.attn_backend)
-        settle_backend(teacher, automatic=True)
+        teacher = FrozenEmbedder(load_backbone(args.teacher_model_path, dtype).to(accelerator.device))
+        settle_backend(teacher, candidates)
+        engine.shard_frozen(accelerator, teacher, teacher._no_split_modules)
     set_seed(args.seed, device_specific=True)  # other dropout on every process
     return model, teacher
 
@@ -250,7 +249,7 @@ def train_step(run: Run, step: int, meter: Meter) -> tuple[float, Tensor]:
 
     meter.add(dataset, terms, rows=sum(batch.counts) / len(batch.counts))  # their mean over processes is the loss
     computed = accelerator.unwrap_model(run.model).computed(batch.lengths)
-    meter.count(tuples=batch.rows, tokens=len(batch.tokens), computed=computed)
+    meter.count(tuples=batch.rows, tokens=len(batch.tokens), computed=computed, heaviest=batch.heaviest)
     return rate, norm
 
 
@@ -316,10 +315,13 @@ def save(run: Run, name: str, step: int) -> None:
         on_device = (tokens.to(accelerator.device), cu_seqlens.to(accelerator.device))
         live = run.model(*on_device, cu_seqlens.diff().numpy())
     run.model.train()
+    weights = engine.whole_weights(accelerator, run.model)
     if accelerator.is_main_process:
         automatic = "bfloat16" if accelerator.mixed_precision == "bf16" else "float32"
         dtype = getattr(torch, automatic if args.save_dtype == "auto" else args.save_dtype)
-        model_folder.save(folder, accelerator.unwrap_model(run.model).backbone, run.tokenizer, facts(run, step), dtype)
+        weights = {name.removeprefix("backbone."): weight for name, weight in weights.items()}
+        backbone = accelerator.unwrap_model(run.model).backbone
+        model_folder.save(folder, backbone, run.tokenizer, facts(run, step), dtype, weights)
         # GPU against CPU rounds fp32 differently through 28 layers, and bf16 far more; a wrong folder is off by more.
         tolerance = 1e-3 if dtype == torch.float32 and accelerator.mixed_precision == "no" else 0.1
         if problems := model_folder.probe(folder, tokens, cu_seqlens, live, tolerance):

@@ -82,7 +82,7 @@ class Meter:
     Reading them is one collective whatever the number of datasets.
     """
 
-    COUNTERS = ("tuples", "tokens", "computed")  # real tokens; positions computed, padding included
+    COUNTERS = ("tuples", "tokens", "computed", "heaviest")  # real tokens; positions computed; what the slowest had
 
     def __init__(self, names: Sequence[str], kinds: Sequence[str], device: torch.device):
         self.names, self.kinds = names, kinds
@@ -117,7 +117,8 @@ class Meter:
         Returns:
             losses: dataset name -> kind -> mean over all processes' rows; only what occurred.
             rates: tuples_per_second, tokens_per_second (real ones), padding (share of the positions computed),
-            and peak_gib, the fullest process's memory.
+            imbalance (how much more than the mean the process with most tokens had, step by step), and peak_gib, the
+            fullest process's memory.
         """
         now = time.perf_counter()
         local = [float(self.counters[name]) for name in self.COUNTERS] + [peak_gib(self.sums.device)]
@@ -129,11 +130,12 @@ class Meter:
             for name, cells in zip(self.names, sums.tolist(), strict=True)
             if (means := {kind: total / n for kind, (total, n) in zip(self.kinds, cells, strict=True) if n})
         }
-        tuples, tokens, computed = rows[:, -len(local) : -1].sum(0).tolist()
+        tuples, tokens, computed, heaviest = rows[:, -len(local) : -1].sum(0).tolist()
         rates = {
             "tuples_per_second": tuples / (now - self.began),
             "tokens_per_second": tokens / (now - self.began),
             "padding": 1 - tokens / max(computed, 1),
+            "imbalance": heaviest / max(tokens, 1) - 1 if world > 1 else 0.0,
             "peak_gib": rows[:, -1].max().item(),
         }
         self.sums.zero_()
@@ -165,7 +167,8 @@ def train_line(step: int, steps: int, means: dict[tuple[str, str], float], value
     return (
         f"step {step}/{steps} | {spoken(means)} | lr {values['lr']:.2e} | grad {values['grad_norm']:.3f} | "
         f"{values['tuples_per_second']:.1f} tuples/s {values['tokens_per_second'] / 1e3:.1f}k tokens/s | "
-        f"padding {values['padding']:.0%} | {values['peak_gib']:.2f} GiB"
+        f"padding {values['padding']:.0%} | imbalance {values['imbalance']:.0%} | "
+        f"{values['peak_gib']:.2f} GiB"
     )
 
 
@@ -216,7 +219,8 @@ class Metrics:
         """Flush everything."""
         if self.file:
             self.file.close()
-        self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
 
 def peak_gib(device: torch.device) -> float:

@@ -14,9 +14,10 @@ import torch
 import transformers
 
 from backbone import load_backbone
-from data import Batch, Feed, Plan, split_sizes
+from data import Batch, Feed
 from losses import hard_negative_loss, in_batch_loss
 from model import Embedder
+from plan import Plan, split_sizes
 from token_store import open_store
 
 VARIANTS = {  # name -> (backend, activation checkpointing)

@@ -1,21 +1,17 @@
-"""The plan, the negatives and the packing: what every process sees at every step.
+"""The batch: what every process sees at every step.
 
 python -m pytest tests/test_data.py
 """
-
-import tracemalloc
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 import toy
 from conftest import tokenize
-from hypothesis import given
-from hypothesis import strategies as st
 
 import data
-from data import Feed, Plan, batch_bounds, choose_negatives, process_slice, shuffled, split_sizes
+from data import Feed
+from plan import Plan, split_sizes
 from token_store import open_store
 
 
@@ -29,142 +25,6 @@ def feed(stores, rank: int = 0, world: int = 1, global_batch: int = 12, max_leng
     return Feed(stores, [1, 5, 3], Plan(sizes, global_batch, seed), max_length, rank, world)
 
 
-@given(rows=st.integers(1, 500), batch=st.integers(1, 70))
-def test_batches_cover_a_dataset_once_and_are_full_but_the_last_two(rows, batch):
-    bounds = [batch_bounds(rows, batch, number) for number in range(-(-rows // batch))]
-    assert bounds[0][0] == 0
-    assert bounds[-1][1] == rows
-    assert all(a[1] == b[0] for a, b in zip(bounds, bounds[1:], strict=False))
-    sizes = [end - begin for begin, end in bounds]
-    assert sizes[:-2] == [batch] * (len(sizes) - 2)
-    assert max(sizes) <= batch
-    if len(sizes) > 1:
-        assert min(sizes) >= batch // 2
-        assert max(sizes[-2:]) - min(sizes[-2:]) <= 1
-
-
-@given(
-    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=5), batch=st.integers(1, 20), seed=st.integers(0, 2**31 - 1)
-)
-def test_every_tuple_comes_exactly_once_an_epoch(sizes, batch, seed):
-    plan = Plan(tuple(sizes), batch, seed)
-    for epoch in (0, 1, 7):
-        seen = [Counter() for _ in sizes]
-        for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
-            what = plan.step(step)
-            assert what.epoch == epoch
-            seen[what.dataset].update(what.rows.tolist())
-        assert seen == [Counter(range(size)) for size in sizes]
-
-
-def test_a_step_is_a_pure_function():
-    plan, again = Plan((400, 90, 7), 16, 3), Plan((400, 90, 7), 16, 3)
-    for step in (40, 3, 0, 77, 3):  # in any order
-        a, b = plan.step(step), again.step(step)
-        assert (a.dataset, a.epoch) == (b.dataset, b.epoch)
-        assert a.rows.tolist() == b.rows.tolist()
-
-
-def test_epochs_and_seeds_differ():
-    orders = {
-        (seed, epoch): tuple(tuple(plan.step(epoch * plan.steps_per_epoch + k).rows) for k in range(5))
-        for seed in (0, 1)
-        for plan in [Plan((200,), 10, seed)]
-        for epoch in (0, 1)
-    }
-    assert len(set(orders.values())) == 4
-
-
-@given(rows=st.integers(1, 20000), key=st.integers(0, 2**62 - 1))
-def test_shuffled_is_a_permutation(rows, key):
-    assert np.array_equal(np.sort(shuffled(rows, key, np.arange(rows))), np.arange(rows))
-
-
-@pytest.mark.parametrize(("rows", "sorted_rows"), [(2, 4096), (7, 4096), (50, 4096), (50, 0), (100, 0)])
-def test_shuffled_is_uniform(rows, sorted_rows, monkeypatch):
-    monkeypatch.setattr(data, "SORTED_ROWS", sorted_rows)  # 0: the network, which is for many rows, on few
-    # Each value at each position, over many keys: chi squared with (rows - 1)^2 degrees of freedom has that mean and
-    # twice that variance. Six standard deviations are 1 in 10^9 for one draw, and the keys are fixed: no flicker.
-    draws = 4000
-    table = np.zeros((rows, rows))
-    for key in range(draws):
-        table[np.arange(rows), shuffled(rows, data._key(11, key), np.arange(rows))] += 1
-    chi = ((table - draws / rows) ** 2 / (draws / rows)).sum() * (rows - 1) / rows
-    freedom = (rows - 1) ** 2
-    assert chi < freedom + 6 * np.sqrt(2 * freedom)
-
-
-def test_shuffling_six_million_rows_makes_no_large_array():
-    positions = np.arange(512)
-    tracemalloc.start()
-    assert len(np.unique(shuffled(6_000_000, 5, positions))) == 512
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert 512 * 8 < peak < 1e6  # an array of all rows would be 48 MB
-
-
-def test_datasets_are_drawn_in_proportion_to_their_batches():
-    # The first step of an epoch belongs to dataset i with probability counts[i] / sum: 0.5, 0.3, 0.2.
-    # 4,000 epochs: three standard deviations are at most 3 * sqrt(0.25 / 4000) = 0.024.
-    counts, epochs = (50, 30, 20), 4000
-    orders = np.stack([data.dataset_order(counts, data._key(1, epoch)) for epoch in range(epochs)])
-    for step in (0, 10):  # none is exhausted after ten steps
-        shares = np.bincount(orders[:, step], minlength=3) / epochs
-        assert np.abs(shares - [0.5, 0.3, 0.2]).max() < 0.024
-    assert all(np.bincount(order).tolist() == [50, 30, 20] for order in orders[:100])
-
-
-@given(rows=st.integers(1, 3000))
-def test_held_out_tuples_are_one_percent_at_least_one_and_never_trained_on(rows):
-    trained, held_out = split_sizes(rows)
-    assert trained + held_out == rows
-    assert trained >= 1
-    assert held_out == (max(1, rows // 100) if rows > 1 else 0)
-
-    class Store:
-        tuples = np.zeros((rows, 2))
-
-    parts = [data.store_rows(Store, np.arange(trained)), data.store_rows(Store, np.arange(held_out), held_out=True)]
-    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(rows))
-
-
-def test_negatives_are_a_pure_function_of_seed_epoch_and_tuple():
-    negatives = np.arange(40 * 24).reshape(40, 24)
-    rows = np.arange(100, 140)
-    whole = choose_negatives(negatives, 7, 0, 2, rows)
-    order = np.random.default_rng(0).permutation(40)
-    assert np.array_equal(choose_negatives(negatives[order], 7, 0, 2, rows[order]), whole[order])
-    assert all(len(set(row)) == 7 for row in whole)
-    assert not np.array_equal(choose_negatives(negatives, 7, 0, 3, rows), whole)
-    assert not np.array_equal(choose_negatives(negatives, 7, 1, 2, rows), whole)
-    slots = whole - negatives[:, :1]
-    assert len({tuple(row) for row in slots}) > 30  # each tuple draws its own, not the whole batch the same
-
-
-def test_every_negative_is_drawn_equally_often():
-    # 7 of 24 over 3,000 tuples: expected 875 a slot, standard deviation sqrt(3000 * 7/24 * 17/24) = 25; five are 125.
-    drawn = choose_negatives(np.tile(np.arange(24), (3000, 1)), 7, 0, 0, np.arange(3000))
-    assert np.abs(np.bincount(drawn.ravel()) - 875).max() < 125
-
-
-def test_missing_negatives_are_drawn_last():
-    negatives = np.array([[-1, 5, -1, 6], [-1, -1, -1, -1], [1, 2, 3, 4]])
-    chosen = choose_negatives(negatives, 3, 0, 0, np.arange(3))
-    assert sorted(chosen[0]) == [-1, 5, 6]
-    assert chosen[1].tolist() == [-1, -1, -1]
-    assert set(chosen[2]) < {1, 2, 3, 4}
-    assert choose_negatives(negatives, 9, 0, 0, np.arange(3)).shape == (3, 4)
-    assert choose_negatives(negatives[:, :0], 3, 0, 0, np.arange(3)).shape == (3, 0)
-
-
-@given(rows=st.integers(0, 200), world=st.integers(1, 16))
-def test_process_slices_tile_the_batch(rows, world):
-    slices = [process_slice(rows, rank, world) for rank in range(world)]
-    assert np.concatenate([np.arange(rows)[s] for s in slices]).tolist() == list(range(rows))
-    sizes = [s.stop - s.start for s in slices]
-    assert max(sizes) - min(sizes) <= 1
-
-
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 def test_all_processes_together_hold_the_batch_of_one(stores, world):
     alone = feed(stores)
@@ -176,16 +36,21 @@ def test_all_processes_together_hold_the_batch_of_one(stores, world):
         assert all(batch.counts == batches[0].counts and batch.negatives == whole.negatives for batch in batches)
         assert [batch.rows for batch in batches] == list(batches[0].counts)
         assert [batch.begin for batch in batches] == np.cumsum([0, *batches[0].counts])[:-1].tolist()
-        b = whole.rows
-        for part in (slice(0, b), slice(b, 2 * b), slice(2 * b, None)):  # queries, positives, negatives
-            local = [batch.texts[_part(part, b, batch.rows)] for batch in batches]
-            assert np.concatenate(local).tolist() == whole.texts[part].tolist()
+        assert sorted(sum((tuples_of(batch) for batch in batches), [])) == sorted(tuples_of(whole))
+        assert {batch.heaviest for batch in batches} == {
+            max(int(batch.lengths.sum()) for batch in batches if batch.rows)
+        }
+        assert world > whole.rows or all(batch.rows for batch in batches)
 
 
-def _part(part: slice, whole: int, rows: int) -> slice:
-    """The same third of a local batch: boundaries at multiples of its own rows."""
-    ends = {0: 0, whole: rows, 2 * whole: 2 * rows, None: None}
-    return slice(ends[part.start], ends[part.stop])
+def tuples_of(batch) -> list[tuple]:
+    """(query, positive, *its negatives) as text numbers, for each row."""
+    negatives = np.full(batch.mask.shape, -1)
+    negatives[batch.mask.numpy()] = batch.texts[2 * batch.rows :]
+    return [
+        tuple(row)
+        for row in np.c_[batch.texts[: batch.rows], batch.texts[batch.rows : 2 * batch.rows], negatives].tolist()
+    ]
 
 
 def test_no_tuple_meets_itself_as_a_negative(stores):
@@ -233,9 +98,9 @@ def test_a_negative_that_is_cut_to_its_positive_is_masked(ground, tmp_path):
 
 
 def test_a_process_without_rows_still_has_something_to_compute(stores):
-    batch = data.make_batch(stores[2], np.array([3]), np.array([[1, 2]]), 64, rank=0, world=2)
+    batch = data.make_batch(stores[2], np.array([3]), np.array([[1, 2]]), 64, rank=1, world=2)
     assert batch.rows == 0
-    assert batch.counts == (0, 1)
+    assert batch.counts == (1, 0)
     assert batch.tokens.tolist() == [stores[2].eos]
     queries, positives, negatives = batch.split(torch.ones(1, 4))
     assert (queries.shape, positives.shape, negatives.shape) == ((0, 4), (0, 4), (0, 2, 4))

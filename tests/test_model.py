@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from backbone import add_lora, attention_window, check_backbone, check_teacher, load_backbone
-from model import Embedder, FrozenEmbedder, bucket_sizes, rectangle, settle_backend
+from model import Embedder, FrozenEmbedder, backend_candidates, bucket_sizes, rectangle, settle_backend
 
 LENGTHS = (5, 30, 1, 12, 2, 29, 17, 12)
 SMALL = {
@@ -138,7 +138,6 @@ def test_computed_positions_are_what_each_backend_runs():
         model.backbone.embed_tokens.register_forward_hook(lambda _, ids, __, seen=seen: seen.append(ids[0].numel()))
         model(*packed())
         assert model.computed(lengths) == sum(seen)
-    assert Embedder(backbone(), "auto").computed(lengths) == sum(LENGTHS)  # no padding on CPU
 
 
 def test_lora_trains_adapters_only_and_its_dropout_is_on():
@@ -168,16 +167,25 @@ def test_a_teacher_stays_frozen_and_in_eval_mode():
 
 
 def test_every_backend_is_tried_before_training(ground):
-    for backend in ("auto", "segments", "buckets", "padded"):
-        model = Embedder(load_backbone(str(ground.backbone), torch.float32), backend).train()
-        chosen = model.backend
-        assert settle_backend(model, backend == "auto") == []
-        assert (model.backend, model.training) == (chosen, True)
+    for backend in ("segments", "buckets", "padded"):
+        model = Embedder(load_backbone(str(ground.backbone), torch.float32)).train()
+        assert settle_backend(model, [backend]) == []
+        assert (model.backend, model.training) == (backend, True)
+
+
+def test_backends_are_tried_best_first():
+    common = {"on_cpu": True, "windowed": False, "one_call": False}
+    assert backend_candidates("padded", **common) == ["padded"]  # said is said
+    assert backend_candidates("auto", **common) == ["segments", "buckets"]
+    assert backend_candidates("auto", **common | {"windowed": True}) == ["buckets"]
+    assert backend_candidates("auto", **common | {"on_cpu": False}) == ["buckets"]
+    assert backend_candidates("auto", **common | {"on_cpu": False, "one_call": True}) == ["segments", "padded"]
+    assert backend_candidates("auto", **common | {"windowed": True, "one_call": True}) == ["padded"]
 
 
 def test_a_model_that_looks_ahead_is_refused():
     config = BertConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"} | {"initializer_range": 0.02})
-    (problem,) = settle_backend(Embedder(backbone(config, torch.float32), "padded"), automatic=False)
+    (problem,) = settle_backend(Embedder(backbone(config, torch.float32)), ["padded"])
     assert problem.startswith("not causal")
 
 
@@ -186,10 +194,10 @@ def test_a_decoder_that_cannot_be_packed_gets_buckets_or_is_refused(kind):
     # Falcon's attention is its own; Lfm2's short convolution reaches over the end of a text, by 1e-4 when random.
     extra = {"layer_types": ["conv", "full_attention"], "num_key_value_heads": 2} if kind is Lfm2Config else {}
     config = kind(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **extra)
-    model = Embedder(backbone(config, torch.float32), "auto")
-    assert settle_backend(model, automatic=True) == []
+    model = Embedder(backbone(config, torch.float32))
+    assert settle_backend(model, ["segments", "buckets"]) == []
     assert model.backend == "buckets"
-    (problem,) = settle_backend(Embedder(backbone(config, torch.float32), "segments"), automatic=False)
+    (problem,) = settle_backend(Embedder(backbone(config, torch.float32)), ["segments"])
     assert problem.startswith("attn_backend segments: texts change each other's embeddings")
 
 
@@ -199,10 +207,9 @@ def test_sliding_windows_are_seen_and_get_buckets():
     assert attention_window(toy.config()) is None
     assert attention_window(Qwen2Config(**SMALL, sliding_window=4, use_sliding_window=False)) is None
     model = backbone(windowed)
-    assert Embedder(model, "auto").backend == "buckets"
-    assert settle_backend(Embedder(model, "auto"), automatic=True) == []
+    assert settle_backend(Embedder(model), ["buckets"]) == []
     reference = Embedder(model, "padded")(*packed())
-    torch.testing.assert_close(Embedder(model, "auto")(*packed()), reference, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(Embedder(model, "buckets")(*packed()), reference, rtol=1e-10, atol=1e-10)
 
 
 def test_weights_are_fp32_whatever_the_folder_holds(ground, tmp_path):

@@ -24,6 +24,7 @@ from conftest import read_metrics, tokenize
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import plan
 import run
 from backbone import load_backbone
 from losses import hard_negative_loss, in_batch_loss
@@ -58,7 +59,7 @@ def test_a_run_leaves_everything_it_promises(train, settings, tmp_path):
     trained = read_metrics(folder, "train")
     assert [line["step"] for line in trained] == list(range(2, 67, 2))
     assert trained[-1]["epoch"] == 2
-    rates = {"tuples_per_second", "tokens_per_second", "padding", "peak_gib"}
+    rates = {"tuples_per_second", "tokens_per_second", "padding", "imbalance", "peak_gib"}
     assert trained[0].keys() == {"step", "kind", "epoch", "lr", "grad_norm", "losses"} | rates
     validated = read_metrics(folder, "validation")
     assert [line["step"] for line in validated] == list(range(11, 67, 11))  # 33 and 66 also end epochs: once each
@@ -124,11 +125,11 @@ def test_the_first_step_is_the_equations(train, ground, settings):
     (line,) = read_metrics(folder, "train")
     args = run.arguments.parse(["--config", str(folder / "args.json")])[0]
     stores, _ = run.cache.prepare(ground.stores, Path(settings["cache_dir"]))
-    plan = run.Plan(tuple(run.data.split_sizes(len(store.tuples))[0] for store in stores), 8, 0)
-    what = plan.step(0)
+    order = run.Plan(tuple(run.split_sizes(len(store.tuples))[0] for store in stores), 8, 0)
+    what = order.step(0)
     store = stores[what.dataset]
-    rows = run.data.store_rows(store, what.rows)
-    chosen = run.data.choose_negatives(store.tuples[rows, 2:], args.negatives_for(store.task), 0, 0, rows)
+    rows = plan.split_rows(what.rows, len(store.tuples))
+    chosen = plan.choose_negatives(store.tuples[rows, 2:], args.negatives_for(store.task), 0, 0, rows)
 
     model = Embedder(load_backbone(str(ground.backbone), torch.float32), "padded").train()
 

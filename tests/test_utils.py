@@ -23,7 +23,7 @@ def test_meter_weighs_means_by_rows():
     meter.add(0, {"in_batch": torch.tensor(1.0), "hard": torch.tensor(4.0)}, 10)
     meter.add(0, {"in_batch": torch.tensor(4.0)}, 5)
     meter.add(1, {"hard": torch.tensor(0.5, requires_grad=True)}, 2)
-    meter.count(tuples=17, tokens=300, computed=400)
+    meter.count(tuples=17, tokens=300, computed=400, heaviest=300)
     losses, rates = meter.read(world=1)
     assert losses == {"a": {"in_batch": pytest.approx(2.0), "hard": 4.0}, "b": {"hard": 0.5}}
     assert rates["padding"] == 0.25
@@ -39,10 +39,10 @@ def test_task_means_weigh_datasets_the_same():
     means = task_means(losses, {"a": "retrieval", "b": "retrieval", "c": "clustering"})
     assert means == {("retrieval", "hard"): 2.0, ("retrieval", "in_batch"): 5.0, ("clustering", "hard"): 7.0}
     assert spoken(means) == "retrieval hard 2.0000 in_batch 5.0000 | clustering hard 7.0000"
-    rates = {"tuples_per_second": 3.0, "tokens_per_second": 4e3, "padding": 0.5, "peak_gib": 1.5}
+    rates = {"tuples_per_second": 3.0, "tokens_per_second": 4e3, "padding": 0.5, "imbalance": 0.125, "peak_gib": 1.5}
     assert train_line(7, 9, means, {"lr": 1e-5, "grad_norm": 2.0} | rates) == (
         "step 7/9 | retrieval hard 2.0000 in_batch 5.0000 | clustering hard 7.0000 | lr 1.00e-05 | grad 2.000 | "
-        "3.0 tuples/s 4.0k tokens/s | padding 50% | 1.50 GiB"
+        "3.0 tuples/s 4.0k tokens/s | padding 50% | imbalance 12% | 1.50 GiB"
     )
 
 
@@ -52,13 +52,14 @@ class Accelerator(SimpleNamespace):
     def log(self, values, step):
         self.logged.append((step, values))
 
-    def end_training(self):
+    def finish(self):
         self.logged.append("end")
 
 
 @pytest.mark.parametrize("main", [True, False])
 def test_metrics_go_to_the_file_and_the_trackers_of_the_main_process_only(tmp_path, main):
     accelerator = Accelerator(is_main_process=main, logged=[])
+    accelerator.trackers = [accelerator]
     metrics = Metrics(accelerator, tmp_path / "metrics.jsonl")
     metrics.write(3, "train", {"lr": 0.5}, {"tag": 1.0})
     metrics.close()

@@ -1,0 +1,213 @@
+"""Processes: how they start, what they hold together, and how they end together.
+
+The engine (DDP, FSDP2, DeepSpeed ZeRO) comes from accelerate's configuration. What is added here is what none of them
+gives: fp32 reductions under bf16, whole weights from any engine, and an end within seconds on every process when one
+fails, is killed or hangs. NCCL alone waits ten minutes, gloo thirty.
+"""
+
+import os
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # a large model is saved and read back by one process; the others wait
+FAILED = 1  # exit status of every process when one has failed
+
+
+@contextmanager
+def together(trackers: list[str], logging_dir: str, silence: float) -> Iterator[Accelerator]:
+    """Start accelerate; inside, an exception on any process ends all of them, with its traceback printed once.
+
+    Args:
+        silence: seconds without a sign of life after which a process counts as hanging.
+    """
+    accelerator = start(trackers, logging_dir)
+    if accelerator.num_processes == 1:
+        yield accelerator
+        accelerator.state.destroy_process_group()
+        return
+    watch = Watch(accelerator.process_index, accelerator.num_processes, silence)
+    try:
+        yield accelerator
+    except BaseException as error:
+        watch.fail(error)
+    watch.stop()
+    dist.barrier()  # the store lives in one of the processes
+    dist.destroy_process_group()
+
+
+def start(trackers: list[str], logging_dir: str) -> Accelerator:
+    """The Accelerator that the launcher's environment asks for.
+
+    Raises:
+        SystemExit: the launcher started several processes that do not find each other.
+    """
+    sharded = any(os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true" for engine in ("FSDP", "DEEPSPEED"))
+    if sharded and (os.environ.get("ACCELERATE_USE_CPU") or not torch.cuda.is_available()):
+        _start_sharding_on_cpu()
+    accelerator = Accelerator(
+        log_with=trackers or None,
+        project_config=ProjectConfiguration(logging_dir=logging_dir),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
+    )
+    expected = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != expected:
+        raise SystemExit(f"run.py: {expected} processes were launched, but each of them is alone: see configs/")
+    if plugin := getattr(accelerator.state, "fsdp_plugin", None):
+        if plugin.fsdp_version != 2:
+            raise SystemExit("run.py: fsdp_version: 2 is needed in the accelerate config")
+        plugin.mixed_precision_policy = _precision(accelerator)
+    return accelerator
+
+
+def tracker_problems(names: list[str]) -> list[str]:
+    """Why numbers cannot be sent to these trackers, one line each."""
+    installed = {str(getattr(name, "value", name)) for name in get_available_trackers()}
+    problems = []
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            problems.append(f"report_to: {name!r} is none of {', '.join(LOGGER_TYPE_TO_CLASS)}, none")
+        elif name not in installed:
+            problems.append(f"report_to: {name} is not installed: pip install {name}, or take another")
+    return problems
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether a forward pass is a collective: then all processes must run as many of them."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def shard_frozen(accelerator: Accelerator, module: nn.Module, layers: list[str]) -> nn.Module:
+    """A teacher in parts over the processes, where the student is: no optimizer state, never saved.
+
+    Args:
+        layers: class names of the modules that are gathered one at a time.
+    """
+    if is_sharded(accelerator):
+        for layer in [part for part in module.modules() if type(part).__name__ in layers]:
+            fully_shard(layer, mp_policy=_precision(accelerator))
+        fully_shard(module, mp_policy=_precision(accelerator))
+    return module
+
+
+def whole_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of a prepared model, complete on the main process. A collective where the model is sharded."""
+    if is_sharded(accelerator):
+        return accelerator.get_state_dict(model)
+    return accelerator.unwrap_model(model).state_dict()
+
+
+def _precision(accelerator: Accelerator) -> MixedPrecisionPolicy:
+    """bf16 compute, but fp32 sums of gradients and fp32 embeddings; accelerate would take bf16 for both."""
+    if accelerator.mixed_precision != "bf16":
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+
+
+def _start_sharding_on_cpu() -> None:
+    """Let accelerate shard over gloo. By itself it turns FSDP and DeepSpeed on a CPU into DDP without a word."""
+    os.environ.pop("ACCELERATE_USE_CPU", None)
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
+    PartialState._shared_state |= {
+        "_cpu": False,
+        "backend": "gloo",
+        "device": torch.device("cpu"),
+        "debug": False,
+        "distributed_type": DistributedType.MULTI_GPU,
+        "num_processes": dist.get_world_size(),
+        "process_index": dist.get_rank(),
+        "local_process_index": int(os.environ.get("LOCAL_RANK", 0)),
+        "fork_launched": False,
+    }
+
+
+class Watch:
+    """Signs of life between processes, through the store that they met at.
+
+    Each process beats and listens to the next one in a ring. Whoever first fails, or first misses a beat for too long,
+    leaves the reason under one key; everybody reads that key with every beat and ends. A failed process prints its
+    traceback; the others print one line a machine.
+    """
+
+    def __init__(self, rank: int, world: int, silence: float):
+        self.rank, self.world, self.silence = rank, world, silence
+        self.interval = min(2.0, silence / 10)
+        # A connection of its own: a blocked main thread must not hold up the beat. Torch has no public way to it.
+        self.store = dist.distributed_c10d._get_default_store().clone()
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._beat, name="watch", daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        """The run is over: this process will be silent, and needs to hear nobody."""
+        self.stopped.set()
+        self.thread.join()
+        self.store.set(f"beat/{self.rank}", "over")
+
+    def fail(self, error: BaseException) -> None:
+        """Tell everybody, print the traceback if nobody failed before, and end this process."""
+        if isinstance(error, RuntimeError) and self._lost_contact(error):
+            self.stopped.wait(2 * self.interval)  # another process may be about to say what really happened
+        first = self._report(f"{type(error).__name__}: {error}")
+        if first:
+            self._say(str(error)) if isinstance(error, SystemExit) else traceback.print_exception(error)
+        self._end(first)
+
+    def _beat(self) -> None:
+        heard, patience, count = None, self.silence, 0
+        neighbour = f"beat/{(self.rank + 1) % self.world}"
+        while not self.stopped.wait(self.interval):
+            try:
+                count += 1
+                self.store.set(f"beat/{self.rank}", str(count))
+                if self.store.check(["failure"]):
+                    self._end(first=False)
+                beat = self.store.get(neighbour) if self.store.check([neighbour]) else None
+            except RuntimeError as error:  # the process that keeps the store is gone
+                self._say(f"run.py: lost the main process ({str(error).splitlines()[0]})")
+                os._exit(FAILED)
+            alive = beat != heard or beat == b"over"
+            heard, patience = beat, self.silence if alive else patience - self.interval
+            if patience <= 0:
+                silent = f"process {(self.rank + 1) % self.world} gave no sign of life for {self.silence:.0f} s"
+                if self._report(silent):
+                    self._say(f"run.py: {silent}: it hangs or its machine is gone")
+                self._end(first=True)
+
+    def _report(self, reason: str) -> bool:
+        """Leave the reason of the end where all look; whether this was the first."""
+        mine = f"process {self.rank} on {socket.gethostname()}: {reason}"
+        try:
+            return self.store.compare_set("failure", "", mine).decode() == mine
+        except RuntimeError:
+            return True
+
+    def _end(self, first: bool) -> None:
+        if not first and int(os.environ.get("LOCAL_RANK", self.rank)) == 0:
+            self._say(f"run.py: ended, because another process failed: {self.store.get('failure').decode()}")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(FAILED)  # an orderly end would wait for collectives that nobody answers
+
+    @staticmethod
+    def _say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    @staticmethod
+    def _lost_contact(error: RuntimeError) -> bool:
+        words = ("Connection closed", "Connection reset", "Timed out", "gloo", "NCCL", "Broken pipe")
+        return any(word in str(error) for word in words)
