@@ -99,7 +99,8 @@ def shard_frozen(accelerator: Accelerator, module: nn.Module, layers: list[str])
     if is_sharded(accelerator):
         for layer in [part for part in module.modules() if type(part).__name__ in layers]:
             fully_shard(layer, mp_policy=_precision(accelerator))
-        fully_shard(module, mp_policy=_precision(accelerator))
+        # Without a backward pass torch would leave the root unsharded: for a teacher the largest table of all.
+        fully_shard(module, mp_policy=_precision(accelerator), reshard_after_forward=True)
     return module
 
 

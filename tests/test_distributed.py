@@ -1,54 +1,185 @@
-"""Several real processes over gloo against one, on raw values and gradients.
+"""Four processes train what one trains: raw gradients and weights of the door's own train_step, over gloo.
 
 python -m pytest tests/test_distributed.py
+
+Every process runs run.setup and run.train_step under DDP or FSDP2. The toy has all that is unequal: three datasets of
+30, 14 and 2 training tuples in global batches of 12 (so 12, 9, 9; 7, 7; 2 rows: unequal on 2 and 4 processes, none at
+all on some of 3 and 4), and tuples with 0 to 4 negatives.
 """
 
-import os
-import socket
-import traceback
+import json
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import toy
+from conftest import tokenize
+from processes import on_processes, train_steps
 
-from losses import in_batch_loss
+import objective
+from data import Feed
+from losses import in_batch_loss, matryoshka_weights
+from objective import Objective
+from plan import Plan, split_sizes
+from token_store import open_store
 from utils import Meter, all_rows, gather
 
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def _worker(rank: int, world: int, port: int, function, arguments: tuple, queue) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    try:
-        dist.init_process_group("gloo", rank=rank, world_size=world)
-        queue.put((rank, function(rank, world, *arguments), None))
-    except BaseException:
-        queue.put((rank, None, traceback.format_exc()))
-    finally:
-        dist.destroy_process_group()
+LORA = {"use_lora": True, "lora_dropout": 0.0, "lora_target_modules": "q_proj,up_proj"}
+VARIANTS = {
+    "both losses": {},
+    "in-batch alone": {"num_hard_neg": 0},
+    "matryoshka": {"use_mrl": True},
+    "distillation": {"teacher_model_path": "teacher", "kd_weight": 3.0},
+    "checkpointing": {"gradient_checkpointing": True},
+    "detached": {"gather_with_grad": False},
+    "detached, matryoshka, distillation": {"gather_with_grad": False, "use_mrl": True, "teacher_model_path": "teacher"},
+    "LoRA": LORA,
+    "LoRA, matryoshka, distillation": LORA | {"use_mrl": True, "teacher_model_path": "teacher"},
+    "LoRA, detached, checkpointing": LORA | {"gather_with_grad": False, "gradient_checkpointing": True},
+}
+STEPS = 6  # one epoch of the toy
 
 
-def on_processes(world: int, function, *arguments) -> list:
-    """What `function(rank, world, *arguments)` returns on each of `world` gloo processes, by rank."""
-    context = mp.get_context("fork")  # no second import of torch; nothing here has started threads that matter
-    queue, port = context.Queue(), free_port()
-    workers = [
-        context.Process(target=_worker, args=(rank, world, port, function, arguments, queue)) for rank in range(world)
-    ]
-    for worker in workers:
-        worker.start()
-    found = sorted((queue.get(timeout=60) for _ in workers), key=lambda item: item[0])
-    for worker in workers:
-        worker.join(10)
-    failures = [error for _, _, error in found if error]
-    assert not failures, "\n".join(failures)
-    return [value for _, value, _ in found]
+@pytest.fixture(scope="module")
+def world_of_toys(ground, tmp_path_factory):
+    """Data of unequal sizes with missing negatives, and a teacher wider than the student."""
+    root = tmp_path_factory.mktemp("distributed")
+    for name, rows in (("retrieval", 31), ("clustering", 15), ("tiny", 3)):
+        table = toy.raw_rows(rows, 4, seed=rows)
+        for i, row in enumerate(table):
+            row |= {f"negative_{k}": None for k in range(1 + i % 5, 5)}  # 0 to 4 negatives a tuple
+        toy.write_parquet(root / "raw" / f"{name}.parquet", table)
+    (root / "raw" / "tasks.json").write_text(
+        json.dumps({"retrieval": "retrieval", "clustering": "clustering", "tiny": "retrieval"})
+    )
+    assert tokenize(root / "raw", root / "stores", ground.backbone) == 0
+    toy.make_backbone(root / "teacher", hidden_size=48, seed=7)
+    return root
+
+
+def configuration(root, ground, world: int, name: str, **changes) -> dict:
+    base = {
+        "model_path": str(ground.backbone), "experiment_id": f"w{world}", "output_dir": str(root / f"out{world}"),
+        "tb_dir": str(root), "cache_dir": str(root / "cache"), "train_data_path": str(root / "stores"),
+        "train_batch_size": 12 // world, "max_seq_length": 64, "num_hard_neg": 3, "train_steps": STEPS,
+        "warmup_steps": 0, "scheduler_type": "constant_with_warmup", "min_lr": 0.0, "report_to": "none",
+        "gradient_checkpointing": False,
+    }  # fmt: skip
+    config = base | VARIANTS[name] | changes
+    if "teacher_model_path" in config:
+        config["teacher_model_path"] = str(root / config["teacher_model_path"])
+    return config
+
+
+def configurations(root, ground, world: int) -> list[dict]:
+    """Each variant standing still, so that six steps show six gradients at the same weights, and moving."""
+    rates = (1e-30, 1e-4)
+    made = [configuration(root, ground, world, name, learning_rate=rate) for name in VARIANTS for rate in rates]
+    return [config | {"experiment_id": f"{config['experiment_id']}-{i}"} for i, config in enumerate(made)]
+
+
+@pytest.fixture(scope="module", params=["fp64", "fp32"])
+def reference(request, world_of_toys, ground):
+    """What one process makes of the whole batch, by precision."""
+    dtype = {"fp64": torch.float64, "fp32": torch.float32}[request.param]
+    root = world_of_toys / request.param
+    root.mkdir()
+    for name in ("stores", "teacher"):
+        (root / name).symlink_to(world_of_toys / name)
+    return root, dtype, on_processes(1, train_steps, configurations(root, ground, 1), dtype)[0]
+
+
+def relative_error(found: dict, expected: dict) -> float:
+    assert found.keys() == expected.keys()
+    difference = sum(float(((found[name] - expected[name]) ** 2).sum()) for name in expected)
+    return (difference / sum(float((expected[name] ** 2).sum()) for name in expected)) ** 0.5
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_processes_have_the_gradients_and_weights_of_one(reference, ground, world, kind):
+    root, dtype, alone = reference
+    limit, moved_limit = (1e-12, 1e-12) if dtype == torch.float64 else (2e-6, 1e-6)
+    root = root / f"{kind}{world}"
+    root.mkdir()
+    for name in ("stores", "teacher"):
+        (root / name).symlink_to(root.parent / name)
+    found = on_processes(world, train_steps, configurations(root, ground, world), dtype, kind=kind)[0]
+    wrapper = {"ddp": "DistributedDataParallel", "fsdp": "FSDPEmbedder"}[kind]
+    for number, (ours, theirs) in enumerate(zip(found, alone, strict=True)):
+        name = list(VARIANTS)[number // 2]
+        assert ours["engine"] == wrapper
+        assert ours["teacher"] in (None, "DTensor" if kind == "fsdp" else "Parameter")
+        assert len(ours["gradients"]) == STEPS
+        still, compared = number % 2 == 0, 0
+        for step, (gradient, expected) in enumerate(zip(ours["gradients"], theirs["gradients"], strict=True)):
+            norm = sum(float((value**2).sum()) for value in expected.values()) ** 0.5
+            if norm == 0:  # clustering without negatives has no loss
+                assert all((value == 0).all() for value in gradient.values())
+            elif still:
+                compared += norm > 1e-3
+                assert relative_error(gradient, expected) <= limit, f"{name}, step {step}"
+                assert ours["norms"][step] == pytest.approx(norm, rel=1e-5)  # of the whole, not of a shard
+        assert compared >= (4 if name == "in-batch alone" else STEPS) * still, name
+        for dataset, kinds in theirs["losses"].items():
+            assert ours["losses"][dataset] == pytest.approx(kinds, rel=1e-5), name
+        largest = max(float(np.abs(ours["weights"][key] - value).max()) for key, value in theirs["weights"].items())
+        assert largest <= moved_limit, f"{name}: weights after {STEPS} steps"
+
+
+def test_the_toy_moves_and_its_variants_differ(reference):
+    _, _, alone = reference
+    for still, moved in zip(alone[::2], alone[1::2], strict=True):
+        names = [name for name in still["weights"] if name in still["gradients"][0]]
+        assert max(float(np.abs(moved["weights"][n] - still["weights"][n]).max()) for n in names) > 1e-4
+    gradients = dict(zip(VARIANTS, (run["gradients"] for run in alone[::2]), strict=True))
+    for other in ("in-batch alone", "matryoshka", "distillation", "detached"):
+        assert max(map(relative_error, gradients[other], gradients["both losses"])) > 1e-2, other
+    assert max(map(relative_error, gradients["checkpointing"], gradients["both losses"])) < 1e-6
+    assert all(len(step) == 2 * 2 * 2 for step in gradients["LoRA"])  # A and B of two modules in two layers
+
+
+# ---------------------------------------------------------------------- one process of two, simulated
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("settings", [
+    {}, {"prefixes": matryoshka_weights(32)}, {"gather_with_grad": False}, {"kd_weight": 2.0},
+], ids=["plain", "matryoshka", "detached", "distillation"])  # fmt: skip
+def test_parts_of_all_processes_average_to_the_whole(world_of_toys, monkeypatch, settings, world):
+    """Every rank's part worked out in this process: their average has the value and the gradient of the whole."""
+    stores = [open_store(world_of_toys / "stores" / name) for name in ("clustering", "retrieval", "tiny")]
+    plan = Plan(tuple(split_sizes(len(store.tuples))[0] for store in stores), 12, 0)
+    goal = Objective(0.05, **{"prefixes": {32: 1.0}} | settings)
+    for step in range(plan.steps_per_epoch):
+        dataset, whole = Feed(stores, [3, 3, 3], plan, 64).training(step)
+        task = stores[dataset].task == "retrieval"
+        table = torch.randn(stores[dataset].meta["texts"], 32, dtype=torch.float64).requires_grad_()  # by text number
+        taught = torch.randn(len(table), 48, dtype=torch.float64) if "kd_weight" in settings else None
+
+        def value(batch, table=table, taught=taught, task=task):
+            numbers = torch.from_numpy(batch.texts).long()
+            embeddings = table[numbers] if len(numbers) else table[:1]
+            return goal.total(
+                goal.terms(batch, embeddings, task, None if taught is None else taught[numbers]), embeddings
+            )
+
+        expected = value(whole)
+        (gradient,) = torch.autograd.grad(expected, table)
+        assert gradient.norm() > 1e-3
+        batches = [Feed(stores, [3, 3, 3], plan, 64, rank, world).training(step)[1] for rank in range(world)]
+        positives = torch.cat([table[batch.texts[batch.rows : 2 * batch.rows]] for batch in batches])
+        if not goal.gather_with_grad:
+            positives = positives.detach()
+        monkeypatch.setattr(objective, "gather", lambda rows, counts, positives=positives: positives)
+        average = sum(value(batch) for batch in batches) / world
+        monkeypatch.setattr(objective, "gather", gather)
+        torch.testing.assert_close(average, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(torch.autograd.grad(average, table)[0], gradient, rtol=1e-12, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------ gather
 
 
 def part(rows: torch.Tensor, counts: list[int], rank: int) -> torch.Tensor:
@@ -56,7 +187,8 @@ def part(rows: torch.Tensor, counts: list[int], rank: int) -> torch.Tensor:
 
 
 def local_gradients(rank: int, world: int, queries, positives, counts: list[int]):
-    """Loss and gradients as run.train_step has them: own queries, all positives, scaled by b * W / B."""
+    """Loss and gradients of own queries against all positives, scaled by b * W / B."""
+    dist.init_process_group("gloo", rank=rank, world_size=world)
     q = part(queries, counts, rank).numpy().copy()
     q, p = torch.from_numpy(q).requires_grad_(), part(positives, counts, rank).clone().requires_grad_()
     candidates = gather(p, counts)
@@ -87,6 +219,7 @@ def test_gathered_in_batch_loss_has_the_gradient_of_one_process(counts):
 
 
 def stacked(rank: int, world: int):
+    dist.init_process_group("gloo", rank=rank, world_size=world)
     return all_rows(torch.tensor([float(rank), 10.0]), world).tolist()
 
 
@@ -97,6 +230,7 @@ def test_all_rows_stacks_a_vector_of_every_process():
 
 
 def collectives_of_a_log_line(rank: int, world: int, datasets: int) -> tuple[int, dict, dict]:
+    dist.init_process_group("gloo", rank=rank, world_size=world)
     calls = []
     for name in ("all_gather", "all_reduce", "broadcast", "gather", "all_gather_object"):
         setattr(dist, name, lambda *a, call=getattr(dist, name), **k: calls.append(call) or call(*a, **k))
