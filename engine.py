@@ -56,7 +56,9 @@ def start(trackers: list[str], logging_dir: str) -> Accelerator:
         SystemExit: the launcher started several processes that do not find each other.
     """
     sharded = any(os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true" for engine in ("FSDP", "DEEPSPEED"))
-    if sharded and (os.environ.get("ACCELERATE_USE_CPU") or not torch.cuda.is_available()):
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # without it accelerate leaves each process alone
+    if sharded and os.environ.get("ACCELERATE_USE_CPU"):
         _start_sharding_on_cpu()
     accelerator = Accelerator(
         log_with=trackers or None,
@@ -65,7 +67,10 @@ def start(trackers: list[str], logging_dir: str) -> Accelerator:
     )
     expected = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != expected:
-        raise SystemExit(f"run.py: {expected} processes were launched, but each of them is alone: see configs/")
+        raise SystemExit(
+            f"run.py: {expected} processes were launched, but each of them is alone: take a config file of configs/, "
+            "and on a machine without a GPU set ACCELERATE_USE_CPU=true"
+        )
     if plugin := getattr(accelerator.state, "fsdp_plugin", None):
         if plugin.fsdp_version != 2:
             raise SystemExit("run.py: fsdp_version: 2 is needed in the accelerate config")
@@ -88,6 +93,16 @@ def tracker_problems(names: list[str]) -> list[str]:
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether a forward pass is a collective: then all processes must run as many of them."""
     return accelerator.distributed_type == DistributedType.FSDP
+
+
+def prepare(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, batch_size: int, max_grad_norm: float
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Model and optimizer as the engine runs them. DeepSpeed clips in its backward pass, so it is told the limit."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        config |= {"train_micro_batch_size_per_gpu": batch_size, "gradient_clipping": max_grad_norm}
+    return accelerator.prepare(model, optimizer)
 
 
 def shard_frozen(accelerator: Accelerator, module: nn.Module, layers: list[str]) -> nn.Module:
@@ -161,11 +176,13 @@ class Watch:
 
     def fail(self, error: BaseException) -> None:
         """Tell everybody, print the traceback if nobody failed before, and end this process."""
-        if isinstance(error, RuntimeError) and self._lost_contact(error):
+        lost = isinstance(error, RuntimeError) and self._lost_contact(error)
+        if lost:
             self.stopped.wait(2 * self.interval)  # another process may be about to say what really happened
-        first = self._report(f"{type(error).__name__}: {error}")
+        first = self._report(f"{type(error).__name__}: {error}", otherwise=not lost)
         if first:
             self._say(str(error)) if isinstance(error, SystemExit) else traceback.print_exception(error)
+            self.stopped.wait(2 * self.interval)  # the store may live in this process: let the others read it
         self._end(first)
 
     def _beat(self) -> None:
@@ -189,17 +206,21 @@ class Watch:
                     self._say(f"run.py: {silent}: it hangs or its machine is gone")
                 self._end(first=True)
 
-    def _report(self, reason: str) -> bool:
-        """Leave the reason of the end where all look; whether this was the first."""
+    def _report(self, reason: str, otherwise: bool = True) -> bool:
+        """Leave the reason of the end where all look; whether this was the first. `otherwise`: the store is gone."""
         mine = f"process {self.rank} on {socket.gethostname()}: {reason}"
         try:
             return self.store.compare_set("failure", "", mine).decode() == mine
         except RuntimeError:
-            return True
+            return otherwise
 
     def _end(self, first: bool) -> None:
         if not first and int(os.environ.get("LOCAL_RANK", self.rank)) == 0:
-            self._say(f"run.py: ended, because another process failed: {self.store.get('failure').decode()}")
+            try:
+                reason = self.store.get("failure").decode()[:300]
+            except RuntimeError:
+                reason = "the end of process 0, which kept the others together"
+            self._say(f"run.py: ended, because of {reason}")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(FAILED)  # an orderly end would wait for collectives that nobody answers

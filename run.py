@@ -164,7 +164,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
         f"global batch {plan.global_batch}, processes: {args.num_processes}, "
         f"mixed precision: {accelerator.mixed_precision}, attention: {model.backend}"
     )
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
     folder = Path(args.output_dir) / args.experiment_id
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)

@@ -47,10 +47,17 @@ def launcher_environment(rank: int, world: int, port: int, kind: str = "ddp") ->
     return {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in ranks.items()} | ENGINES[kind]
 
 
-def _worker(rank: int, world: int, port: int, kind: str, function, arguments: tuple, queue) -> None:
+def after_fork() -> None:
+    """The parent's threads are not here: neither tokenizers' pool nor OpenMP's may be asked for."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)
+
+
+def _worker(rank: int, world: int, port: int, kind: str, extra: dict, function, arguments: tuple, queue) -> None:
     os.environ.pop("ACCELERATE_USE_CPU", None)
     os.environ |= launcher_environment(rank, world, port, kind) if world > 1 else {"ACCELERATE_USE_CPU": "true"}
-    torch.set_num_threads(1)
+    after_fork()
+    os.environ |= extra
     transformers.utils.logging.disable_progress_bar()
     PartialState._reset_state()
     sys.stdout = open(os.devnull, "w")
@@ -63,22 +70,29 @@ def _worker(rank: int, world: int, port: int, kind: str, function, arguments: tu
             dist.destroy_process_group()
 
 
-def on_processes(world: int, function, *arguments, kind: str = "ddp") -> list:
+def on_processes(world: int, function, *arguments, kind: str = "ddp", extra: dict | None = None) -> list:
     """What `function(rank, world, *arguments)` returns on each of `world` processes, by rank."""
     context = mp.get_context("fork")  # no second import of torch; nothing here has started threads that matter
     queue, port = context.Queue(), free_port()
     workers = [
-        context.Process(target=_worker, args=(rank, world, port, kind, function, arguments, queue))
+        context.Process(target=_worker, args=(rank, world, port, kind, extra or {}, function, arguments, queue))
         for rank in range(world)
     ]
     for worker in workers:
         worker.start()
-    found = sorted((queue.get(timeout=240) for _ in workers), key=lambda item: item[0])
+    found = sorted((queue.get(timeout=60) for _ in workers), key=lambda item: item[0])
     for worker in workers:
         worker.join(10)
     failures = [error for _, _, error in found if error]
     assert not failures, "\n".join(failures)
     return [value for _, value, _ in found]
+
+
+def through_the_door(rank: int, world: int, config: dict) -> int:
+    """run.main with this configuration, as a launched process would; returns its exit status."""
+    path = Path(config["cache_dir"]).parent / f"{config['experiment_id']}.{rank}.json"
+    path.write_text(json.dumps(config))
+    return run.main(["--config", str(path)])
 
 
 def train_steps(rank: int, world: int, configs: list[dict], dtype: torch.dtype) -> list[dict]:
