@@ -118,7 +118,7 @@ class Args:
     query_instruction: str = _key(
         _OUT,
         "text",
-        "goes into the saved folder's query prompt; train with the same one",
+        "goes into the saved folder's query prompt; train with the same one; empty = none",
         "Given a question, retrieve passages that can help answer the question.",
     )
     report_to: str = _key(
@@ -190,7 +190,8 @@ def help_text() -> str:
         for f in fields(Args):
             if f.metadata["group"] == group:
                 unit = f" [{f.metadata['unit']}]" if f.metadata["unit"] else ""
-                lines.append(f"  --{f.name} {_show_default(f)}{unit}\n        {f.metadata['effect']}")
+                choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
+                lines.append(f"  --{f.name} {_show_default(f)}{unit}\n        {f.metadata['effect']}{choices}")
     return "\n".join(lines)
 
 
@@ -292,7 +293,7 @@ def _value_problem(f, value: Any) -> str | None:
     if choices and value not in choices:
         close = difflib.get_close_matches(value, choices, n=1)
         return f"{shown} is none of {', '.join(choices)}" + (f"; did you mean {close[0]}?" if close else "")
-    return "must not be empty" if value == "" else None
+    return "must not be empty" if value == "" and f.metadata["unit"] != "text" else None
 
 
 def _is_a(kind: type, value: Any) -> bool:
@@ -306,7 +307,9 @@ def _is_a(kind: type, value: Any) -> bool:
 
 
 def _coerce(f, value: Any) -> Any:
-    """1 as 1.0 where a float is meant, so that args.json does not depend on how it was written."""
+    """1 as 1.0 and ~ as the home folder, so that args.json does not depend on how it was written."""
+    if f.metadata["unit"].startswith("folder") and isinstance(value, str) and value.startswith("~"):
+        return os.path.expanduser(value)
     return float(value) if f.type is float else value
 
 

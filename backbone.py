@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from hub import not_found, where
+
 _INDEX = "model.safetensors.index.json"
 
 
@@ -58,15 +60,9 @@ def attention_window(config: PreTrainedConfig) -> int | None:
 def read_config(path: str) -> tuple[PreTrainedConfig | None, list[str]]:
     """The config of a backbone, a folder or a hub id; or None and why it cannot be read."""
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False), []
+        return AutoConfig.from_pretrained(path, **where(path)), []
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-    if Path(path).is_dir():
-        return None, [f"{path!r}: the folder holds no readable model config ({reason})"]
-    return None, [
-        f"{path!r}: no such folder, and no hub model of that name could be fetched ({reason}); "
-        "download one first: hf download Qwen/Qwen3-0.6B --local-dir models/qwen3-0.6b"
-    ]
+        return None, [not_found(path, str(error).strip().splitlines()[0])]
 
 
 def _vocabulary_problems(config: PreTrainedConfig, max_token_id: int) -> list[str]:
@@ -114,10 +110,17 @@ def _lora_problems(config: PreTrainedConfig, targets: list[str] | str) -> list[s
 
 
 def load_backbone(path: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The decoder of a folder or hub id, without its language-model head. Safetensors only, no remote code."""
-    return AutoModel.from_pretrained(
-        path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False
-    )
+    """The decoder of a folder or hub id, without its language-model head. Safetensors only, no remote code.
+
+    Raises:
+        ValueError: the weights are not those that the config describes.
+    """
+    try:
+        return AutoModel.from_pretrained(
+            path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **where(path)
+        )
+    except RuntimeError as error:  # Transformers has printed a table of what differs
+        raise ValueError(f"{path}: its weights do not fit its config.json ({str(error).splitlines()[0]})") from None
 
 
 def add_lora(backbone: PreTrainedModel, r: int, alpha: int, dropout: float, targets: list[str] | str) -> nn.Module:

@@ -65,6 +65,8 @@ def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
     """The datasets in a data folder, sorted by name, and what in it cannot be used. Builds nothing."""
     tasks, problems = token_store.known_tasks(folder)
     sources = []
+    if (folder / "meta.json").exists() and (folder / "tuples.npy").exists():
+        return [], [f"{folder}: is a token store itself: give the folder that it lies in, {folder.absolute().parent}"]
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") and path.name.endswith(".partial"):
             problems.append(f"{path}: half-written store: run tokenize_data_qwen.py again, it continues")
@@ -95,7 +97,7 @@ def _published_sources(path: Path, tasks: dict[str, str]) -> list[Source]:
     if not published.is_published(path):
         return []
     found = published.read_published(path)
-    if found.name not in tasks:
+    if not isinstance(tasks.get(found.name), str):
         raise StoreError(
             f'{path}: no task is known for {found.name!r}: put {{"{found.name}": "retrieval"}} '
             f"(or clustering, classification) into {path.with_name('tasks.json')}"

@@ -181,7 +181,8 @@ class Watch:
             self.stopped.wait(2 * self.interval)  # another process may be about to say what really happened
         first = self._report(f"{type(error).__name__}: {error}", otherwise=not lost)
         if first:
-            self._say(str(error)) if isinstance(error, SystemExit) else traceback.print_exception(error)
+            quiet = isinstance(error, SystemExit | KeyboardInterrupt)
+            self._say(str(error) or "run.py: interrupted") if quiet else traceback.print_exception(error)
             self.stopped.wait(2 * self.interval)  # the store may live in this process: let the others read it
         self._end(first)
 

@@ -140,7 +140,7 @@ def group_ranks(queries: Tensor, positives: Tensor, negatives: Tensor, mask: Ten
         q = _normalize(queries)
         positive = (q * _normalize(positives)).sum(-1, keepdim=True)  # [b, 1]
         others = torch.einsum("bd,bnd->bn", q, _normalize(negatives))  # [b, n]
-        wins = others >= positive
+        wins = ~(others < positive)  # NaN wins too: a broken model must not look perfect
         return 1 + (wins if mask is None else wins & mask).sum(dim=1)
 
 

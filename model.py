@@ -174,6 +174,8 @@ def settle_backend(model: Embedder, candidates: list[str]) -> list[str]:
     """
     mode = model.training
     model.eval()
+    if not _is_finite(model):
+        return ["a text's state is not finite: the weights are damaged"]
     causal = _is_causal(model)
     for model.backend in candidates:
         if causal and (settled := _keeps_apart(model)):
@@ -183,6 +185,12 @@ def settle_backend(model: Embedder, candidates: list[str]) -> list[str]:
         return ["not causal: the state of a token depends on what follows it"]
     wrong = f"attn_backend {candidates[-1]}: texts change each other's embeddings; set it to auto or padded"
     return [] if settled else [wrong]
+
+
+@torch.no_grad()
+def _is_finite(model: Embedder) -> bool:
+    tokens = torch.arange(9, device=next(model.parameters()).device)
+    return bool(model.states("sdpa", input_ids=tokens[None]).isfinite().all())
 
 
 @torch.no_grad()

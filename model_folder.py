@@ -12,6 +12,7 @@ the live model; wrong pooling, a lost EOS or a silent dtype change would otherwi
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -45,16 +46,24 @@ class Facts:
 
 
 def save(
-    folder: Path, backbone: nn.Module, tokenizer, facts: Facts, dtype: torch.dtype, weights: dict | None = None
+    folder: Path,
+    backbone: nn.Module,
+    tokenizer,
+    facts: Facts,
+    dtype: torch.dtype,
+    weights: dict | None = None,
+    check: Callable[[Path], list[str]] | None = None,
 ) -> None:
     """Write a model folder, or an adapter folder for a PeftModel.
 
     Args:
         dtype: of the saved weights; adapters are small and stay in fp32.
         weights: the backbone's whole state dict where the module holds only a part; None = the module's own.
+        check: is given the folder before it gets its name; what it finds wrong keeps the folder from it.
 
     Raises:
         FileExistsError: there is something at `folder` already.
+        ValueError: `check` found something; what was written stays aside, as .NAME.partial.
     """
     if folder.exists():
         raise FileExistsError(f"{folder} exists already")
@@ -71,6 +80,9 @@ def save(
         _complete_config(aside / "config.json", dtype, facts)
     save_tokenizer(tokenizer, aside, facts.max_seq_length)
     write_sentence_transformers_files(aside, facts)
+    _let_others_read(aside)
+    if problems := check(aside) if check else []:
+        raise ValueError("\n".join(problems))
     os.replace(aside, folder)
 
 
@@ -113,7 +125,7 @@ def write_sentence_transformers_files(folder: Path, facts: Facts) -> None:
 
 def query_prompt(instruction: str) -> str:
     """What stands before a query's text in training and in use; passages have none."""
-    return f"Instruct: {instruction}\nQuery: "
+    return f"Instruct: {instruction}\nQuery: " if instruction else ""
 
 
 def merge_adapter(adapter: Path, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -177,7 +189,7 @@ def probe(folder: Path, tokens: Tensor, cu_seqlens: Tensor, live: Tensor, tolera
         problems.append(
             f"{folder}: its embeddings differ from the live model's by {difference:.1e}, more than {tolerance:.0e}"
         )
-    if not torch.allclose(changed[0], states[0][0], atol=1e-2 * states[0][0].abs().max().item()):
+    if not (changed[0] - states[0][0]).norm() <= 1e-2 * states[0][0].norm():  # also true for NaN
         problems.append(f"{folder}: changing the last token moves the first state: the saved model is not causal")
     return problems
 
@@ -206,6 +218,13 @@ def _complete_config(path: Path, dtype: torch.dtype, facts: Facts) -> None:
     if facts.matryoshka_dims:
         config["matryoshka_dimensions"] = sorted(facts.matryoshka_dims)
     _write_json(path, config)
+
+
+def _let_others_read(folder: Path) -> None:
+    """The permissions that any new file would have: safetensors writes files for their owner alone."""
+    os.umask(mask := os.umask(0))
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o666 & ~mask)
 
 
 def _complete_adapter_config(path: Path) -> None:

@@ -86,7 +86,7 @@ class Survey:
 
 def raw_files(folder: Path) -> list[Path]:
     """The raw files of a folder, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)  # also folders: refused by name
 
 
 def find_columns(names: list[str]) -> Columns | None:
@@ -167,6 +167,8 @@ def _survey_table(found: Survey, table: pa.Table) -> None:
 
 def _names(path: Path) -> list[str]:
     """The columns of a file: of Parquet by its schema, of JSONL all keys of all lines. Raises RawError."""
+    if path.is_dir():
+        raise RawError("is a folder: a dataset is one file; give the folder itself as --input_dir, or join its files")
     if os.path.getsize(path) == 0:
         raise RawError("the file is empty")
     if path.suffix == ".parquet":
@@ -235,10 +237,13 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict]]:
                 continue
             try:
                 value = json.loads(line)
-            except ValueError as error:  # also text that is not UTF-8
-                raise RawError(f"row {row} is not JSON ({error})") from None
+            except UnicodeDecodeError:
+                raise RawError(f"row {row} (counted from 0) is not UTF-8: save the file as UTF-8") from None
+            except ValueError as error:
+                reason = str(error).partition(": line")[0]
+                raise RawError(f"row {row} (counted from 0) is not JSON ({reason}): mend it, and check again") from None
             if not isinstance(value, dict):
-                raise RawError(f"row {row} is not an object of column names and values")
+                raise RawError(f"row {row} (counted from 0) is not an object of column names and values")
             yield row, value
             row += 1
 
@@ -251,7 +256,7 @@ def _misfits(batch: list[tuple[int, dict]], schema: pa.Schema) -> Iterator[str]:
                 pa.array([values.get(name)], kind)
             except (pa.ArrowException, UnicodeError, TypeError):
                 what = "a list of texts" if pa.types.is_list(kind) else "text"
-                yield f"row {row}: {name!r} holds {json.dumps(values[name])[:40]}, not {what}"
+                yield f"row {row} (counted from 0): {name!r} holds {json.dumps(values[name])[:40]}, not {what}"
                 break
 
 

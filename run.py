@@ -6,10 +6,12 @@ python run.py --config configs/config.json --cache_only true                only
 python run.py --help                                                        every key
 """
 
+import math
 import os
 import sys
 import warnings
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,21 +22,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 import arguments
-import cache
 import data
 import engine
 import model_folder
 from arguments import Args
-from backbone import add_lora, attention_window, check_backbone, check_teacher, load_backbone
+from backbone import add_lora, attention_window, load_backbone
 from data import Batch, Feed
 from losses import matryoshka_weights
 from model import Embedder, FrozenEmbedder, backend_candidates, settle_backend
 from objective import LOSSES, MEASURES, Objective
 from plan import Plan, split_sizes
+from preflight import inspect
 from schedule import Schedule
 from token_store import TokenStore
-from tokenizer import fitting_tokenizer
-from utils import Meter, Metrics, spoken, task_means, train_line, use_all_cores, write_manifest
+from utils import Meter, Metrics, claim, spoken, task_means, train_line, use_all_cores, write_manifest
 
 
 @dataclass
@@ -77,66 +78,6 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-# ------------------------------------------------------------------------- before anything starts
-
-
-def inspect(args: Args, problems: list[str], unknown: set[str]) -> tuple[list[TokenStore], object, list[str]]:
-    """Look at data, model, tokenizer and output folder without loading a weight.
-
-    Data are converted and verified only where nothing else stands against the run.
-
-    Args:
-        problems: what is known to be wrong already.
-        unknown: keys of `args` that do not hold what the user meant; what depends on them is not judged.
-
-    Returns:
-        (stores, tokenizer, problems); every problem there is, one line each.
-    """
-    problems = [*problems, *check_outputs(args, unknown)]
-    stores, folder = [], Path(args.train_data_path)
-    if folder.is_dir() and not {"train_data_path", "cache_dir"} & unknown:
-        opened, wrong = cache.glimpse(folder)
-        tokenizer, more = check_models(args, opened, unknown)
-        problems += wrong + more
-        if not problems:
-            stores, problems = cache.prepare(folder, Path(args.cache_dir))
-            if stores and len(opened) < len(stores):  # now what was converted is known too
-                problems = check_models(args, stores, unknown)[1]
-        return stores, tokenizer, problems
-    return [], None, problems + check_models(args, [], unknown)[1]
-
-
-def check_outputs(args: Args, unknown: set[str]) -> list[str]:
-    """What stands against writing the results, one line each."""
-    if args.cache_only:
-        return []
-    folder, problems = Path(args.output_dir) / args.experiment_id, []
-    if (
-        not {"output_dir", "experiment_id"} & unknown
-        and folder.exists()
-        and (folder.is_file() or any(folder.iterdir()))
-    ):
-        problems.append(f"{folder}: holds a run already: choose another experiment_id, or move it away")
-    return problems + engine.tracker_problems([] if "report_to" in unknown else args.trackers())
-
-
-def check_models(args: Args, stores: list[TokenStore], unknown: set[str]) -> tuple[object, list[str]]:
-    """The tokenizer, and what in model and teacher does not fit each other or the data, one line each."""
-    if args.cache_only or "model_path" in unknown:
-        return None, []
-    largest = max((store.meta["max_token_id"] for store in stores), default=0)
-    length = 0 if "max_seq_length" in unknown else args.max_seq_length
-    targets = args.lora_targets() if args.use_lora and "lora_target_modules" not in unknown else []
-    config, wrong = check_backbone(args.model_path, largest, length, args.attn_backend, targets)
-    tokenizer, more = fitting_tokenizer(args.model_path, stores) if config else (None, [])
-    problems = [f"model_path: {problem}" for problem in wrong + more]
-    if args.teacher_model_path and "teacher_model_path" not in unknown and config:
-        wrong = check_teacher(args.teacher_model_path, config, largest)
-        more = [] if wrong else fitting_tokenizer(args.teacher_model_path, stores)[1]
-        problems += [f"teacher_model_path: {problem}" for problem in wrong + more]
-    return tokenizer, problems
-
-
 # ------------------------------------------------------------------------------------------ setup
 
 
@@ -167,9 +108,8 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
     model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
     folder = Path(args.output_dir) / args.experiment_id
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
+        claim(folder, args.to_json())
         write_manifest(folder / "manifest.json", accelerator, {store.name: store.meta["sha256"] for store in stores})
-        (folder / "args.json").write_text(args.to_json())
     if args.trackers():
         accelerator.init_trackers(args.experiment_id)
     metrics = Metrics(accelerator, folder / "metrics.jsonl")
@@ -179,13 +119,16 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
 def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenEmbedder | None]:
     """The model on its device, tried out, and its teacher."""
     set_seed(args.seed)  # the same adapters on every process
-    backbone = load_backbone(args.model_path, torch.float32)
+    try:
+        backbone = load_backbone(args.model_path, torch.float32)
+    except ValueError as error:
+        raise SystemExit(f"run.py: model_path: {error}") from None
     if args.use_lora:
         backbone = add_lora(backbone, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_targets())
-    model = Embedder(backbone.to(accelerator.device), args.attn_backend, args.gradient_checkpointing)
     sharded, on_cpu = engine.is_sharded(accelerator), accelerator.device.type == "cpu"
     windowed = attention_window(backbone.config) is not None
     candidates = backend_candidates(args.attn_backend, on_cpu, windowed, one_call=sharded)
+    model = Embedder(backbone.to(accelerator.device), candidates[0], args.gradient_checkpointing)
     problems = settle_backend(model, candidates)
     if sharded and model.backend == "buckets":
         problems = ["attn_backend buckets: processes would call a sharded model unequally often; set it to auto"]
@@ -243,7 +186,7 @@ def train_step(run: Run, step: int, meter: Meter) -> tuple[float, Tensor]:
     loss = run.objective.total(terms, embeddings)
 
     accelerator.backward(loss)
-    norm = accelerator.clip_grad_norm_(run.model.parameters(), args.max_grad_norm or float("inf"))
+    norm = accelerator.clip_grad_norm_(run.model.parameters(), args.max_grad_norm or math.inf)
     run.optimizer.step()
     run.optimizer.zero_grad()
 
@@ -269,6 +212,11 @@ def log(run: Run, step: int, rate: float, norm: Tensor, meter: Meter) -> None:
     """One line on the console, one in metrics.jsonl, the published tags to the trackers."""
     found, rates = meter.read(run.accelerator.num_processes)
     means = task_means(found, {store.name: store.task for store in run.feed.stores})
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"step {step}: the gradient is {float(norm)}; the steps since the last log line were on "
+            f"{', '.join(found)}, with losses {found}. A lower learning_rate or more warmup_steps may help."
+        )
     values = {
         "epoch": step / run.feed.plan.steps_per_epoch,
         "lr": rate,
@@ -302,7 +250,7 @@ def validate(run: Run, step: int) -> None:
     tags = {f"{name}/{prefix[kind]}{kind}": value for name, kinds in found.items() for kind, value in kinds.items()}
     tags |= {f"Avg/{task}/{prefix[kind]}{kind}": value for (task, kind), value in means.items()}
     run.metrics.write(step, "validation", {"measures": found}, tags)
-    if run.accelerator.is_main_process:
+    if run.accelerator.is_main_process and found:
         tqdm.write(f"step {step}/{run.schedule.steps} | validation | {spoken(means)}")
 
 
@@ -321,11 +269,10 @@ def save(run: Run, name: str, step: int) -> None:
         dtype = getattr(torch, automatic if args.save_dtype == "auto" else args.save_dtype)
         weights = {name.removeprefix("backbone."): weight for name, weight in weights.items()}
         backbone = accelerator.unwrap_model(run.model).backbone
-        model_folder.save(folder, backbone, run.tokenizer, facts(run, step), dtype, weights)
         # GPU against CPU rounds fp32 differently through 28 layers, and bf16 far more; a wrong folder is off by more.
         tolerance = 1e-3 if dtype == torch.float32 and accelerator.mixed_precision == "no" else 0.1
-        if problems := model_folder.probe(folder, tokens, cu_seqlens, live, tolerance):
-            raise RuntimeError("\n".join(problems))
+        read_back = partial(model_folder.probe, tokens=tokens, cu_seqlens=cu_seqlens, live=live, tolerance=tolerance)
+        model_folder.save(folder, backbone, run.tokenizer, facts(run, step), dtype, weights, read_back)
         tqdm.write(f"step {step}/{run.schedule.steps} | saved {folder}, read back and compared")
     accelerator.wait_for_everyone()
 
@@ -346,4 +293,7 @@ def facts(run: Run, step: int) -> model_folder.Facts:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("run.py: interrupted")

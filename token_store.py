@@ -97,7 +97,8 @@ def deep_check(store: TokenStore) -> list[str]:
             zip(ARRAYS, pool.map(lambda name: file_digest(store.folder / f"{name}.npy"), ARRAYS), strict=True)
         )
     problems = [
-        f"{store.folder}/{name}.npy: checksum differs from meta.json: the file was damaged or edited"
+        f"{store.folder}/{name}.npy: checksum differs from meta.json, it was damaged or edited: "
+        "tokenise again with --overwrite true"
         for name, digest in digests.items()
         if digest != store.meta["sha256"][name]
     ]
@@ -135,9 +136,11 @@ def known_tasks(folder: Path) -> tuple[dict[str, str], list[str]]:
         declared = read_json(own) if own.exists() else {}
     except ValueError as error:
         return tasks, [f"{own}: not JSON ({error})"]
-    if not isinstance(declared, dict) or not all(task in TASKS for task in declared.values()):
-        return tasks, [f"{own}: must be one object of dataset names and tasks, which are {', '.join(TASKS)}"]
-    return tasks | declared, []
+    if not isinstance(declared, dict):
+        return tasks, [f"{own}: must be one object of dataset names and tasks"]
+    wrong = {name: task for name, task in declared.items() if task not in TASKS}
+    problems = [f"{own}: {name}: {json.dumps(task)} is none of {', '.join(TASKS)}" for name, task in wrong.items()]
+    return tasks | declared, problems
 
 
 def name_problem(name: str) -> str | None:

@@ -74,13 +74,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--tokenizer_path", default="models/qwen3-0.6b", help="folder or hub id (default %(default)s)")
     add(
         "--input_dir",
-        type=Path,
+        type=_folder,
         default=Path("training_data"),
         help="raw .parquet and .jsonl files (default %(default)s)",
     )
     add(
         "--output_dir",
-        type=Path,
+        type=_folder,
         default=Path("training_data/data_tokenized_qwen"),
         help="where the stores go (default %(default)s)",
     )
@@ -130,6 +130,11 @@ def plan_jobs(flags: argparse.Namespace, tokenizer_print: str) -> tuple[list[Job
     problems += [
         f"{flags.input_dir}: two files are called {stem!r}; one store can hold only one"
         for stem in sorted({stem for stem in stems if stems.count(stem) > 1})
+    ]
+    problems += [
+        f"--task {name}={task}: no file is called {name}.parquet or {name}.jsonl; there are {', '.join(stems)}"
+        for name, task in declared.items()
+        if name not in ("*", *stems) and task in token_store.TASKS
     ]
     jobs = []
     for path in tqdm(files, desc="checking", unit="file", disable=None):
@@ -278,6 +283,12 @@ def report(folder: Path, width: int, seconds: float | None) -> str:
             f"{store.nbytes / 1e6:,.1f} MB  {'was done already' if seconds is None else f'{seconds:.1f} s'}",
         ]
     )
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty; . is the current folder")
+    return Path(text).expanduser()
 
 
 def _boolean(text: str) -> bool:

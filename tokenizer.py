@@ -15,13 +15,15 @@ import numpy as np
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
+from hub import where
+
 _PROBE = "Naïve cafe\u0301 — 12,345 x² = y;\n\tdef f(a_b):  return {'ключ': [價值, 'مفتاح']}  😀 <|im_end|>"
 
 
 def load_tokenizer(path: str) -> tuple[object | None, list[str]]:
     """A fast tokenizer with an EOS from a folder or hub id, or the reasons why there is none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, **where(path))
     except (OSError, ValueError, KeyError) as error:
         return None, [f"{path!r}: no tokenizer there ({str(error).strip().splitlines()[0]})"]
     if not tokenizer.is_fast:
@@ -31,16 +33,18 @@ def load_tokenizer(path: str) -> tuple[object | None, list[str]]:
     return tokenizer, []
 
 
-def fitting_tokenizer(path: str, stores: list) -> tuple[object | None, list[str]]:
-    """The tokenizer of a model, and a line for each of the token `stores` that another one wrote."""
+def fitting_tokenizer(path: str, stores: list, remedy: str = "") -> tuple[object | None, list[str]]:
+    """The tokenizer of a model, and a line for each of the token `stores` that another one wrote.
+
+    Args:
+        remedy: what to do then; by default tokenise again.
+    """
+    remedy = remedy or f"tokenise again with --tokenizer_path {path} --overwrite true"
     tokenizer, problems = load_tokenizer(path)
     mine = fingerprint(tokenizer) if tokenizer else None
     for store in stores if tokenizer else []:
         if store.meta["tokenizer"] not in (None, mine):  # the published layouts do not say
-            problems.append(
-                f"{store.folder} was written by another tokenizer than that of {path}: "
-                f"tokenise again with --tokenizer_path {path} --overwrite true"
-            )
+            problems.append(f"{store.folder} was written by another tokenizer than that of {path}: {remedy}")
         elif store.eos != tokenizer.eos_token_id:
             problems.append(
                 f"{store.folder} ends texts in token {store.eos}, but EOS of {path} is {tokenizer.eos_token_id}"

@@ -172,6 +172,20 @@ def train_line(step: int, steps: int, means: dict[tuple[str, str], float], value
     )
 
 
+def claim(folder: Path, configuration: str) -> None:
+    """Take a run's folder by writing args.json into it; of two runs that try at once, one succeeds.
+
+    Raises:
+        SystemExit: another run has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(folder / "args.json", "x", encoding="utf-8") as file:
+            file.write(configuration)
+    except FileExistsError:
+        raise SystemExit(f"run.py: {folder}: another run has just begun there: choose another experiment_id") from None
+
+
 def write_manifest(path: Path, accelerator: Accelerator, data: dict) -> None:
     """What ran, where, on what: versions, commit, hardware, processes, checksums of the data."""
     cuda = accelerator.device.type == "cuda"
@@ -211,7 +225,7 @@ class Metrics:
     def write(self, step: int, kind: str, values: dict[str, float], tags: dict[str, float]) -> None:
         """One line of metrics.jsonl: {"step", "kind", **values}; `tags` go to the trackers."""
         if self.file:
-            self.file.write(json.dumps({"step": step, "kind": kind} | values) + "\n")
+            self.file.write(json.dumps({"step": step, "kind": kind} | values, allow_nan=False) + "\n")
             self.file.flush()
             self.accelerator.log(tags, step=step)
 

@@ -28,7 +28,7 @@ from utils import Meter, all_rows, gather
 LORA = {"use_lora": True, "lora_dropout": 0.0, "lora_target_modules": "q_proj,up_proj"}
 VARIANTS = {
     "both losses": {},
-    "in-batch alone": {"num_hard_neg": 0},
+    "in-batch alone": {"num_hard_neg": 0, "teacher_model_path": "teacher", "kd_weight": 0.0},
     "matryoshka": {"use_mrl": True},
     "distillation": {"teacher_model_path": "teacher", "kd_weight": 3.0},
     "checkpointing": {"gradient_checkpointing": True},

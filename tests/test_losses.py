@@ -168,3 +168,8 @@ def test_group_ranks_count_ties_against_the_positive():
 def test_shapes_that_do_not_fit_are_refused(call):
     with pytest.raises(ValueError, match="want"):
         call()
+
+
+def test_a_broken_model_has_no_good_rank():
+    nan = torch.full((1, 2), float("nan"))
+    assert group_ranks(nan, nan, nan[:, None].expand(1, 3, 2)).tolist() == [4]

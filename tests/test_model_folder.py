@@ -123,6 +123,18 @@ def test_a_folder_is_never_overwritten(backbone, tokenizer, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "m").rglob("*")} == before
 
 
+def test_a_folder_that_fails_its_check_gets_no_name(backbone, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="wrong"):
+        model_folder.save(tmp_path / "m", backbone, tokenizer, facts(), torch.float32, check=lambda folder: ["wrong"])
+    assert not (tmp_path / "m").exists()
+    assert (tmp_path / ".m.partial" / "model.safetensors").exists()
+
+
+def test_others_may_read_what_is_saved(backbone, tokenizer, tmp_path):
+    model_folder.save(tmp_path / "m", backbone, tokenizer, facts(), torch.float32)
+    assert len({path.stat().st_mode for path in (tmp_path / "m").rglob("*") if path.is_file()}) == 1
+
+
 @pytest.fixture
 def adapted(ground):
     """A backbone with adapters that are not zero."""

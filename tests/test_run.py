@@ -21,10 +21,12 @@ import pytest
 import torch
 import toy
 from conftest import read_metrics, tokenize
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import cache
 import plan
+import preflight
 import run
 from backbone import load_backbone
 from losses import hard_negative_loss, in_batch_loss
@@ -124,7 +126,7 @@ def test_the_first_step_is_the_equations(train, ground, settings):
     folder = train(train_steps=1, log_interval=1, max_seq_length=128)
     (line,) = read_metrics(folder, "train")
     args = run.arguments.parse(["--config", str(folder / "args.json")])[0]
-    stores, _ = run.cache.prepare(ground.stores, Path(settings["cache_dir"]))
+    stores, _ = cache.prepare(ground.stores, Path(settings["cache_dir"]))
     order = run.Plan(tuple(run.split_sizes(len(store.tuples))[0] for store in stores), 8, 0)
     what = order.step(0)
     store = stores[what.dataset]
@@ -335,6 +337,50 @@ def test_a_wrong_key_does_not_hide_what_else_is_wrong(settings, tmp_path, capsys
         assert line in error, line
     assert "5 problems" in error
     assert not (tmp_path / "cache").exists()  # nothing was built for a run that cannot start
+
+
+@pytest.mark.parametrize("changes", [{"num_hard_neg": 0}, {"train_data_path": "bare"}])
+def test_data_that_no_loss_applies_to_are_refused(settings, ground, tmp_path, capsys, changes):
+    toy.write_parquet(tmp_path / "raw" / "labels.parquet", [{"query": f"q{i}", "passage": "yes"} for i in range(9)])
+    assert tokenize(tmp_path / "raw", tmp_path / "bare", ground.backbone, "--task", "classification") == 0
+    if "train_data_path" in changes:
+        changes = {"train_data_path": tmp_path / "bare"}
+    error = refused(capsys, *flags(settings, **changes))
+    assert "has the hard-negative loss alone, and no negatives" in error
+    assert "retrieval" not in error  # which has the in-batch loss
+
+
+def test_two_runs_of_one_name_do_not_mix(train, settings, capsys, monkeypatch):
+    """The second had looked before the first began to write."""
+    folder = train()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(run, "inspect", lambda args, *_: preflight.inspect(args, [], {"experiment_id"}))
+    with pytest.raises(SystemExit, match="another run has just begun there"):
+        train()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_model_that_is_not_finite_stops_at_the_first_log_line(train, ground, settings, tmp_path, monkeypatch):
+    folder = tmp_path / "nan"
+    shutil.copytree(ground.backbone, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SystemExit, match="a text's state is not finite"):
+        train(model_path=str(folder))
+    with pytest.raises(FloatingPointError, match=r"step 1: the gradient is nan; .* toy_"):
+        monkeypatch.setattr(run, "settle_backend", lambda *_: [])
+        train(model_path=str(folder), log_interval=1, experiment_id="again")
+    assert not list(Path(settings["output_dir"]).glob("*/step_*"))
+
+
+def test_a_model_whose_weights_are_another_ones_is_named(train, ground, tmp_path):
+    folder = tmp_path / "odd"
+    shutil.copytree(ground.backbone, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 80}))
+    with pytest.raises(SystemExit, match=r"its weights do not fit its config\.json"):
+        train(model_path=str(folder))
 
 
 def test_a_tracker_that_is_not_installed_is_refused(settings, capsys):

@@ -202,10 +202,10 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_written(ground, raw, tm
     for line in (
         "not_parquet.parquet: not a Parquet file",
         "empty.parquet: the file is empty",
-        "no_json.jsonl: row 0 is not JSON",
-        "half.jsonl: row 1 is not JSON",
+        "no_json.jsonl: row 0 (counted from 0) is not JSON",
+        "half.jsonl: row 1 (counted from 0) is not JSON",
         "no_column.parquet: columns query, answer: no query and positive among them",
-        "tasks.json: must be one object of dataset names and tasks, which are retrieval, clustering, classification",
+        'tasks.json: no_column: "sorting" is none of retrieval, clustering, classification',
         "numbers.parquet: column 'passage' holds int64, not text",
         "bad name.parquet: dataset name 'bad name'",
         "unknown.parquet: no task is known for 'unknown': give --task unknown=retrieval",
@@ -252,11 +252,11 @@ def test_what_comes_late_in_a_large_jsonl_is_read(ground, raw, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"query": "q", "passage": 3}', "row 1: 'passage' holds 3, not text"),
-        ('{"query": ["q"], "passage": "p"}', "row 1: 'query' holds [\"q\"], not text"),
-        ('["q", "p"]', "row 1 is not an object"),
-        ('{"query": "q", "passage": "\\ud800"}', "row 1: 'passage' holds"),
-        ("\udcff", "row 1 is not JSON"),
+        ('{"query": "q", "passage": 3}', "row 1 (counted from 0): 'passage' holds 3, not text"),
+        ('{"query": ["q"], "passage": "p"}', "row 1 (counted from 0): 'query' holds [\"q\"], not text"),
+        ('["q", "p"]', "row 1 (counted from 0) is not an object"),
+        ('{"query": "q", "passage": "\\ud800"}', "row 1 (counted from 0): 'passage' holds"),
+        ("\udcff", "row 1 (counted from 0) is not UTF-8: save"),
     ],
 )
 def test_a_bad_line_is_named(ground, raw, tmp_path, capsys, line, message):

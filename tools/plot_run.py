@@ -10,8 +10,10 @@ from pathlib import Path
 
 def plot(run: Path) -> Path:
     """Read `run`/metrics.jsonl and write `run`/training.png; returns its path."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        raise SystemExit("plot_run needs matplotlib: pip install matplotlib") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

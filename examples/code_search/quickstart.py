@@ -8,11 +8,11 @@ runs: tokenise, warm up the cache, launch the training. At the end it searches i
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -42,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     began = time.perf_counter()
     transformers.utils.logging.disable_progress_bar()
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    shutil.rmtree(FOLDER, ignore_errors=True)
+    if FOLDER.exists():
+        earlier = next(path for n in itertools.count(1) if not (path := Path(f"{FOLDER}.{n}")).exists())
+        print(f"the earlier quickstart is kept as {FOLDER.rename(earlier)}")
     library = build(flags.rows, flags.others)
 
     settings = json.loads(Path(flags.config).read_text())

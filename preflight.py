@@ -1,0 +1,85 @@
+"""The door's other half: everything that can stand against a run, found without loading a weight.
+
+What a user says is judged here as a whole, so this room takes the configuration, as only the doors do.
+"""
+
+from pathlib import Path
+
+import cache
+import engine
+from arguments import Args
+from backbone import check_backbone, check_teacher
+from token_store import TokenStore
+from tokenizer import fitting_tokenizer
+
+
+def inspect(args: Args, problems: list[str], unknown: set[str]) -> tuple[list[TokenStore], object, list[str]]:
+    """Look at data, model, tokenizer and output folder without loading a weight.
+
+    Data are converted and verified only where nothing else stands against the run.
+
+    Args:
+        problems: what is known to be wrong already.
+        unknown: keys of `args` that do not hold what the user meant; what depends on them is not judged.
+
+    Returns:
+        (stores, tokenizer, problems); every problem there is, one line each.
+    """
+    problems = [*problems, *check_outputs(args, unknown)]
+    stores, folder = [], Path(args.train_data_path)
+    if folder.is_dir() and not {"train_data_path", "cache_dir"} & unknown:
+        opened, wrong = cache.glimpse(folder)
+        tokenizer, more = check_models(args, opened, unknown)
+        problems += wrong + more
+        if not problems:
+            stores, problems = cache.prepare(folder, Path(args.cache_dir))
+            if stores:  # now what was converted is known too
+                problems = check_models(args, stores, unknown)[1] + check_lessons(args, stores)
+        return stores, tokenizer, problems
+    return [], None, problems + check_models(args, [], unknown)[1]
+
+
+def check_outputs(args: Args, unknown: set[str]) -> list[str]:
+    """What stands against writing the results, one line each."""
+    if args.cache_only:
+        return []
+    folder, problems = Path(args.output_dir) / args.experiment_id, []
+    if (
+        not {"output_dir", "experiment_id"} & unknown
+        and folder.exists()
+        and (folder.is_file() or any(folder.iterdir()))
+    ):
+        problems.append(f"{folder}: holds a run already: choose another experiment_id, or move it away")
+    return problems + engine.tracker_problems([] if "report_to" in unknown else args.trackers())
+
+
+def check_lessons(args: Args, stores: list[TokenStore]) -> list[str]:
+    """Datasets that no loss applies to, one line each: they would train nothing and look perfect."""
+    idle = [
+        store
+        for store in stores
+        if store.task != "retrieval" and not min(args.negatives_for(store.task), store.meta["negatives"])
+    ]
+    return [
+        f"{store.folder}: {store.task} has the hard-negative loss alone, and no negatives "
+        f"({'num_hard_neg is 0' if store.meta['negatives'] else 'there are none in it'}): nothing would be learnt of it"
+        for store in ([] if args.cache_only or args.teacher_model_path else idle)
+    ]
+
+
+def check_models(args: Args, stores: list[TokenStore], unknown: set[str]) -> tuple[object, list[str]]:
+    """The tokenizer, and what in model and teacher does not fit each other or the data, one line each."""
+    if args.cache_only or "model_path" in unknown:
+        return None, []
+    largest = max((store.meta["max_token_id"] for store in stores), default=0)
+    length = 0 if "max_seq_length" in unknown else args.max_seq_length
+    targets = args.lora_targets() if args.use_lora and "lora_target_modules" not in unknown else []
+    config, wrong = check_backbone(args.model_path, largest, length, args.attn_backend, targets)
+    tokenizer, more = fitting_tokenizer(args.model_path, stores) if config else (None, [])
+    problems = [f"model_path: {problem}" for problem in wrong + more]
+    if args.teacher_model_path and "teacher_model_path" not in unknown and config:
+        wrong = check_teacher(args.teacher_model_path, config, largest)
+        remedy = "take a teacher with the student's tokenizer"
+        more = [] if wrong else fitting_tokenizer(args.teacher_model_path, stores, remedy)[1]
+        problems += [f"teacher_model_path: {problem}" for problem in wrong + more]
+    return tokenizer, problems
