@@ -1,4 +1,4 @@
-"""Real gloo processes for tests: forked from this one, connected as a launcher would connect them.
+"""Real gloo processes for tests: forked from a clean server, connected as a launcher would connect them.
 
 Imported by tests only. `train_steps` runs the door's own setup and train_step in each of them.
 """
@@ -47,17 +47,23 @@ def launcher_environment(rank: int, world: int, port: int, kind: str = "ddp") ->
     return {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in ranks.items()} | ENGINES[kind]
 
 
-def after_fork() -> None:
-    """The parent's threads are not here: neither tokenizers' pool nor OpenMP's may be asked for."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    torch.set_num_threads(1)
+def server():
+    """Processes forked from a server that has imported everything and computed nothing.
+
+    A fork of the test process itself would hang: its OpenMP, Arrow and tokenizer threads are not in the child.
+    """
+    here = Path(__file__).parent
+    os.environ["PYTHONPATH"] = f"{here}{os.pathsep}{here.parent}"  # where the server finds what it imports ahead
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["processes"])
+    return context
 
 
 def _worker(rank: int, world: int, port: int, kind: str, extra: dict, function, arguments: tuple, queue) -> None:
     os.environ.pop("ACCELERATE_USE_CPU", None)
     os.environ |= launcher_environment(rank, world, port, kind) if world > 1 else {"ACCELERATE_USE_CPU": "true"}
-    after_fork()
     os.environ |= extra
+    torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     PartialState._reset_state()
     sys.stdout = open(os.devnull, "w")
@@ -72,7 +78,7 @@ def _worker(rank: int, world: int, port: int, kind: str, extra: dict, function, 
 
 def on_processes(world: int, function, *arguments, kind: str = "ddp", extra: dict | None = None) -> list:
     """What `function(rank, world, *arguments)` returns on each of `world` processes, by rank."""
-    context = mp.get_context("fork")  # no second import of torch; nothing here has started threads that matter
+    context = server()
     queue, port = context.Queue(), free_port()
     workers = [
         context.Process(target=_worker, args=(rank, world, port, kind, extra or {}, function, arguments, queue))
@@ -80,7 +86,7 @@ def on_processes(world: int, function, *arguments, kind: str = "ddp", extra: dic
     ]
     for worker in workers:
         worker.start()
-    found = sorted((queue.get(timeout=60) for _ in workers), key=lambda item: item[0])
+    found = sorted((queue.get(timeout=240) for _ in workers), key=lambda item: item[0])
     for worker in workers:
         worker.join(10)
     failures = [error for _, _, error in found if error]

@@ -11,16 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 import toy
 from conftest import read_metrics
-from processes import after_fork, free_port, launcher_environment, on_processes, through_the_door, train_steps
+from processes import free_port, launcher_environment, on_processes, server, through_the_door, train_steps
 from safetensors.torch import load_file
 
 import engine
@@ -98,7 +98,7 @@ def test_bf16_computes_in_bf16_and_keeps_fp32_weights_and_gradients(config, tmp_
 
 
 def test_buckets_under_fsdp_are_refused(config):
-    status = end_of(2, config | {"attn_backend": "buckets"}, lambda rank: None, kind="fsdp")
+    status = end_of(2, config | {"attn_backend": "buckets"}, no_fault, kind="fsdp")
     assert [code for code, _ in status] == [1, 1]
     assert "attn_backend buckets: processes would call a sharded model unequally often" in status[0][1] + status[1][1]
 
@@ -119,14 +119,14 @@ def _process(rank: int, world: int, port: int, kind: str, config: dict, fault, l
     sys.stdout = sys.stderr = os.fdopen(descriptor, "w", buffering=1)
     os.environ.pop("ACCELERATE_USE_CPU", None)
     os.environ |= launcher_environment(rank, world, port, kind)
-    after_fork()
+    torch.set_num_threads(1)
     fault(rank)
     sys.exit(through_the_door(rank, world, config))
 
 
 def end_of(world: int, config: dict, fault, kind: str = "ddp", within: float = 60) -> list[tuple[int | None, str]]:
     """(exit status, what it printed) of each process; no launcher that would kill the others. None: never ended."""
-    port, context = free_port(), mp.get_context("fork")
+    port, context = free_port(), server()
     logs = [f"{config['cache_dir']}.{rank}.log" for rank in range(world)]
     processes = [
         context.Process(target=_process, args=(rank, world, port, kind, config, fault, logs[rank]))
@@ -136,7 +136,7 @@ def end_of(world: int, config: dict, fault, kind: str = "ddp", within: float = 6
         process.start()
     deadline = time.monotonic() + within
     for process in processes:
-        process.join(max(0, deadline - time.monotonic()) if process.exitcode is None else 0)
+        process.join(max(0, deadline - time.monotonic()))
     codes = [process.exitcode for process in processes]
     for process in processes:
         if process.is_alive():
@@ -145,20 +145,24 @@ def end_of(world: int, config: dict, fault, kind: str = "ddp", within: float = 6
     return [(code, Path(log).read_text(errors="replace")) for code, log in zip(codes, logs, strict=True)]
 
 
-def at_step_three(victim: int, action):
+def no_fault(rank: int) -> None:
+    pass
+
+
+def at_step_three(action, victim: int, rank: int) -> None:
     """A fault in the data path of one process."""
+    training = Feed.training
 
-    def fault(rank: int) -> None:
-        training = Feed.training
+    def broken(self, step: int):
+        if step == 3 and rank == victim:
+            action()
+        return training(self, step)
 
-        def broken(self, step: int):
-            if step == 3 and rank == victim:
-                action()
-            return training(self, step)
+    Feed.training = broken
 
-        Feed.training = broken
 
-    return fault
+def suicide(number: int) -> None:
+    os.kill(os.getpid(), number)
 
 
 def boom():
@@ -183,8 +187,8 @@ def broken_save(rank: int) -> None:
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 @pytest.mark.parametrize(("fault", "cause", "first"), [
-    (at_step_three(1, boom), "ValueError: the disk is on fire", 1),
-    (at_step_three(0, boom), "ValueError: the disk is on fire", 0),
+    (partial(at_step_three, boom, 1), "ValueError: the disk is on fire", 1),
+    (partial(at_step_three, boom, 0), "ValueError: the disk is on fire", 0),
     (full_disk, "No space left on device", 0),
     (broken_save, "No space left on device", 0),
 ], ids=["data path of one", "data path of main", "log of main", "save of main"])  # fmt: skip
@@ -202,7 +206,7 @@ def test_an_exception_on_one_process_ends_all_with_its_cause(config, kind, fault
 
 def test_a_killed_process_ends_the_others(config):
     began = time.monotonic()
-    fault = at_step_three(1, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    fault = partial(at_step_three, partial(suicide, signal.SIGKILL), 1)
     ends = end_of(2, config | {"train_steps": 6, "process_timeout": 5}, fault)
     assert time.monotonic() - began < 40
     assert [code for code, _ in ends] == [1, -signal.SIGKILL]
@@ -210,7 +214,7 @@ def test_a_killed_process_ends_the_others(config):
 
 
 def test_a_hanging_process_ends_the_others_within_the_limit(config):
-    fault = at_step_three(1, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    fault = partial(at_step_three, partial(suicide, signal.SIGSTOP), 1)
     began = time.monotonic()
     ends = end_of(2, config | {"train_steps": 6, "process_timeout": 4}, fault, within=12)
     assert [code for code, _ in ends] == [1, None]  # the stopped one cannot end by itself
