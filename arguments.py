@@ -67,9 +67,7 @@ class Args:
         "auto",
         choices=("auto", "segments", "buckets", "padded"),
     )
-    gradient_checkpointing: bool = _key(
-        _MODEL, "", "recompute activations: about a quarter more work, far less memory", True
-    )
+    gradient_checkpointing: bool = _key(_MODEL, "", "recompute activations: a quarter more work, far less memory", True)
 
     temperature: float = _key(_LOSS, "", "divides cosine similarities; lower is sharper", 0.05, above=0)
     gather_with_grad: bool = _key(
@@ -128,6 +126,16 @@ class Args:
         "tensorboard",
     )
     cache_only: bool = _key(_DATA, "", "the warm-up run: build and verify the cache, say what it holds, exit", False)
+    save_every_minutes: float = _key(
+        _OUT, "minutes", "save what a resume needs by the clock as well; 0 = only with the model folders", 30.0, low=0
+    )
+    save_total_limit: int = _key(_OUT, "states", "how many of those are kept; the newest always", 2, low=1)
+    resume: str = _key(
+        _OUT, "folder", "auto: go on where the same run ended; never: refuse its folder; or a state's folder", "auto"
+    )
+    max_skipped_steps: int = _key(
+        _STEP, "optimizer updates", "left out in a row for a gradient that is not finite, before the run ends", 3, low=0
+    )
     process_timeout: float = _key(
         _OUT, "seconds", "a process without a sign of life for this long ends the run on all of them", 300.0, low=1
     )
@@ -316,18 +324,18 @@ def _coerce(f, value: Any) -> Any:
 def _rules(args: Args) -> list[tuple[set[str], str]]:
     """What is wrong between keys or with the world: (the keys that it follows from, a line)."""
     name_rule = "becomes a folder: use up to 128 of A-Z a-z 0-9 . _ + # -, no leading dot"
-    named = re.fullmatch(r"[A-Za-z0-9_+#-][A-Za-z0-9._+#-]{0,127}", args.experiment_id) is not None
-    found = Path(args.train_data_path).is_dir()
+    named = re.fullmatch(r"[A-Za-z0-9_+#-][A-Za-z0-9._+#-]{0,127}", args.experiment_id)
+    ordered = args.min_lr <= args.learning_rate
     folders = [(key, getattr(args, key)) for key in ("output_dir", "tb_dir", "cache_dir")]
     rules = [
         ({"experiment_id"}, f"experiment_id: {args.experiment_id!r} {name_rule}", named),
-        ({"min_lr", "learning_rate"}, f"min_lr: {args.min_lr} is above learning_rate {args.learning_rate}",
-         args.min_lr <= args.learning_rate),
+        ({"min_lr", "learning_rate"}, f"min_lr: {args.min_lr} is above learning_rate {args.learning_rate}", ordered),
         ({"train_steps"}, "train_steps: 0 would train nothing; -1 leaves it to train_epochs", args.train_steps != 0),
         ({"lora_dropout"}, f"lora_dropout: {args.lora_dropout} must be below 1", args.lora_dropout < 1),
         ({"seed"}, f"seed: {args.seed} must be below 2^31", args.seed < 2**31),
         ({"train_data_path"},
-         f"train_data_path: {args.train_data_path}: no such folder; tokenize_data_qwen.py makes it", found),
+         f"train_data_path: {args.train_data_path}: no such folder; tokenize_data_qwen.py makes it",
+         Path(args.train_data_path).is_dir()),
         *(({key}, f"{key}: {path}: {why}", why is None) for key, path in folders for why in [_unwritable(path)]),
     ]  # fmt: skip
     return [(keys, line) for keys, line, holds in rules if not holds]

@@ -68,6 +68,13 @@ class Feed:
         rows = split_rows(what.rows, len(self.stores[what.dataset].tuples))
         return what.dataset, self._batch(what.dataset, rows, what.epoch)
 
+    def sources(self, step: int) -> str:
+        """Where the global batch of update `step` comes from, for people: rows of a store."""
+        what = self.plan.step(step)
+        store = self.stores[what.dataset]
+        rows = split_rows(what.rows, len(store.tuples))
+        return f"tuples {', '.join(map(str, rows))} of {store.folder}"
+
     def held_out(self, dataset: int) -> Iterator[Batch]:
         """A dataset's held-out tuples; their negatives are those of epoch 0, the same at each validation."""
         tuples = len(self.stores[dataset].tuples)

@@ -6,6 +6,7 @@ fails, is killed or hangs. NCCL alone waits ten minutes, gloo thirty.
 """
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -25,6 +26,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # a large model is saved and read back by one process; the others wait
 FAILED = 1  # exit status of every process when one has failed
+STOPPED = 75  # of a run that was told to stop and can go on: EX_TEMPFAIL
 
 
 @contextmanager
@@ -149,6 +151,36 @@ def _start_sharding_on_cpu() -> None:
         "local_process_index": int(os.environ.get("LOCAL_RANK", 0)),
         "fork_launched": False,
     }
+
+
+class Asked:
+    """Whether this process was told to stop: SIGTERM before a machine is taken away, SIGUSR1 by a scheduler.
+
+    The signal only leaves a mark; the loop looks at it between two steps, so a second one hurts nothing.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self):
+        self.stop = False
+        self.before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+
+    def _note(self, *_) -> None:
+        self.stop = True
+
+    def forget(self) -> None:
+        """Put back what the signals did before."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def on_any(accelerator: Accelerator, flags: list[bool]) -> list[bool]:
+    """Whether each flag is set on any process: all of them act alike. One small collective a step."""
+    if accelerator.num_processes == 1:
+        return [bool(flag) for flag in flags]
+    marks = torch.tensor([float(bool(flag)) for flag in flags], device=accelerator.device)
+    dist.all_reduce(marks, op=dist.ReduceOp.MAX)
+    return [mark > 0 for mark in marks.tolist()]
 
 
 class Watch:

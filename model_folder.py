@@ -86,6 +86,12 @@ def save(
     os.replace(aside, folder)
 
 
+def holds(folder: Path, facts: Facts) -> bool:
+    """Whether `folder` is the finished model folder of these facts."""
+    path = folder / "f2llm.json"
+    return path.exists() and json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(asdict(facts)))
+
+
 def write_sentence_transformers_files(folder: Path, facts: Facts) -> None:
     """Pooling, normalisation, prompts and the card.
 

@@ -3,14 +3,29 @@
 What a user says is judged here as a whole, so this room takes the configuration, as only the doors do.
 """
 
+import hashlib
+import json
+from dataclasses import asdict
 from pathlib import Path
+
+from torch import nn
 
 import cache
 import engine
 from arguments import Args
 from backbone import check_backbone, check_teacher
+from plan import Plan
+from schedule import Schedule
 from token_store import TokenStore
-from tokenizer import fitting_tokenizer
+from tokenizer import fingerprint, fitting_tokenizer
+
+# What may change between a run and its resume: it alters nothing that is trained.
+HARMLESS = {
+    "output_dir", "tb_dir", "cache_dir", "cache_only", "experiment_id", "model_path", "train_data_path",
+    "train_batch_size", "log_interval", "validation_steps", "checkpointing_steps", "save_dtype", "query_instruction",
+    "report_to", "process_timeout", "num_processes", "resume", "save_every_minutes", "save_total_limit",
+    "max_skipped_steps", "gradient_checkpointing", "attn_backend", "train_epochs", "train_steps",
+}  # fmt: skip
 
 
 def inspect(args: Args, problems: list[str], unknown: set[str]) -> tuple[list[TokenStore], object, list[str]]:
@@ -44,12 +59,13 @@ def check_outputs(args: Args, unknown: set[str]) -> list[str]:
     if args.cache_only:
         return []
     folder, problems = Path(args.output_dir) / args.experiment_id, []
-    if (
-        not {"output_dir", "experiment_id"} & unknown
-        and folder.exists()
-        and (folder.is_file() or any(folder.iterdir()))
-    ):
-        problems.append(f"{folder}: holds a run already: choose another experiment_id, or move it away")
+    if not {"output_dir", "experiment_id", "resume"} & unknown and folder.exists():
+        if folder.is_file() or (any(folder.iterdir()) and not (folder / "args.json").exists()):
+            problems.append(f"{folder}: holds something else than a run: choose another experiment_id")
+        elif args.resume == "never" and any(folder.iterdir()):
+            problems.append(f"{folder}: holds a run already: choose another experiment_id, or --resume auto to go on")
+    if args.resume not in ("auto", "never") and not (Path(args.resume) / "state.json").exists():
+        problems.append(f"resume: {args.resume!r} is neither auto, never, nor the folder of a state, state/step_N")
     return problems + engine.tracker_problems([] if "report_to" in unknown else args.trackers())
 
 
@@ -83,3 +99,16 @@ def check_models(args: Args, stores: list[TokenStore], unknown: set[str]) -> tup
         more = [] if wrong else fitting_tokenizer(args.teacher_model_path, stores, remedy)[1]
         problems += [f"teacher_model_path: {problem}" for problem in wrong + more]
     return tokenizer, problems
+
+
+def ground_of(
+    args: Args, schedule: Schedule, plan: Plan, stores: list[TokenStore], tokenizer, model: nn.Module
+) -> dict:
+    """What a run stands on: keys that change what is trained, data, tokenizer, model, global batch."""
+    keys = {key: value for key, value in asdict(args).items() if key not in HARMLESS}
+    data_now = {f"dataset {store.name}": store.meta["sha256"]["tuples"][:16] for store in stores}
+    shape = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    digest = hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
+    steps = None if schedule.constant else schedule.steps  # a cosine depends on where it ends
+    whole = {"model": digest, "tokenizer": fingerprint(tokenizer), "global batch": plan.global_batch, "steps": steps}
+    return keys | data_now | whole

@@ -9,6 +9,7 @@ python run.py --help                                                        ever
 import math
 import os
 import sys
+import time
 import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,9 +23,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import arguments
+import checkpoint
 import data
 import engine
 import model_folder
+import resume
 from arguments import Args
 from backbone import add_lora, attention_window, load_backbone
 from data import Batch, Feed
@@ -32,7 +35,7 @@ from losses import matryoshka_weights
 from model import Embedder, FrozenEmbedder, backend_candidates, settle_backend
 from objective import LOSSES, MEASURES, Objective
 from plan import Plan, split_sizes
-from preflight import inspect
+from preflight import ground_of, inspect
 from schedule import Schedule
 from token_store import TokenStore
 from utils import Meter, Metrics, claim, spoken, task_means, train_line, use_all_cores, write_manifest
@@ -53,10 +56,15 @@ class Run:
     objective: Objective
     metrics: Metrics
     folder: Path
+    lock: object  # on the folder, held by the main process
+    ground: dict  # what a resume must find unchanged
+    meter: Meter
+    begun: int = 0  # updates done by earlier runs of this one
+    skipped: int = 0  # updates left out in a row
 
 
 def main(argv: list[str]) -> int:
-    """Check everything, then train. Returns the exit status: 0, or 2 for refused input."""
+    """Check everything, then train. Returns the exit status: 0; 2 for refused input; 75 for a run told to stop."""
     if {"--help", "-h"} & set(argv):
         print(arguments.help_text())
         return 0
@@ -74,7 +82,7 @@ def main(argv: list[str]) -> int:
         print("\n".join(data.describe(stores)), flush=True)
     if not args.cache_only:
         with engine.together(args.trackers(), args.tb_dir, args.process_timeout) as accelerator:
-            train(setup(args, accelerator, stores, tokenizer))
+            return train(setup(args, accelerator, stores, tokenizer))
     return 0
 
 
@@ -105,15 +113,24 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
         f"global batch {plan.global_batch}, processes: {args.num_processes}, "
         f"mixed precision: {accelerator.mixed_precision}, attention: {model.backend}"
     )
-    model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
     folder = Path(args.output_dir) / args.experiment_id
-    if accelerator.is_main_process:
-        claim(folder, args.to_json())
+    ground = ground_of(args, schedule, plan, stores, tokenizer, model)
+    lock = claim(folder) if accelerator.is_main_process else None
+    begun, facts, tensors = resume.find(accelerator, args.resume, folder / "state", ground)
+    if accelerator.is_main_process and not facts:
+        (folder / "args.json").write_text(args.to_json())
         write_manifest(folder / "manifest.json", accelerator, {store.name: store.meta["sha256"] for store in stores})
+    model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
+    meter = Meter([store.name for store in stores], LOSSES, accelerator.device)
+    if facts:
+        meter.load(resume.restore(accelerator, model, optimizer, tensors).to(accelerator.device))
+        accelerator.print(f"going on after step {begun} of {steps}")
     if args.trackers():
-        accelerator.init_trackers(args.experiment_id)
-    metrics = Metrics(accelerator, folder / "metrics.jsonl")
-    return Run(args, accelerator, feed, tokenizer, schedule, model, teacher, optimizer, objective, metrics, folder)
+        purge = {"tensorboard": {"purge_step": begun + 1}} if begun and "tensorboard" in args.trackers() else {}
+        accelerator.init_trackers(args.experiment_id, init_kwargs=purge)  # no second curve over the first
+    metrics = Metrics(accelerator, folder, facts.get("sizes", {}))
+    live = (schedule, model, teacher, optimizer, objective, metrics)
+    return Run(args, accelerator, feed, tokenizer, *live, folder, lock, ground, meter, begun, facts.get("skipped", 0))
 
 
 def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenEmbedder | None]:
@@ -147,31 +164,43 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
 # --------------------------------------------------------------------------------------- training
 
 
-def train(run: Run) -> None:
-    """The loop, in the order of time: step, log, validate, save."""
+def train(run: Run) -> int:
+    """The loop, in the order of time: step, log, validate, save. Returns the exit status: 0; 75 when told to stop."""
     args, steps, per_epoch = run.args, run.schedule.steps, run.feed.plan.steps_per_epoch
-    meter = Meter([store.name for store in run.feed.stores], LOSSES, run.accelerator.device)
-    bar = tqdm(total=steps, desc="training", unit="step", disable=None if run.accelerator.is_main_process else True)
+    if run.begun >= steps:
+        run.accelerator.print(f"{run.folder}: this run is finished: {steps:,} steps were trained")
+    hidden, asked, saved = None if run.accelerator.is_main_process else True, engine.Asked(), time.monotonic()
+    bar = tqdm(total=steps, initial=run.begun, desc="training", unit="step", disable=hidden)
     run.model.train()
-    for step in range(steps):
-        rate, norm = train_step(run, step, meter)
+    for step in range(run.begun, steps):
+        rate, norm = train_step(run, step)
         done, epoch = step + 1, (step + 1) // per_epoch
         last, epoch_ends = done == steps, done % per_epoch == 0
         bar.update()
         if done % args.log_interval == 0 or last:
-            log(run, done, rate, norm, meter)
-        with meter.paused():
+            log(run, done, rate, norm)
+        with run.meter.paused():
             if args.validation_steps and (done % args.validation_steps == 0 or epoch_ends or last):
                 validate(run, done)
-            if (args.checkpointing_steps and done % args.checkpointing_steps == 0) or (last and not epoch_ends):
+            due = bool(args.checkpointing_steps) and done % args.checkpointing_steps == 0
+            if due or (last and not epoch_ends):
                 save(run, f"step_{done}", done)
             if epoch_ends:
                 save(run, f"epoch_{epoch}", done)
+            late = args.save_every_minutes and time.monotonic() - saved > 60 * args.save_every_minutes
+            stop, late = engine.on_any(run.accelerator, [asked.stop, late])
+            if due or last or epoch_ends or stop or late:
+                save_state(run, done)
+                saved = time.monotonic()
+        if stop and not last:
+            break
     bar.close()
     run.metrics.close()
+    asked.forget()
+    return engine.STOPPED if asked.stop or (run.begun < steps and done < steps) else 0
 
 
-def train_step(run: Run, step: int, meter: Meter) -> tuple[float, Tensor]:
+def train_step(run: Run, step: int) -> tuple[float, float]:
     """One optimizer update. Returns its learning rate and the gradient norm before clipping."""
     args, accelerator = run.args, run.accelerator
     rate = run.schedule.rate(step)
@@ -186,14 +215,33 @@ def train_step(run: Run, step: int, meter: Meter) -> tuple[float, Tensor]:
     loss = run.objective.total(terms, embeddings)
 
     accelerator.backward(loss)
-    norm = accelerator.clip_grad_norm_(run.model.parameters(), args.max_grad_norm or math.inf)
-    run.optimizer.step()
+    norm = float(accelerator.clip_grad_norm_(run.model.parameters(), args.max_grad_norm or math.inf))
+    if math.isfinite(norm):  # the norm is that of all processes' gradients together: they agree
+        run.optimizer.step()
+        run.meter.add(
+            dataset, terms, rows=sum(batch.counts) / len(batch.counts)
+        )  # their mean over processes is the loss
     run.optimizer.zero_grad()
+    judge(run, step, norm)
 
-    meter.add(dataset, terms, rows=sum(batch.counts) / len(batch.counts))  # their mean over processes is the loss
     computed = accelerator.unwrap_model(run.model).computed(batch.lengths)
-    meter.count(tuples=batch.rows, tokens=len(batch.tokens), computed=computed, heaviest=batch.heaviest)
+    run.meter.count(tuples=batch.rows, tokens=len(batch.tokens), computed=computed, heaviest=batch.heaviest)
     return rate, norm
+
+
+def judge(run: Run, step: int, norm: float) -> None:
+    """Say that an update was left out for its gradient, and end the run when too many in a row were.
+
+    Raises:
+        FloatingPointError: on every process.
+    """
+    run.skipped = 0 if math.isfinite(norm) else run.skipped + 1
+    if not run.skipped:
+        return
+    what = f"step {step + 1}: the gradient is {norm}: {run.feed.sources(step)}"
+    if run.skipped > run.args.max_skipped_steps:
+        raise FloatingPointError(f"{what}; {run.skipped} updates in a row. A lower learning_rate may help.")
+    tqdm.write(f"{what}; this update is left out", file=sys.stderr) if run.accelerator.is_main_process else None
 
 
 @torch.no_grad()
@@ -208,27 +256,17 @@ def teach(run: Run, batch: Batch) -> Tensor | None:
 # --------------------------------------------------------------------------- log, validate, save
 
 
-def log(run: Run, step: int, rate: float, norm: Tensor, meter: Meter) -> None:
+def log(run: Run, step: int, rate: float, norm: float) -> None:
     """One line on the console, one in metrics.jsonl, the published tags to the trackers."""
-    found, rates = meter.read(run.accelerator.num_processes)
+    found, shares, timings = run.meter.read(run.accelerator.num_processes)
     means = task_means(found, {store.name: store.task for store in run.feed.stores})
-    if not math.isfinite(norm):
-        raise FloatingPointError(
-            f"step {step}: the gradient is {float(norm)}; the steps since the last log line were on "
-            f"{', '.join(found)}, with losses {found}. A lower learning_rate or more warmup_steps may help."
-        )
-    values = {
-        "epoch": step / run.feed.plan.steps_per_epoch,
-        "lr": rate,
-        "grad_norm": float(norm),
-        **rates,
-        "losses": found,
-    }
+    norm = norm if math.isfinite(norm) else None  # JSON has no NaN
+    values = {"epoch": step / run.feed.plan.steps_per_epoch, "lr": rate, "grad_norm": norm, **shares, "losses": found}
     tags = {f"{name}/training_loss_{kind}": value for name, kinds in found.items() for kind, value in kinds.items()}
     tags |= {f"Avg/{task}/training_loss_{kind}": value for (task, kind), value in means.items()}
-    run.metrics.write(step, "train", values, {"lr": rate, "grad_norm": float(norm)} | tags)
+    run.metrics.write(step, "train", values, {"lr": rate, "grad_norm": norm or math.nan} | tags, timings)
     if run.accelerator.is_main_process:
-        tqdm.write(train_line(step, run.schedule.steps, means, values))
+        tqdm.write(train_line(step, run.schedule.steps, means, values | timings))
 
 
 @torch.no_grad()
@@ -244,7 +282,7 @@ def validate(run: Run, step: int) -> None:
             for kind, (value, rows) in run.objective.measures(batch, embeddings, retrieval).items():
                 meter.add(dataset, {kind: value}, rows)
     run.model.train()
-    found, _ = meter.read(run.accelerator.num_processes)
+    found, _, _ = meter.read(run.accelerator.num_processes)
     means = task_means(found, {store.name: store.task for store in run.feed.stores})
     prefix = {kind: "valid_loss_" if kind in LOSSES else "valid_" for kind in MEASURES}
     tags = {f"{name}/{prefix[kind]}{kind}": value for name, kinds in found.items() for kind, value in kinds.items()}
@@ -272,8 +310,21 @@ def save(run: Run, name: str, step: int) -> None:
         # GPU against CPU rounds fp32 differently through 28 layers, and bf16 far more; a wrong folder is off by more.
         tolerance = 1e-3 if dtype == torch.float32 and accelerator.mixed_precision == "no" else 0.1
         read_back = partial(model_folder.probe, tokens=tokens, cu_seqlens=cu_seqlens, live=live, tolerance=tolerance)
-        model_folder.save(folder, backbone, run.tokenizer, facts(run, step), dtype, weights, read_back)
+        if not model_folder.holds(folder, facts(run, step)):  # written just before this run was killed
+            model_folder.save(folder, backbone, run.tokenizer, facts(run, step), dtype, weights, read_back)
         tqdm.write(f"step {step}/{run.schedule.steps} | saved {folder}, read back and compared")
+    accelerator.wait_for_everyone()
+
+
+def save_state(run: Run, step: int) -> None:
+    """Publish what a resume needs."""
+    accelerator, began = run.accelerator, time.monotonic()
+    tensors = resume.capture(accelerator, run.model, run.optimizer, run.meter.state())
+    if accelerator.is_main_process:
+        facts = {"ground": run.ground, "sizes": run.metrics.sizes(), "skipped": run.skipped}
+        path = checkpoint.write(run.folder / "state", step, tensors, facts, run.args.save_total_limit)
+        size, took = sum(file.stat().st_size for file in path.iterdir()) / 1e6, time.monotonic() - began
+        tqdm.write(f"step {step}/{run.schedule.steps} | state {path}, {size:,.1f} MB in {took:.1f} s")
     accelerator.wait_for_everyone()
 
 

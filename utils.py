@@ -1,6 +1,7 @@
 """Small tools of the training loop, in two sections: processes, and records. No other topic comes in here."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 # -------------------------------------------------------------------------------------- processes
@@ -106,42 +108,54 @@ class Meter:
             cell[0] += loss.detach() * rows
             cell[1] += rows
 
+    def state(self) -> Tensor:
+        """Everything summed since the last reading, [v] fp64."""
+        counters = self.sums.new_tensor([float(self.counters[name]) for name in self.COUNTERS])
+        return torch.cat([self.sums.flatten(), counters])
+
+    def load(self, state: Tensor) -> None:
+        """Go on from what `state` gave."""
+        sums, counters = state.split([self.sums.numel(), len(self.COUNTERS)])
+        self.sums.copy_(sums.reshape(self.sums.shape))
+        self.counters = dict(zip(self.COUNTERS, map(int, counters.tolist()), strict=True))
+
     def count(self, **counters: int) -> None:
         """Add to the counters."""
         for name, value in counters.items():
             self.counters[name] += value
 
-    def read(self, world: int) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    def read(self, world: int) -> tuple[dict[str, dict[str, float]], dict[str, float], dict[str, float]]:
         """All processes' means and rates since the last reading, and start again from zero.
 
         Returns:
             losses: dataset name -> kind -> mean over all processes' rows; only what occurred.
-            rates: tuples_per_second, tokens_per_second (real ones), padding (share of the positions computed),
-            imbalance (how much more than the mean the process with most tokens had, step by step), and peak_gib, the
-            fullest process's memory.
+            shares: padding (of the positions computed), and imbalance (how much more than the mean the process with
+            most tokens had, step by step).
+            timings: tuples_per_second, tokens_per_second (real ones), and peak_gib, the fullest process's memory.
         """
         now = time.perf_counter()
-        local = [float(self.counters[name]) for name in self.COUNTERS] + [peak_gib(self.sums.device)]
-        vector = torch.cat([self.sums.flatten(), self.sums.new_tensor(local)])
+        vector = torch.cat([self.state(), self.sums.new_tensor([peak_gib(self.sums.device)])])
         rows = all_rows(vector, world).cpu()  # [world, datasets * kinds * 2 + counters + 1]
-        sums = rows[:, : -len(local)].sum(0).reshape(self.sums.shape)
+        sums, counters, peaks = rows.split([self.sums.numel(), len(self.COUNTERS), 1], dim=1)
         losses = {
             name: means
-            for name, cells in zip(self.names, sums.tolist(), strict=True)
+            for name, cells in zip(self.names, sums.sum(0).reshape(self.sums.shape).tolist(), strict=True)
             if (means := {kind: total / n for kind, (total, n) in zip(self.kinds, cells, strict=True) if n})
         }
-        tuples, tokens, computed, heaviest = rows[:, -len(local) : -1].sum(0).tolist()
-        rates = {
-            "tuples_per_second": tuples / (now - self.began),
-            "tokens_per_second": tokens / (now - self.began),
+        tuples, tokens, computed, heaviest = counters.sum(0).tolist()
+        shares = {
             "padding": 1 - tokens / max(computed, 1),
             "imbalance": heaviest / max(tokens, 1) - 1 if world > 1 else 0.0,
-            "peak_gib": rows[:, -1].max().item(),
+        }
+        timings = {
+            "tuples_per_second": tuples / (now - self.began),
+            "tokens_per_second": tokens / (now - self.began),
+            "peak_gib": peaks.max().item(),
         }
         self.sums.zero_()
         self.counters = dict.fromkeys(self.COUNTERS, 0)
         self.began = now
-        return losses, rates
+        return losses, shares, timings
 
 
 def task_means(losses: dict[str, dict[str, float]], tasks: dict[str, str]) -> dict[tuple[str, str], float]:
@@ -165,25 +179,26 @@ def spoken(means: dict[tuple[str, str], float]) -> str:
 def train_line(step: int, steps: int, means: dict[tuple[str, str], float], values: dict) -> str:
     """The console's line about the steps since the last one."""
     return (
-        f"step {step}/{steps} | {spoken(means)} | lr {values['lr']:.2e} | grad {values['grad_norm']:.3f} | "
+        f"step {step}/{steps} | {spoken(means)} | lr {values['lr']:.2e} | grad {values['grad_norm'] or math.nan:.3f} | "
         f"{values['tuples_per_second']:.1f} tuples/s {values['tokens_per_second'] / 1e3:.1f}k tokens/s | "
         f"padding {values['padding']:.0%} | imbalance {values['imbalance']:.0%} | "
         f"{values['peak_gib']:.2f} GiB"
     )
 
 
-def claim(folder: Path, configuration: str) -> None:
-    """Take a run's folder by writing args.json into it; of two runs that try at once, one succeeds.
+def claim(folder: Path) -> FileLock:
+    """Take a run's folder as long as this process lives; the lock ends with it, however it ends.
 
     Raises:
         SystemExit: another run has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
     try:
-        with open(folder / "args.json", "x", encoding="utf-8") as file:
-            file.write(configuration)
-    except FileExistsError:
-        raise SystemExit(f"run.py: {folder}: another run has just begun there: choose another experiment_id") from None
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise SystemExit(f"run.py: {folder}: another run is at work there: choose another experiment_id") from None
+    return lock
 
 
 def write_manifest(path: Path, accelerator: Accelerator, data: dict) -> None:
@@ -213,28 +228,46 @@ def _commit() -> str | None:
 
 
 class Metrics:
-    """Where numbers go: metrics.jsonl, and accelerate's trackers (TensorBoard and others).
+    """Where numbers go: metrics.jsonl, timings.jsonl, and accelerate's trackers (TensorBoard and others).
 
-    On every process but the main one it does nothing.
+    metrics.jsonl is a function of the configuration alone: a resumed run writes the bytes of an uninterrupted one. What
+    the clock says goes into timings.jsonl. On every process but the main one this does nothing.
+
+    Args:
+        sizes: bytes of the two files when the run was last saved; what a killed run wrote after that is dropped.
     """
 
-    def __init__(self, accelerator: Accelerator, path: Path):
-        self.accelerator = accelerator
-        self.file = open(path, "a", encoding="utf-8") if accelerator.is_main_process else None
+    FILES = ("metrics", "timings")
 
-    def write(self, step: int, kind: str, values: dict[str, float], tags: dict[str, float]) -> None:
-        """One line of metrics.jsonl: {"step", "kind", **values}; `tags` go to the trackers."""
-        if self.file:
-            self.file.write(json.dumps({"step": step, "kind": kind} | values, allow_nan=False) + "\n")
-            self.file.flush()
+    def __init__(self, accelerator: Accelerator, folder: Path, sizes: dict[str, int]):
+        self.accelerator, self.files = accelerator, {}
+        for name in self.FILES if accelerator.is_main_process else ():
+            file = self.files[name] = open(folder / f"{name}.jsonl", "ab")
+            file.truncate(sizes.get(name, 0))
+
+    def write(self, step: int, kind: str, values: dict, tags: dict[str, float], timings: dict | None = None) -> None:
+        """A line {"step", "kind", **values} of metrics.jsonl, one of timings.jsonl; `tags` go to the trackers."""
+        for name, content in (("metrics", values), ("timings", timings)) if self.files else ():
+            if content is not None:
+                line = json.dumps({"step": step, "kind": kind} | content, allow_nan=False) + "\n"
+                self.files[name].write(line.encode())
+                self.files[name].flush()
+        if self.files:
             self.accelerator.log(tags, step=step)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file, all of them on the disk."""
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        return {name: os.fstat(file.fileno()).st_size for name, file in self.files.items()}
 
     def close(self) -> None:
         """Flush everything."""
-        if self.file:
-            self.file.close()
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
+        for file in self.files.values():
+            file.close()
+        for tracker in self.accelerator.trackers if self.files else ():
+            tracker.finish()
 
 
 def peak_gib(device: torch.device) -> float:

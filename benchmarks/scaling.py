@@ -62,8 +62,11 @@ def train(launcher: list[str], processes: int, flags: argparse.Namespace, folder
     command = [sys.executable, *launcher, "run.py", "--config", flags.config, *words]
     environment = os.environ | ({} if "fsdp" in str(launcher) else {"ACCELERATE_USE_CPU": "true"})
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "train"]
+    metrics, timings = (
+        [json.loads(line) for line in (folder / name / f"{kind}.jsonl").read_text().splitlines()]
+        for kind in ("metrics", "timings")
+    )
+    return [a | b for a, b in zip(metrics, timings, strict=True) if a["kind"] == "train"]
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 import engine
 import run
 from backbone import load_backbone
-from utils import Meter
 
 ENGINES = {
     "ddp": {"ACCELERATE_USE_CPU": "true"},
@@ -133,14 +132,15 @@ def _train(config: dict, dtype: torch.dtype) -> dict:
         return clip(parameters, limit)
 
     accelerator.clip_grad_norm_ = recorded
-    meter = Meter([store.name for store in stores], run.LOSSES, accelerator.device)
     live.model.train()
     for step in range(live.schedule.steps):
-        found["norms"].append(float(run.train_step(live, step, meter)[1]))
-    found["losses"] = meter.read(accelerator.num_processes)[0]
+        found["norms"].append(run.train_step(live, step)[1])
+    found["losses"] = live.meter.read(accelerator.num_processes)[0]
     found["weights"] = _whole(dict(live.model.named_parameters()))
     found["teacher"] = None if live.teacher is None else type(next(live.teacher.parameters())).__name__
     live.metrics.close()
+    if live.lock:
+        live.lock.release()
     return found if accelerator.is_main_process else {}
 
 

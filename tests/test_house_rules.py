@@ -22,7 +22,8 @@ ARROWS = {  # noun -> nouns
     "model_folder": {"tokenizer"},
     "tokenizer": {"hub"},
     "backbone": {"hub"},
-    "preflight": {"arguments", "backbone", "cache", "engine", "token_store", "tokenizer"},
+    "preflight": {"arguments", "backbone", "cache", "engine", "plan", "schedule", "token_store", "tokenizer"},
+    "resume": {"checkpoint", "utils"},
     "objective": {"losses", "data", "utils"},
 }
 OUTSIDE = {  # noun -> the packages it may import besides the standard library
@@ -37,6 +38,7 @@ OUTSIDE = {  # noun -> the packages it may import besides the standard library
     "store_writer": {"numpy"},
     "schedule": set(),
     "hub": set(),
+    "checkpoint": {"torch", "safetensors"},
     "objective": {"torch"},
 }
 LISTING = ["git", "ls-files", "-co", "--exclude-standard", "*.py"]
@@ -95,7 +97,7 @@ def test_nouns_do_nothing_on_import_and_take_no_args(noun):
 
 def test_accelerate_stays_at_the_door():
     users = {path.stem for path in ROOT.glob("*.py") if "accelerate" in imports(path)}
-    assert users == {"run", "engine", "utils"}
+    assert users == {"run", "engine", "resume", "utils"}
 
 
 def test_training_from_a_token_store_needs_no_datasets():

@@ -24,14 +24,14 @@ def test_meter_weighs_means_by_rows():
     meter.add(0, {"in_batch": torch.tensor(4.0)}, 5)
     meter.add(1, {"hard": torch.tensor(0.5, requires_grad=True)}, 2)
     meter.count(tuples=17, tokens=300, computed=400, heaviest=300)
-    losses, rates = meter.read(world=1)
+    losses, shares, timings = meter.read(world=1)
     assert losses == {"a": {"in_batch": pytest.approx(2.0), "hard": 4.0}, "b": {"hard": 0.5}}
-    assert rates["padding"] == 0.25
-    assert rates["tokens_per_second"] / rates["tuples_per_second"] == pytest.approx(300 / 17)
-    assert rates["peak_gib"] > 0
-    losses, rates = meter.read(world=1)  # starts again
+    assert shares["padding"] == 0.25
+    assert timings["tokens_per_second"] / timings["tuples_per_second"] == pytest.approx(300 / 17)
+    assert timings["peak_gib"] > 0
+    losses, _, timings = meter.read(world=1)  # starts again
     assert losses == {}
-    assert rates["tuples_per_second"] == 0
+    assert timings["tuples_per_second"] == 0
 
 
 def test_task_means_weigh_datasets_the_same():
@@ -57,16 +57,34 @@ class Accelerator(SimpleNamespace):
 
 
 @pytest.mark.parametrize("main", [True, False])
-def test_metrics_go_to_the_file_and_the_trackers_of_the_main_process_only(tmp_path, main):
+def test_metrics_go_to_the_files_and_the_trackers_of_the_main_process_only(tmp_path, main):
     accelerator = Accelerator(is_main_process=main, logged=[])
     accelerator.trackers = [accelerator]
-    metrics = Metrics(accelerator, tmp_path / "metrics.jsonl")
-    metrics.write(3, "train", {"lr": 0.5}, {"tag": 1.0})
+    metrics = Metrics(accelerator, tmp_path, {})
+    metrics.write(3, "train", {"lr": 0.5}, {"tag": 1.0}, {"seconds": 2.0})
+    metrics.write(4, "validation", {}, {"tag": 2.0})
+    sizes = metrics.sizes()
     metrics.close()
     assert (tmp_path / "metrics.jsonl").exists() == main
     if main:
-        assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 3, "kind": "train", "lr": 0.5}
-        assert accelerator.logged == [(3, {"tag": 1.0}), "end"]
+        lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert lines == [{"step": 3, "kind": "train", "lr": 0.5}, {"step": 4, "kind": "validation"}]
+        assert json.loads((tmp_path / "timings.jsonl").read_text()) == {"step": 3, "kind": "train", "seconds": 2.0}
+        assert accelerator.logged == [(3, {"tag": 1.0}), (4, {"tag": 2.0}), "end"]
+        with open(tmp_path / "metrics.jsonl", "a") as file:
+            file.write('{"step": 5, ')  # what a killed run left
+        Metrics(accelerator, tmp_path, sizes).close()
+        assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_meter_goes_on_from_its_state():
+    first, second = (Meter(["a", "b"], ["hard"], torch.device("cpu")) for _ in range(2))
+    first.add(1, {"hard": torch.tensor(3.0)}, 2)
+    first.count(tuples=2, tokens=9, computed=12, heaviest=9)
+    second.load(first.state())
+    for meter in (first, second):
+        meter.add(1, {"hard": torch.tensor(1.0)}, 2)
+    assert first.read(1)[:2] == second.read(1)[:2]
 
 
 def test_the_clock_stands_still_while_paused(monkeypatch):
@@ -78,7 +96,7 @@ def test_the_clock_stands_still_while_paused(monkeypatch):
     with meter.paused():
         now[0] = 100.0
     now[0] += 3.0
-    assert meter.read(world=1)[1]["tuples_per_second"] == 10 / 5
+    assert meter.read(world=1)[2]["tuples_per_second"] == 10 / 5
 
 
 @pytest.mark.parametrize(("variable", "used"), [("1", True), (None, True), ("3", False)])
