@@ -25,7 +25,7 @@ from tools.plot_run import plot
 from . import backbone, corpus, evaluate, tuples
 from .corpus import Function
 
-FOLDER = Path("quickstart")  # holds everything this command makes, and is emptied at the start
+FOLDER = Path("quickstart")  # holds everything this command makes; an earlier one is kept as quickstart.N
 EVALUATED = 2000  # held-out functions that are searched in
 QUERIES = ("download a page from a url", "encode bytes as base64", "copy a file with its permissions")
 
