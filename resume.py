@@ -61,20 +61,21 @@ def restore(
     options = StateDictOptions(
         full_state_dict=True, ignore_frozen_params=True, broadcast_from_rank0=several, strict=False
     )
-    _, live = get_state_dict(model, optimizer.optimizer, options=StateDictOptions(ignore_frozen_params=True))
+    weights, live = get_state_dict(model, optimizer.optimizer, options=StateDictOptions(ignore_frozen_params=True))
     moments: dict[str, dict[str, Tensor]] = {}
     for key, tensor in (tensors or {"moments": {}})["moments"].items():
         name, _, kind = key.rpartition("/")
         moments.setdefault(name, {})[kind] = tensor
+    # Without any weights torch would take this process for one that wants none, and broadcast once less than the others.
     set_state_dict(
-        model, optimizer.optimizer, model_state_dict=tensors["weights"] if tensors else {},
+        model, optimizer.optimizer, model_state_dict=tensors["weights"] if tensors else weights,
         optim_state_dict={"state": moments, "param_groups": live["param_groups"]} if tensors else {}, options=options,
     )  # fmt: skip
     kept, rank = from_main(accelerator, tensors and tensors["processes"]), accelerator.process_index
     if len(kept["cpu_random"]) == accelerator.num_processes:
-        torch.set_rng_state(kept["cpu_random"][rank])
+        torch.set_rng_state(kept["cpu_random"][rank].clone())  # torch 2.13 crashes on a row with others before it
         if "cuda_random" in kept and accelerator.device.type == "cuda":
-            torch.cuda.set_rng_state(kept["cuda_random"][rank])
+            torch.cuda.set_rng_state(kept["cuda_random"][rank].clone())
         return kept["meter"][rank]
     return kept["meter"].sum(0) if accelerator.is_main_process else torch.zeros_like(kept["meter"][0])
 

@@ -3,12 +3,14 @@
 Imported by tests only. `train_steps` runs the door's own setup and train_step in each of them.
 """
 
+import contextlib
 import json
 import os
 import socket
 import sys
 import traceback
 from pathlib import Path
+from queue import Empty
 
 import torch
 import torch.distributed as dist
@@ -85,12 +87,20 @@ def on_processes(world: int, function, *arguments, kind: str = "ddp", extra: dic
     ]
     for worker in workers:
         worker.start()
-    found = sorted((queue.get(timeout=240) for _ in workers), key=lambda item: item[0])
+    found: dict[int, tuple] = {}
+    while len(found) < world:
+        with contextlib.suppress(Empty):
+            rank, value, error = queue.get(timeout=1)
+            found[rank] = value, error
+            continue
+        for rank, worker in enumerate(workers):  # ended without a word: os._exit, or a signal
+            if not worker.is_alive() and rank not in found and queue.empty():
+                found[rank] = None, f"process {rank} ended with status {worker.exitcode}"
     for worker in workers:
         worker.join(10)
-    failures = [error for _, _, error in found if error]
+    failures = [error for _, error in found.values() if error]
     assert not failures, "\n".join(failures)
-    return [value for _, value, _ in found]
+    return [found[rank][0] for rank in range(world)]
 
 
 def through_the_door(rank: int, world: int, config: dict) -> int:
