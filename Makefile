@@ -1,12 +1,13 @@
 # make quickstart    train on the Python functions of this machine and search with the result (minutes, no GPU)
 # make test          all tests
+# make chaos         200 kills at random moments in one run, and the same bytes at its end (some minutes)
 # make lint          style
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test chaos lint clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -18,6 +19,9 @@ test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+chaos: $(VENV)/.installed
+	PYTHONPATH=. $(BIN)/python tests/chaos.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -14,6 +14,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
+from disk import read_strictly
+
 USAGE = "python run.py --config configs/config.json [--key value ...]"
 # What people type who come from the Hugging Face Trainer, and what it is called here.
 ALIASES = {
@@ -249,24 +251,15 @@ def _from_text(kind: Any, text: str) -> Any:
 
 def _read_json(path: str) -> tuple[dict | None, list[str]]:
     """A config file as (values, problems): one flat object, no key twice, no NaN. None where it is none at all."""
-    twice, odd = [], []
-
-    def pairs(items: list) -> dict:
-        names = [name for name, _ in items]
-        twice.extend(sorted({name for name in names if names.count(name) > 1}))
-        return dict(items)
-
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        values = json.loads(text, object_pairs_hook=pairs, parse_constant=lambda name: odd.append(name) or 0)
+        values, problems = read_strictly(Path(path))
     except OSError as error:
         return None, [f"--config {path}: {error.strerror}"]
     except ValueError as error:
         return None, [f"--config {path}: not JSON ({error})"]
     if not isinstance(values, dict):
         return None, [f"--config {path}: must be one object of keys and values"]
-    problems = [f"{name}: given twice in {path}; keep one" for name in twice]
-    return values, problems + [f"--config {path}: {name} is no number" for name in odd]
+    return values, problems
 
 
 def _did_you_mean(name: str, known: dict) -> str:

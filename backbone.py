@@ -84,6 +84,9 @@ def _weight_problems(path: str) -> list[str]:
         names = sorted(set(index["weight_map"].values())) if index is not None else ["model.safetensors"]
     except (ValueError, KeyError, TypeError, AttributeError):
         return [f"{folder / _INDEX}: not an index of safetensors files"]
+    outside = [name for name in names if not isinstance(name, str) or name != Path(name).name]
+    if outside:
+        return [f"{folder / _INDEX}: {name!r} is not the name of a file beside it" for name in outside]
     problems = []
     for name in names:
         try:

@@ -39,13 +39,16 @@ def prepare(folder: Path, cache_dir: Path, say: Callable[[str], None] = print) -
     if problems:
         return [], problems
     stores = []
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_dir / ".lock"):
-        for source in sources:
-            try:
-                stores.append(_prepare_one(source, cache_dir, say))
-            except StoreError as error:
-                problems += str(error).splitlines()
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache_dir / ".lock"):
+            for source in sources:
+                try:
+                    stores.append(_prepare_one(source, cache_dir, say))
+                except StoreError as error:
+                    problems += str(error).splitlines()
+    except OSError as error:
+        problems.append(f"cache_dir {cache_dir}: the disk refuses what is written: {error}; the same command continues")
     return ([], problems) if problems else (stores, [])
 
 

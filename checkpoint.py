@@ -3,20 +3,22 @@
     state/step_N/*.safetensors      what a resume needs
     state/step_N/state.json         facts, and the checksum of each file and of itself; written last
 
-A state is written aside, flushed, and renamed; only then are old states removed. So a kill at any byte leaves the
-newest whole state where it was. A damaged one is passed over for the one before it, loudly. Nothing is pickled.
+A state is written aside, flushed, and renamed; only then are old states removed, each renamed before its first file
+goes. So a kill at any byte leaves whole states alone under their names, and what lies aside is cleared by the next
+write. A state that was damaged later is passed over for the one before it, loudly. Nothing is pickled.
 """
 
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from disk import flush, remove
 
 FORMAT = 1
 
@@ -29,22 +31,23 @@ def write(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], facts:
         facts: what JSON can hold, for `read`.
     """
     final, aside = folder / f"step_{step}", folder / f".step_{step}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
+    for left in [aside, *folder.glob(".step_*")]:
+        remove(left)
     aside.mkdir(parents=True)
     digests = {}
     for stem, named in tensors.items():
         save_file({name: tensor.contiguous() for name, tensor in named.items()}, aside / f"{stem}.safetensors")
-        _flush(aside / f"{stem}.safetensors")
+        flush(aside / f"{stem}.safetensors")
         digests[stem] = _digest(aside / f"{stem}.safetensors")
     body = {"format": FORMAT, "step": step, "sha256": digests, "facts": facts}
     (aside / "state.json").write_text(json.dumps(body | {"check": _check(body)}, indent=1) + "\n", encoding="utf-8")
-    _flush(aside / "state.json")
-    _flush(aside)
-    shutil.rmtree(final, ignore_errors=True)  # of a step that was reached before, passed over as damaged
+    flush(aside / "state.json")
+    flush(aside)
+    _retire(final)  # of a step that was reached before, passed over as damaged
     os.replace(aside, final)
-    _flush(folder)
+    flush(folder)
     for old in _steps(folder)[keep:]:
-        shutil.rmtree(folder / f"step_{old}")
+        _retire(folder / f"step_{old}")
     return final
 
 
@@ -95,6 +98,13 @@ def _steps(folder: Path) -> list[int]:
     return sorted((int(name[5:]) for name in names), reverse=True)
 
 
+def _retire(state: Path) -> None:
+    """Remove a state in one step: its name goes first."""
+    if state.exists():
+        os.replace(state, state.with_name(f".{state.name}.old"))
+        remove(state.with_name(f".{state.name}.old"))
+
+
 def _check(body: dict) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
@@ -102,12 +112,3 @@ def _check(body: dict) -> str:
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,6 +5,7 @@ gives: fp32 reductions under bf16, whole weights from any engine, and an end wit
 fails, is killed or hangs. NCCL alone waits ten minutes, gloo thirty.
 """
 
+import errno
 import os
 import signal
 import socket
@@ -21,11 +22,13 @@ from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # a large model is saved and read back by one process; the others wait
 FAILED = 1  # exit status of every process when one has failed
+DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # no fault of the code
 STOPPED = 75  # of a run that was told to stop and can go on: EX_TEMPFAIL
 
 
@@ -38,7 +41,12 @@ def together(trackers: list[str], logging_dir: str, silence: float) -> Iterator[
     """
     accelerator = start(trackers, logging_dir)
     if accelerator.num_processes == 1:
-        yield accelerator
+        try:
+            yield accelerator
+        except Exception as error:
+            if line := in_words(error):
+                raise SystemExit(line) from None
+            raise
         accelerator.state.destroy_process_group()
         return
     watch = Watch(accelerator.process_index, accelerator.num_processes, silence)
@@ -78,6 +86,21 @@ def start(trackers: list[str], logging_dir: str) -> Accelerator:
             raise SystemExit("run.py: fsdp_version: 2 is needed in the accelerate config")
         plugin.mixed_precision_policy = _precision(accelerator)
     return accelerator
+
+
+def in_words(error: BaseException) -> str | None:
+    """What a user should read instead of a traceback; None where a traceback tells more."""
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        return str(error) or "run.py: interrupted"
+    if isinstance(error, FloatingPointError):
+        return f"run.py: {error}"
+    in_safetensors = isinstance(error, SafetensorError) and "os error" in str(error)
+    if in_safetensors or (isinstance(error, OSError) and error.errno in DISK):
+        return (
+            f"run.py: the disk refuses what is written: {error}\n"
+            "run.py: what was saved before is whole: make room, and the same command goes on from there"
+        )
+    return None
 
 
 def tracker_problems(names: list[str]) -> list[str]:
@@ -213,8 +236,8 @@ class Watch:
             self.stopped.wait(2 * self.interval)  # another process may be about to say what really happened
         first = self._report(f"{type(error).__name__}: {error}", otherwise=not lost)
         if first:
-            quiet = isinstance(error, SystemExit | KeyboardInterrupt)
-            self._say(str(error) or "run.py: interrupted") if quiet else traceback.print_exception(error)
+            line = in_words(error)
+            self._say(line) if line else traceback.print_exception(error)
             self.stopped.wait(2 * self.interval)  # the store may live in this process: let the others read it
         self._end(first)
 

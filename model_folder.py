@@ -11,7 +11,6 @@ the live model; wrong pooling, a lost EOS or a silent dtype change would otherwi
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
+from disk import flush, remove
 from tokenizer import make_encoder, save_tokenizer
 
 PROBE_TEXTS = (
@@ -68,7 +68,7 @@ def save(
     if folder.exists():
         raise FileExistsError(f"{folder} exists already")
     aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
+    remove(aside)
     aside.mkdir(parents=True)
     weights = backbone.state_dict() if weights is None else weights
     if isinstance(backbone, PeftModel):
@@ -83,7 +83,10 @@ def save(
     _let_others_read(aside)
     if problems := check(aside) if check else []:
         raise ValueError("\n".join(problems))
+    for path in [*aside.rglob("*"), aside]:
+        flush(path)
     os.replace(aside, folder)
+    flush(folder.parent)
 
 
 def holds(folder: Path, facts: Facts) -> bool:

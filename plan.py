@@ -23,7 +23,7 @@ import numpy as np
 HELD_OUT = 0.01  # share of each dataset, as published
 SPLIT_SEED = 0  # as published; not the run's seed, so that runs with other seeds share their validation set
 SORTED_ROWS = 4096  # up to here a whole permutation is made: a third of a millisecond
-_ORDER, _ROWS, _NEGATIVES, _SPLIT = range(4)  # one stream of random numbers each
+_ORDER, _ROWS, _NEGATIVES, _SPLIT, _DROPOUT = range(5)  # one stream of random numbers each
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,10 @@ class Plan:
         number = int((order[:within] == dataset).sum())  # how many of its batches came before
         positions = np.arange(*batch_bounds(self.sizes[dataset], self.global_batch, number))
         return Step(dataset, epoch, shuffled(self.sizes[dataset], _key(self.seed, _ROWS, epoch, dataset), positions))
+
+    def dropout_seed(self, step: int, rank: int) -> int:
+        """What seeds the dropout of one process in update `step`: no random state runs on from step to step."""
+        return _key(self.seed, _DROPOUT, step, rank)
 
 
 def batch_bounds(rows: int, batch: int, number: int) -> tuple[int, int]:

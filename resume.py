@@ -1,8 +1,7 @@
 """What a run is besides its configuration: captured from the processes, put back into them, and whether it fits.
 
-The order of the data is a function of the step, so nothing of it is kept. What is: the trained weights and AdamW's
-moments, by name and whole, whatever engine held them; each process's random state, for dropout; and the sums of the log
-line to come.
+The order of the data and the dropout are functions of the step, so nothing of them is kept. What is: the trained
+weights and AdamW's moments, by name and whole, whatever engine held them; and the sums of the log line to come.
 """
 
 import sys
@@ -30,17 +29,11 @@ def capture(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.O
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     weights, moments = get_state_dict(model, optimizer.optimizer, options=options)
     moments = {f"{name}/{kind}": row[kind] for name, row in moments.get("state", {}).items() for kind in _MOMENTS}
-    world = accelerator.num_processes
     return {
         "weights": weights,
         "moments": moments,
-        "processes": {
-            "cpu_random": all_rows(torch.get_rng_state().to(accelerator.device), world).cpu(),
-            "meter": all_rows(meter.to(accelerator.device), world).cpu(),
-        }
-        | ({"cuda_random": all_rows(torch.cuda.get_rng_state().to(accelerator.device), world).cpu()}
-           if accelerator.device.type == "cuda" else {}),
-    }  # fmt: skip
+        "processes": {"meter": all_rows(meter.to(accelerator.device), accelerator.num_processes).cpu()},
+    }
 
 
 def restore(
@@ -48,8 +41,7 @@ def restore(
 ) -> Tensor:
     """Put a captured state back, under any engine and any number of processes; a collective.
 
-    With another number of processes than at the capture random states stay as they are, and the sums of the log line go
-    to the main process.
+    With another number of processes than at the capture the sums of the log line go to the main process.
 
     Args:
         tensors: on the main process what `capture` gave; None on the others.
@@ -66,18 +58,21 @@ def restore(
     for key, tensor in (tensors or {"moments": {}})["moments"].items():
         name, _, kind = key.rpartition("/")
         moments.setdefault(name, {})[kind] = tensor
-    # Without any weights torch would take this process for one that wants none, and broadcast once less than the others.
+    # Without any weights torch would take this process for one that wants none: it would broadcast less than others do.
     set_state_dict(
         model, optimizer.optimizer, model_state_dict=tensors["weights"] if tensors else weights,
         optim_state_dict={"state": moments, "param_groups": live["param_groups"]} if tensors else {}, options=options,
     )  # fmt: skip
-    kept, rank = from_main(accelerator, tensors and tensors["processes"]), accelerator.process_index
-    if len(kept["cpu_random"]) == accelerator.num_processes:
-        torch.set_rng_state(kept["cpu_random"][rank].clone())  # torch 2.13 crashes on a row with others before it
-        if "cuda_random" in kept and accelerator.device.type == "cuda":
-            torch.cuda.set_rng_state(kept["cuda_random"][rank].clone())
-        return kept["meter"][rank]
-    return kept["meter"].sum(0) if accelerator.is_main_process else torch.zeros_like(kept["meter"][0])
+    meter = from_main(accelerator, tensors and tensors["processes"]["meter"])  # [processes, v]
+    if len(meter) == accelerator.num_processes:
+        return meter[accelerator.process_index]
+    return meter.sum(0) if accelerator.is_main_process else torch.zeros_like(meter[0])
+
+
+def broken(tensors: Tensors) -> str | None:
+    """The first tensor of a captured state that is not finite: it must never take the place of a sound state."""
+    rows = ((name, tensor) for stem in ("weights", "moments") for name, tensor in tensors[stem].items())
+    return next((name for name, tensor in rows if not tensor.isfinite().all()), None)
 
 
 def find(accelerator: Accelerator, choice: str, folder: Path, ground: dict) -> tuple[int, dict, Tensors | None]:

@@ -5,17 +5,16 @@ journal.json (how far the arrays reach and how far the source was read), keys an
 """
 
 import hashlib
-import json
 import math
 import os
-import shutil
 import struct
 from array import array
 from pathlib import Path
 
 import numpy as np
 
-from token_store import ARRAYS, FORMAT, array_shapes, file_digest, read_json
+from disk import read_json, remove, write_json
+from token_store import ARRAYS, FORMAT, array_shapes, file_digest
 
 _HEADER = 128  # bytes of a .npy header; fixed, so that it can be filled in when the length is known
 
@@ -99,7 +98,7 @@ class StoreWriter:
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
-        _write_json(self.partial / "journal.json", self.journal)
+        write_json(self.partial / "journal.json", self.journal)
 
     def finish(self, meta: dict) -> Path:
         """Fill in the array headers, write meta.json, and move the store to its final folder."""
@@ -120,18 +119,20 @@ class StoreWriter:
             "stats": self.stats,
             "sha256": {name: file_digest(self.partial / f"{name}.npy") for name in ARRAYS},
         }
-        _write_json(self.partial / "meta.json", meta)
+        write_json(self.partial / "meta.json", meta)
         for name in ("journal.json", "keys", "signatures"):
             (self.partial / name).unlink(missing_ok=True)
         old = self.folder.with_name(f".{self.folder.name}.old")
         if self.folder.exists():
             os.replace(self.folder, old)  # a kill from here on leaves the old store or the new one, whole
         os.replace(self.partial, self.folder)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
         return self.folder
 
     def _interrupted(self) -> dict | None:
         """The journal of an interrupted writer with the same inputs and all its bytes, or None."""
+        if self.partial.is_symlink():
+            return None
         try:
             journal = read_json(self.partial / "journal.json")
             whole = all((self.partial / name).stat().st_size >= size for name, size in self._sizes(journal).items())
@@ -141,7 +142,7 @@ class StoreWriter:
 
     def _fresh(self) -> dict:
         """An empty folder to write in, and its journal."""
-        shutil.rmtree(self.partial, ignore_errors=True)
+        remove(self.partial)
         self.partial.mkdir(parents=True)
         (self.partial / "offsets.npy").write_bytes(bytes(_HEADER + 8))  # the first offset is 0
         return {"inputs": self.inputs, "position": 0, "texts": 0, "tokens": 0, "rows": 0, "stats": {}}
@@ -181,14 +182,3 @@ def _read_at(file, dtype: type, first: int, count: int) -> np.ndarray:
     """`count` numbers of a .npy file from number `first`; the file's own position stays."""
     size = np.dtype(dtype).itemsize
     return np.frombuffer(os.pread(file.fileno(), size * count, _HEADER + size * int(first)), dtype)
-
-
-def _write_json(path: Path, value) -> None:
-    """Replace `path` in one step: it holds the old value or the new one, never a part."""
-    aside = path.with_name(path.name + ".tmp")
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from disk import read_json, read_strictly
+
 FORMAT = 1
 TASKS = ("retrieval", "clustering", "classification")
 ARRAYS = {"tokens": np.int32, "offsets": np.int64, "tuples": np.int32}
@@ -133,13 +135,13 @@ def known_tasks(folder: Path) -> tuple[dict[str, str], list[str]]:
     """
     tasks, own = read_json(PUBLISHED_TASKS), folder / "tasks.json"
     try:
-        declared = read_json(own) if own.exists() else {}
-    except ValueError as error:
+        declared, problems = read_strictly(own) if own.exists() else ({}, [])
+    except (ValueError, OSError) as error:
         return tasks, [f"{own}: not JSON ({error})"]
     if not isinstance(declared, dict):
         return tasks, [f"{own}: must be one object of dataset names and tasks"]
     wrong = {name: task for name, task in declared.items() if task not in TASKS}
-    problems = [f"{own}: {name}: {json.dumps(task)} is none of {', '.join(TASKS)}" for name, task in wrong.items()]
+    problems += [f"{own}: {name}: {json.dumps(task)} is none of {', '.join(TASKS)}" for name, task in wrong.items()]
     return tasks | declared, problems
 
 
@@ -178,8 +180,3 @@ def _check_array(path: Path, dtype: type, shape: tuple) -> list[str]:
 
 def _within(array: np.ndarray, low: int, high: int) -> bool:
     return array.size == 0 or bool(array.min() >= low and array.max() <= high)
-
-
-def read_json(path: Path):
-    """What a JSON file holds. Raises ValueError when it is none."""
-    return json.loads(path.read_text(encoding="utf-8"))

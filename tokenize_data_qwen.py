@@ -42,7 +42,7 @@ class Job:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Check everything, then tokenise file by file. Returns the exit status: 0, or 2 for refused input."""
+    """Check everything, then tokenise file by file. Returns the exit status: 0; 2 refused input; 1 a full disk."""
     flags = parse(argv)
     if flags.workers:
         os.environ["RAYON_NUM_THREADS"] = str(flags.workers)  # read when the first batch is tokenised
@@ -61,8 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     width = max(len(job.folder.name) for job in jobs)
     for job in jobs:
         begin = time.perf_counter()
-        if job.survey:
-            tokenize_file(job, tokenizer)
+        try:
+            if job.survey:
+                tokenize_file(job, tokenizer)
+        except OSError as error:
+            print(f"tokenize_data_qwen.py: {job.folder}: the disk refuses what is written: {error}", file=sys.stderr)
+            print("tokenize_data_qwen.py: make room; the same command continues", file=sys.stderr)
+            return 1
         print(report(job.folder, width, time.perf_counter() - begin if job.survey else None), flush=True)
     return 0
 

@@ -243,7 +243,9 @@ class Metrics:
         self.accelerator, self.files = accelerator, {}
         for name in self.FILES if accelerator.is_main_process else ():
             file = self.files[name] = open(folder / f"{name}.jsonl", "ab")
-            file.truncate(sizes.get(name, 0))
+            if file.tell() < sizes.get(name, 0):
+                accelerator.print(f"{file.name}: shorter than this run left it: lines of earlier steps are gone")
+            file.truncate(min(file.tell(), sizes.get(name, 0)))
 
     def write(self, step: int, kind: str, values: dict, tags: dict[str, float], timings: dict | None = None) -> None:
         """A line {"step", "kind", **values} of metrics.jsonl, one of timings.jsonl; `tags` go to the trackers."""

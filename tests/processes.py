@@ -20,6 +20,7 @@ import transformers
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+import assemble
 import engine
 import run
 from backbone import load_backbone
@@ -117,7 +118,7 @@ def train_steps(rank: int, world: int, configs: list[dict], dtype: torch.dtype) 
         For each configuration: "gradients", one dict of arrays by parameter a step, before clipping; "norms"; "losses",
         the meter's; and "weights" at the end.
     """
-    run.load_backbone = lambda path, _: load_backbone(path, dtype)
+    assemble.load_backbone = lambda path, _: load_backbone(path, dtype)
     if dtype == torch.float64:  # Transformers rounds to fp32 here, where a difference of 1e-16 can become one of 1e-7
         Qwen3RMSNorm.forward = lambda self, x: F.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon)
     return [_train(config, dtype) for config in configs]

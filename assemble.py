@@ -1,0 +1,118 @@
+"""A training run, put together: data, models, optimizer, objective, and where an earlier one stopped.
+
+Between the door, which has checked everything, and the loop. As the doors do, it takes the configuration.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+import engine
+import resume
+from arguments import Args
+from backbone import add_lora, attention_window, load_backbone
+from data import Feed
+from losses import matryoshka_weights
+from model import Embedder, FrozenEmbedder, backend_candidates, settle_backend
+from objective import LOSSES, Objective
+from plan import Plan, split_sizes
+from preflight import ground_of
+from schedule import Schedule
+from token_store import TokenStore
+from utils import Meter, Metrics, claim, use_all_cores, write_manifest
+
+
+@dataclass
+class Run:
+    """The live things of one training run."""
+
+    args: Args
+    accelerator: Accelerator
+    feed: Feed  # the data
+    tokenizer: object
+    schedule: Schedule
+    model: torch.nn.Module  # an Embedder, as accelerate prepared it
+    teacher: FrozenEmbedder | None
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    metrics: Metrics
+    folder: Path
+    lock: object  # on the folder, held by the main process
+    ground: dict  # what a resume must find unchanged
+    meter: Meter
+    begun: int = 0  # updates done by earlier runs of this one
+    skipped: int = 0  # updates left out in a row
+
+
+def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokenizer) -> Run:
+    """Load the models, lay out the data, and write the run's first files."""
+    use_all_cores(accelerator.device)
+    args.num_processes = accelerator.num_processes
+    sizes = tuple(split_sizes(len(store.tuples))[0] for store in stores)
+    plan = Plan(sizes, args.train_batch_size * accelerator.num_processes, args.seed)
+    negatives = [min(args.negatives_for(store.task), store.meta["negatives"]) for store in stores]
+    feed = Feed(stores, negatives, plan, args.max_seq_length, accelerator.process_index, accelerator.num_processes)
+    steps = args.train_steps if args.train_steps > 0 else args.train_epochs * plan.steps_per_epoch
+    schedule = Schedule(
+        args.learning_rate, args.min_lr, args.warmup_steps, steps, args.scheduler_type == "constant_with_warmup"
+    )
+    model, teacher = load_models(args, accelerator)
+    prefixes = matryoshka_weights(model.hidden_size) if args.use_mrl else {model.hidden_size: 1.0}
+    objective = Objective(args.temperature, prefixes, args.gather_with_grad, args.kd_weight)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=args.weight_decay, fused=True
+    )
+    accelerator.print(
+        f"training {args.model_path}: {steps:,} steps, {plan.steps_per_epoch:,} an epoch, "
+        f"global batch {plan.global_batch}, processes: {args.num_processes}, "
+        f"mixed precision: {accelerator.mixed_precision}, attention: {model.backend}"
+    )
+    folder = Path(args.output_dir) / args.experiment_id
+    ground = ground_of(args, schedule, plan, stores, tokenizer, model)
+    lock = claim(folder) if accelerator.is_main_process else None
+    begun, facts, tensors = resume.find(accelerator, args.resume, folder / "state", ground)
+    if accelerator.is_main_process and not facts:
+        (folder / "args.json").write_text(args.to_json())
+        write_manifest(folder / "manifest.json", accelerator, {store.name: store.meta["sha256"] for store in stores})
+    model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
+    meter = Meter([store.name for store in stores], LOSSES, accelerator.device)
+    if facts:
+        meter.load(resume.restore(accelerator, model, optimizer, tensors).to(accelerator.device))
+        accelerator.print(f"going on after step {begun} of {steps}")
+    if args.trackers():
+        purge = {"tensorboard": {"purge_step": begun + 1}} if begun and "tensorboard" in args.trackers() else {}
+        accelerator.init_trackers(args.experiment_id, init_kwargs=purge)  # no second curve over the first
+    metrics = Metrics(accelerator, folder, facts.get("sizes", {}))
+    live = (schedule, model, teacher, optimizer, objective, metrics)
+    return Run(args, accelerator, feed, tokenizer, *live, folder, lock, ground, meter, begun, facts.get("skipped", 0))
+
+
+def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenEmbedder | None]:
+    """The model on its device, tried out, and its teacher."""
+    set_seed(args.seed)  # the same adapters on every process
+    try:
+        backbone = load_backbone(args.model_path, torch.float32)
+    except ValueError as error:
+        raise SystemExit(f"run.py: model_path: {error}") from None
+    if args.use_lora:
+        backbone = add_lora(backbone, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_targets())
+    sharded, on_cpu = engine.is_sharded(accelerator), accelerator.device.type == "cpu"
+    windowed = attention_window(backbone.config) is not None
+    candidates = backend_candidates(args.attn_backend, on_cpu, windowed, one_call=sharded)
+    model = Embedder(backbone.to(accelerator.device), candidates[0], args.gradient_checkpointing)
+    problems = settle_backend(model, candidates)
+    if sharded and model.backend == "buckets":
+        problems = ["attn_backend buckets: processes would call a sharded model unequally often; set it to auto"]
+    if problems:
+        raise SystemExit("\n".join(f"run.py: {args.model_path}: {problem}" for problem in problems))
+    teacher = None
+    if args.teacher_model_path:
+        dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+        teacher = FrozenEmbedder(load_backbone(args.teacher_model_path, dtype).to(accelerator.device))
+        settle_backend(teacher, candidates)
+        engine.shard_frozen(accelerator, teacher, teacher._no_split_modules)
+    return model, teacher
