@@ -18,13 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from disk import flush, remove
+from disk import flush, is_sealed, read_json, remove, seal
 
 FORMAT = 1
 
 
 def write(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict, keep: int) -> Path:
-    """Publish the state of `step` below `folder`, then remove all but the newest `keep`.
+    """Publish the state of `step` below `folder`, then remove all but the newest `keep` up to this step.
 
     Args:
         tensors: file stem -> name -> tensor on the CPU.
@@ -40,13 +40,15 @@ def write(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], facts:
         flush(aside / f"{stem}.safetensors")
         digests[stem] = _digest(aside / f"{stem}.safetensors")
     body = {"format": FORMAT, "step": step, "sha256": digests, "facts": facts}
-    (aside / "state.json").write_text(json.dumps(body | {"check": _check(body)}, indent=1) + "\n", encoding="utf-8")
+    (aside / "state.json").write_text(json.dumps(seal(body), indent=1) + "\n", encoding="utf-8")
     flush(aside / "state.json")
     flush(aside)
     _retire(final)  # of a step that was reached before, passed over as damaged
     os.replace(aside, final)
     flush(folder)
-    for old in _steps(folder)[keep:]:
+    steps = _steps(folder)
+    later = [other for other in steps if other > step]  # damaged, or left behind by a resume from an older state
+    for old in later + [other for other in steps if other <= step][keep:]:
         _retire(folder / f"step_{old}")
     return final
 
@@ -78,8 +80,8 @@ def read(folder: Path) -> tuple[int, dict, dict[str, dict[str, Tensor]]]:
         ValueError: a file is missing, cut, or not what was written.
     """
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        if state.pop("check") != _check(state):
+        state = read_json(folder / "state.json")
+        if not is_sealed(state):
             raise ValueError(f"{folder}/state.json: checksum differs: the file was damaged")
         if state["format"] != FORMAT:
             raise ValueError(f"{folder}: of another format ({state['format']}, not {FORMAT})")
@@ -103,10 +105,6 @@ def _retire(state: Path) -> None:
     if state.exists():
         os.replace(state, state.with_name(f".{state.name}.old"))
         remove(state.with_name(f".{state.name}.old"))
-
-
-def _check(body: dict) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Files that survive: made durable, replaced in one step, removed without following links, and JSON read strictly."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -30,6 +31,16 @@ def write_json(path: Path, value) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+
+
+def seal(body: dict) -> dict:
+    """`body` with a checksum of itself under "check"."""
+    return body | {"check": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
+
+
+def is_sealed(body) -> bool:
+    """Whether nothing has changed since `seal`."""
+    return isinstance(body, dict) and seal({key: body[key] for key in body if key != "check"}) == body
 
 
 def read_json(path: Path):

@@ -41,12 +41,7 @@ def together(trackers: list[str], logging_dir: str, silence: float) -> Iterator[
     """
     accelerator = start(trackers, logging_dir)
     if accelerator.num_processes == 1:
-        try:
-            yield accelerator
-        except Exception as error:
-            if line := in_words(error):
-                raise SystemExit(line) from None
-            raise
+        yield accelerator
         accelerator.state.destroy_process_group()
         return
     watch = Watch(accelerator.process_index, accelerator.num_processes, silence)

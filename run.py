@@ -16,6 +16,7 @@ from functools import partial
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -33,12 +34,27 @@ from utils import Meter, spoken, task_means, train_line
 
 
 def main(argv: list[str]) -> int:
-    """Check everything, then train. Returns the exit status: 0; 2 for refused input; 75 for a run told to stop."""
+    """Check everything, then train.
+
+    Returns:
+        The exit status: 0; 2 for refused input; 75 for a run told to stop; 1 for one that could not go on.
+    """
     if {"--help", "-h"} & set(argv):
         print(arguments.help_text())
         return 0
     transformers.utils.logging.disable_progress_bar()  # its bars for loading weights tear the log apart
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)  # peft asks
+    try:
+        return check_and_train(argv)
+    except (OSError, FloatingPointError, SafetensorError) as error:
+        if not (line := engine.in_words(error)):
+            raise
+        print(line, file=sys.stderr)
+        return engine.FAILED
+
+
+def check_and_train(argv: list[str]) -> int:
+    """Everything that can stand against the run, all of it at once; then the run. Returns the exit status."""
     speaks = int(os.environ.get("LOCAL_RANK", 0)) == 0  # one voice a node: each sees its own disks
     args, problems, unknown = arguments.parse(argv)
     stores, tokenizer, problems = inspect(args, problems, unknown)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from disk import read_json, remove, write_json
+from disk import read_json, remove, seal, write_json
 from token_store import ARRAYS, FORMAT, array_shapes, file_digest
 
 _HEADER = 128  # bytes of a .npy header; fixed, so that it can be filled in when the length is known
@@ -119,7 +119,7 @@ class StoreWriter:
             "stats": self.stats,
             "sha256": {name: file_digest(self.partial / f"{name}.npy") for name in ARRAYS},
         }
-        write_json(self.partial / "meta.json", meta)
+        write_json(self.partial / "meta.json", seal(meta))
         for name in ("journal.json", "keys", "signatures"):
             (self.partial / name).unlink(missing_ok=True)
         old = self.folder.with_name(f".{self.folder.name}.old")

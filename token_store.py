@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from disk import read_json, read_strictly
+from disk import is_sealed, read_json, read_strictly
 
-FORMAT = 1
+FORMAT = 2
 TASKS = ("retrieval", "clustering", "classification")
 ARRAYS = {"tokens": np.int32, "offsets": np.int64, "tuples": np.int32}
 PUBLISHED_TASKS = Path(__file__).with_name("configs") / "dataset_tasks.json"
@@ -88,6 +88,11 @@ def quick_check(folder: Path) -> list[str]:
         return [f"{folder}/meta.json: not JSON ({error}): tokenise again with --overwrite true"]
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         return [f"{folder}/meta.json: not of store format {FORMAT}: tokenise again with --overwrite true"]
+    if not is_sealed(meta):
+        return [
+            f"{folder}/meta.json: checksum differs, it was damaged or edited: tokenise again with --overwrite true "
+            "(a task is declared when tokenising, by --task or in tasks.json)"
+        ]
     shapes = array_shapes(meta)
     return [problem for name in ARRAYS for problem in _check_array(folder / f"{name}.npy", ARRAYS[name], shapes[name])]
 

@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 import run
 import tokenize_data_qwen
+from data import Feed
 
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)  # the same examples on every run
 hypothesis.settings.load_profile("fixed")
@@ -46,15 +47,14 @@ def tokenize(raw: Path, stores: Path, tokenizer: Path, *more: str) -> int:
     return tokenize_data_qwen.main([*folders, "--max_seq_length", "128", *more])
 
 
-@pytest.fixture
-def settings(ground, tmp_path) -> dict:
+def toy_settings(ground: Ground, folder: Path) -> dict:
     """A configuration that trains the toy in a second; tests change what they are about."""
     return {
         "model_path": str(ground.backbone),
         "experiment_id": "toy",
-        "output_dir": str(tmp_path / "output"),
-        "tb_dir": str(tmp_path / "tb"),
-        "cache_dir": str(tmp_path / "cache"),
+        "output_dir": str(folder / "output"),
+        "tb_dir": str(folder / "tb"),
+        "cache_dir": str(folder / "cache"),
         "train_data_path": str(ground.stores),
         "train_batch_size": 8,
         "max_seq_length": 64,
@@ -69,22 +69,47 @@ def settings(ground, tmp_path) -> dict:
     }
 
 
+def train_here(config: dict) -> Path:
+    """Train in this process; returns the run's folder."""
+    folder = Path(config["output_dir"])
+    folder.parent.mkdir(exist_ok=True)
+    path = folder.parent / "config.json"
+    path.write_text(json.dumps(config))
+    try:
+        assert run.main(["--config", str(path)]) == 0
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    return folder / config["experiment_id"]
+
+
 @pytest.fixture
-def train(settings, tmp_path):
+def settings(ground, tmp_path) -> dict:
+    return toy_settings(ground, tmp_path)
+
+
+@pytest.fixture
+def train(settings):
     """A function (**changed keys) -> the run's folder: trains in this process."""
+    return lambda **changes: train_here(settings | changes)
 
-    def call(**changes) -> Path:
-        config = settings | changes
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps(config))
-        try:
-            assert run.main(["--config", str(path)]) == 0
-        finally:
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
-        return Path(config["output_dir"]) / config["experiment_id"]
 
-    return call
+def interrupted(config: dict, step: int) -> Path:
+    """Train in this process until the data of `step` are asked for, and die; returns the run's folder."""
+
+    def training(self, number: int, real=Feed.training):
+        if number == step:
+            raise Killed
+        return real(self, number)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Feed, "training", training)
+        train_here(config)
+    return Path(config["output_dir"]) / config["experiment_id"]
+
+
+class Killed(BaseException):
+    """As SIGKILL would: nothing is tidied up."""
 
 
 def read_metrics(folder: Path, kind: str) -> list[dict]:

@@ -6,6 +6,7 @@ python -m pytest tests/test_resume.py
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 import toy
 from chaos import final
-from conftest import read_metrics
+from conftest import Killed, interrupted, read_metrics, tokenize, toy_settings, train_here
 from processes import on_processes, through_the_door
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -27,27 +28,28 @@ from data import Feed
 LORA = {"use_lora": True, "lora_dropout": 0.2, "lora_target_modules": "q_proj,up_proj"}
 
 
+# Two epochs over three datasets, a state every five steps.
+KEYS = {"train_steps": -1, "train_epochs": 2, "train_batch_size": 24, "log_interval": 3, "checkpointing_steps": 5,
+        "validation_steps": 7}  # fmt: skip
+
+
 @pytest.fixture
 def keys(settings, tmp_path):
-    """A run of two epochs over three datasets that saves its state every five steps."""
     toy.make_backbone(tmp_path / "teacher", hidden_size=48, seed=7)
-    return settings | {"train_steps": -1, "train_epochs": 2, "train_batch_size": 24, "log_interval": 3,
-                       "checkpointing_steps": 5, "validation_steps": 7}  # fmt: skip
+    return settings | KEYS
 
 
-class Killed(BaseException):
-    pass
+@pytest.fixture(scope="module")
+def once(ground, tmp_path_factory):
+    """(run that nobody touched, run that was killed after its second state), made once."""
+    keys = toy_settings(ground, tmp_path_factory.mktemp("once")) | KEYS
+    return train_here(keys | {"experiment_id": "whole"}), interrupted(keys, 12)
 
 
-def killed_before(step: int):
-    """Make the run die when it asks for the data of this step (as SIGKILL would: nothing is tidied up)."""
-
-    def training(self, number: int, real=Feed.training):
-        if number == step:
-            raise Killed
-        return real(self, number)
-
-    return training
+@pytest.fixture
+def begun(keys, once):
+    """A run that was killed after its second state; returns its folder."""
+    return shutil.copytree(once[1], Path(keys["output_dir"]) / "toy")
 
 
 @pytest.mark.parametrize("changes", [
@@ -62,20 +64,15 @@ def test_a_run_killed_twice_ends_in_the_same_bytes(train, keys, tmp_path, monkey
     steps = read_metrics(whole, "train")[-1]["step"]
     assert steps == 2 * (9 + 2 + 2)
     for step in (8, 17):  # in the first epoch between two states; in the second
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(Feed, "training", killed_before(step))
-            train(**keys | changes)
+        interrupted(keys | changes, step)
     folder = train(**keys | changes)
     assert final(folder) == final(whole)
     assert {path.name for path in (folder / "state").iterdir()} == {"step_25", f"step_{steps}"}
 
 
-def test_a_run_killed_before_its_first_state_begins_again(train, keys, monkeypatch):
-    whole = train(**keys | {"experiment_id": "whole"})
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Feed, "training", killed_before(4))
-        train(**keys)
-    assert final(train(**keys)) == final(whole)
+def test_a_run_killed_before_its_first_state_begins_again(train, keys, once):
+    interrupted(keys, 4)
+    assert final(train(**keys)) == final(once[0])
 
 
 def test_a_finished_run_says_so(train, keys, capsys):
@@ -88,9 +85,7 @@ def test_a_finished_run_says_so(train, keys, capsys):
 
 def test_tensorboard_has_one_curve(train, keys, tmp_path, monkeypatch):
     keys |= {"report_to": "tensorboard"}
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Feed, "training", killed_before(14))
-        train(**keys)
+    interrupted(keys, 14)
     train(**keys)
     events = EventAccumulator(str(tmp_path / "tb" / "toy")).Reload()
     assert [event.step for event in events.Scalars("lr")] == [3, 6, 9, 12, 15, 18, 21, 24, 26]
@@ -144,15 +139,6 @@ def test_another_number_of_processes_and_another_engine_go_on(keys):
 # ------------------------------------------------------------------------------------ what has changed
 
 
-@pytest.fixture
-def begun(train, keys, monkeypatch):
-    """A run that was killed after its second state; returns its folder."""
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Feed, "training", killed_before(12))
-        train(**keys)
-    return Path(keys["output_dir"]) / keys["experiment_id"]
-
-
 @pytest.mark.parametrize(("changes", "line"), [
     ({"learning_rate": 5e-4}, "learning_rate: 0.001 then, 0.0005 now"),
     ({"train_batch_size": 12}, "global batch: 24 then, 12 now"),
@@ -161,8 +147,6 @@ def begun(train, keys, monkeypatch):
     ({"train_data_path": "other"}, "dataset toy_retrieval: "),
 ])  # fmt: skip
 def test_changed_ground_is_refused_with_the_difference(train, keys, ground, begun, tmp_path, changes, line):
-    from conftest import tokenize
-
     if "model_path" in changes:
         changes = {"model_path": str(toy.make_backbone(tmp_path / "wider", layers=3))}
     if "train_data_path" in changes:
@@ -195,8 +179,7 @@ def test_never_refuses_and_a_path_goes_on_from_there(train, keys, begun, capsys)
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "moments.safetensors", "processes.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty"])
-def test_a_damaged_state_is_passed_over_loudly(train, keys, begun, tmp_path, capsys, name, damage):
-    whole = train(**keys | {"experiment_id": "whole"})
+def test_a_damaged_state_is_passed_over_loudly(train, keys, begun, once, capsys, name, damage):
     path = begun / "state" / "step_10" / name
     data = bytearray(path.read_bytes())
     if damage == "gone":
@@ -205,7 +188,7 @@ def test_a_damaged_state_is_passed_over_loudly(train, keys, begun, tmp_path, cap
         data[len(data) // 2] ^= 1
         path.write_bytes({"flip": data, "cut": data[:-1], "empty": b""}[damage])
     capsys.readouterr()
-    assert final(train(**keys)) == final(whole)
+    assert final(train(**keys)) == final(once[0])
     printed = capsys.readouterr()
     assert "step_10" in printed.err
     assert "going back to the state before it" in printed.err
@@ -275,9 +258,10 @@ def test_an_update_with_a_broken_gradient_is_left_out_and_named(train, keys, mon
     assert all(json.dumps(line, allow_nan=False) for line in read_metrics(folder, "train"))
 
 
-def test_too_many_broken_updates_in_a_row_end_the_run(train, keys, monkeypatch):
+def test_too_many_broken_updates_in_a_row_end_the_run(keys, monkeypatch, capsys):
     monkeypatch.setattr(run, "train_step", broken_gradient(set(range(6, 20))))
-    with pytest.raises(SystemExit, match=r"step 9: the gradient is nan.*3 updates in a row"):
-        train(**keys | {"max_skipped_steps": 2})
+    flags = [word for key, value in (keys | {"max_skipped_steps": 2}).items() for word in (f"--{key}", str(value))]
+    assert run.main(flags) == engine.FAILED
+    assert re.search(r"step 9: the gradient is nan.*3 updates in a row", capsys.readouterr().err)
     folder = Path(keys["output_dir"]) / "toy"
     assert [path.name for path in (folder / "state").iterdir()] == ["step_5"]
