@@ -63,11 +63,15 @@ class Args:
     seed: int = _key(_DATA, "", "data order, negatives, LoRA initialisation, dropout", 0, low=0)
 
     attn_backend: str = _key(
-        _MODEL,
-        "",
-        "how packed texts meet attention; all are exact",
-        "auto",
+        _MODEL, "", "how packed texts meet attention; all are exact", "auto",
         choices=("auto", "segments", "buckets", "padded"),
+    )  # fmt: skip
+    max_tokens_per_forward: int = _key(
+        _MODEL,
+        "tokens",
+        "a step with more runs part by part, exactly, for one more forward pass; 0 = no limit",
+        0,
+        low=0,
     )
     gradient_checkpointing: bool = _key(_MODEL, "", "recompute activations: a quarter more work, far less memory", True)
 
@@ -77,6 +81,9 @@ class Args:
         "",
         "true: the equation of the report; false: no in-batch gradient to positives, as published when launched",
         True,
+    )
+    mask_same_text: bool = _key(
+        _LOSS, "", "leave out in-batch negatives that are the query's own positive, shared with another query", False
     )
     use_mrl: bool = _key(_LOSS, "", "Matryoshka: losses on the prefixes 8, 16, 32, ... as well", False)
     teacher_model_path: str | None = _key(_LOSS, "folder or hub id", "distil from this model; null = off", None)

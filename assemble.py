@@ -54,14 +54,15 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
     sizes = tuple(split_sizes(len(store.tuples))[0] for store in stores)
     plan = Plan(sizes, args.train_batch_size * accelerator.num_processes, args.seed)
     negatives = [min(args.negatives_for(store.task), store.meta["negatives"]) for store in stores]
-    feed = Feed(stores, negatives, plan, args.max_seq_length, accelerator.process_index, accelerator.num_processes)
+    place = (accelerator.process_index, accelerator.num_processes)
+    feed = Feed(stores, negatives, plan, args.max_seq_length, *place, args.max_tokens_per_forward)
     steps = args.train_steps if args.train_steps > 0 else args.train_epochs * plan.steps_per_epoch
     schedule = Schedule(
         args.learning_rate, args.min_lr, args.warmup_steps, steps, args.scheduler_type == "constant_with_warmup"
     )
     model, teacher = load_models(args, accelerator)
     prefixes = matryoshka_weights(model.hidden_size) if args.use_mrl else {model.hidden_size: 1.0}
-    objective = Objective(args.temperature, prefixes, args.gather_with_grad, args.kd_weight)
+    objective = Objective(args.temperature, prefixes, args.gather_with_grad, args.kd_weight, args.mask_same_text)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=args.weight_decay, fused=True

@@ -1,4 +1,4 @@
-"""What a process gets at a step: its texts laid end to end, without padding.
+"""What a process gets at a step: its texts laid end to end, without padding, each distinct text once.
 
 Which tuples and which negatives is the plan's business (plan.py); here they become token ids.
 """
@@ -16,13 +16,20 @@ from token_store import TokenStore
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's part of a step, without padding. Text order: queries | positives | negatives."""
+    """One process's part of a step: u distinct texts, and where in the tuples each of them stands.
 
-    tokens: Tensor  # [T] int64, all texts end to end
-    cu_seqlens: Tensor  # [texts + 1] int32, where each text begins
-    mask: Tensor  # [b, n] bool, True where a negative exists; only those are in `tokens`
+    The tuples' texts are queries | positives | negatives. A text that occurs twice (a label, a shared passage) is
+    embedded once, which changes neither loss nor gradient.
+    """
+
+    tokens: Tensor  # [T] int64, the distinct texts end to end, longest first
+    cu_seqlens: Tensor  # [u + 1] int32, where each begins
+    index: Tensor  # [texts] int64, which of the u each text of the tuples is
+    mask: Tensor  # [b, n] bool, True where a negative exists; only those are in `index`
+    positives: Tensor  # [B] int64, text numbers of the positives of all processes: equal numbers are equal texts
     texts: np.ndarray  # [texts] text numbers in the store
-    lengths: np.ndarray  # [texts] tokens of each, as in cu_seqlens, but never on a device
+    lengths: np.ndarray  # [u] tokens of each, as in cu_seqlens, but never on a device
+    cuts: tuple[int, ...]  # where the u texts are cut into the parts of a step; as many parts on every process
     counts: tuple[int, ...]  # rows on each process; their sum is the global batch
     begin: int  # rows on the processes before this one: where its own stand when all are gathered
     negatives: int  # existing negatives on all processes together
@@ -40,11 +47,31 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("tokens", "cu_seqlens", "mask")}
-        return replace(self, **moved)
+        names = ("tokens", "cu_seqlens", "index", "mask", "positives")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+    @property
+    def parts(self) -> int:
+        """Forward passes of the step, the same number on every process."""
+        return len(self.cuts) - 1
+
+    def part(self, number: int) -> tuple[Tensor, Tensor, np.ndarray, int]:
+        """(tokens, cu_seqlens, lengths, texts that count) of one forward pass.
+
+        A process that has fewer texts than others have parts runs its shortest text again, which then counts as none.
+        """
+        begin, end = self.cuts[number : number + 2]
+        first, last = (begin, end) if end > begin else (len(self.lengths) - 1, len(self.lengths))
+        head, tail = int(self.lengths[:first].sum()), int(self.lengths[:last].sum())
+        tokens, starts = self.tokens[head:tail], self.cu_seqlens[first : last + 1] - head
+        return tokens, starts, self.lengths[first:last], end - begin
+
+    def spread(self, embeddings: Tensor) -> Tensor:
+        """Embeddings of the distinct texts [u, d] as those of the tuples' texts [texts, d]."""
+        return embeddings[self.index]
 
     def split(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings [texts, d] as queries [b, d], positives [b, d], negatives [b, n, d] (zeros where none exists)."""
+        """Spread embeddings [texts, d] as queries [b, d], positives [b, d], negatives [b, n, d], zeros for none."""
         b, n = self.mask.shape
         queries, positives, rest = embeddings[:b], embeddings[b : 2 * b], embeddings[2 * b : len(self.texts)]
         negatives = embeddings.new_zeros(b, n, embeddings.shape[1])
@@ -61,6 +88,7 @@ class Feed:
     max_length: int  # tokens of a text at most, EOS included
     rank: int = 0
     world: int = 1
+    budget: int = 0  # tokens of a forward pass at most, 0 = any number
 
     def training(self, step: int) -> tuple[int, Batch]:
         """(dataset, batch) of update `step`, counted from 0."""
@@ -87,11 +115,17 @@ class Feed:
         store = self.stores[dataset]
         chosen = choose_negatives(store.tuples[rows, 2:], self.negatives[dataset], self.plan.seed, epoch, rows)
         chosen[cut_alike(store, store.tuples[rows, 1], chosen, self.max_length)] = -1
-        return make_batch(store, rows, chosen, self.max_length, self.rank, self.world)
+        return make_batch(store, rows, chosen, self.max_length, self.rank, self.world, self.budget)
 
 
 def make_batch(
-    store: TokenStore, rows: np.ndarray, negatives: np.ndarray, max_length: int, rank: int = 0, world: int = 1
+    store: TokenStore,
+    rows: np.ndarray,
+    negatives: np.ndarray,
+    max_length: int,
+    rank: int = 0,
+    world: int = 1,
+    budget: int = 0,
 ) -> Batch:
     """The part of process `rank` of `world` in a global batch.
 
@@ -99,6 +133,7 @@ def make_batch(
         rows: [m] rows of the store, the whole global batch.
         negatives: [m, n] text numbers, -1 = missing.
         max_length: tokens of a text at most, EOS included.
+        budget: tokens of a forward pass at most, 0 = any number.
     """
     tuples = np.concatenate([store.tuples[rows, :2], negatives], axis=1)  # [m, 2 + n]
     lengths = np.minimum(store.offsets[tuples + 1] - store.offsets[tuples], max_length) * (tuples >= 0)
@@ -106,18 +141,56 @@ def make_batch(
     mine = hands[rank]
     mask = negatives[mine] >= 0  # [b, n]
     texts = np.concatenate([tuples[mine, 0], tuples[mine, 1], negatives[mine][mask]])
-    tokens, cu_seqlens = pack(store, texts, max_length)
+    held = [once(store, tuples[hand][tuples[hand] >= 0], max_length) for hand in hands]  # of every process
+    cuts = [cut(lengths, budget) for _, lengths in held]
+    most = max(map(len, cuts))
+    distinct, lengths = held[rank]
+    tokens, cu_seqlens = pack(store, distinct, max_length)
     return Batch(
         tokens=torch.from_numpy(tokens),
         cu_seqlens=torch.from_numpy(cu_seqlens),
+        index=torch.from_numpy(places(distinct, texts)),
         mask=torch.from_numpy(mask),
+        positives=torch.from_numpy(tuples[np.concatenate(hands), 1].astype(np.int64)),
         texts=texts,
         lengths=np.diff(cu_seqlens),
+        cuts=(*cuts[rank], *[len(lengths)] * (most - len(cuts[rank]))),
         counts=tuple(map(len, hands)),
         begin=sum(map(len, hands[:rank])),
         negatives=int((negatives >= 0).sum()),
-        heaviest=max(int(lengths[hand].sum()) for hand in hands),
+        heaviest=max(int(lengths.sum()) for _, lengths in held),
     )
+
+
+def once(store: TokenStore, texts: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct ones of these text numbers, longest first, and their tokens when cut: both [u]."""
+    numbers = np.unique(texts)
+    lengths = np.minimum(store.offsets[numbers + 1] - store.offsets[numbers], max_length)
+    order = np.argsort(-lengths, kind="stable")
+    return numbers[order], lengths[order]
+
+
+def places(distinct: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Where each of `texts` stands in `distinct`, int64 [texts]."""
+    order = np.argsort(distinct)
+    return order[np.searchsorted(distinct[order], texts)]
+
+
+def cut(lengths: np.ndarray, budget: int) -> list[int]:
+    """Cut texts into consecutive parts of at most `budget` tokens (or one text): [0, ..., len(lengths)].
+
+    >>> cut(np.array([9, 5, 4, 3, 1]), 8)
+    [0, 1, 2, 5]
+    """
+    if not budget:
+        return [0, len(lengths)]
+    bounds, tokens = [0], 0
+    for number, length in enumerate(lengths.tolist()):
+        if tokens and tokens + length > budget:
+            bounds.append(number)
+            tokens = 0
+        tokens += length
+    return [*bounds, len(lengths)]
 
 
 def cut_alike(store: TokenStore, positives: np.ndarray, negatives: np.ndarray, max_length: int) -> np.ndarray:

@@ -8,13 +8,19 @@ the inputs are fp64, whatever autocast says outside.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+BLOCK = 2**25  # numbers in a block of rows: 128 MiB of fp32
 
 
-def in_batch_loss(queries: Tensor, candidates: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def in_batch_loss(
+    queries: Tensor, candidates: Tensor, targets: Tensor, temperature: float, same: Tensor | None = None
+) -> Tensor:
     """InfoNCE of each query against the positives of the whole global batch.
 
     F2LLM report, in-batch term: mean_i of -log( e^{s(q_i, d_i)/T} / sum_j e^{s(q_i, d_j)/T} ), where
@@ -25,6 +31,8 @@ def in_batch_loss(queries: Tensor, candidates: Tensor, targets: Tensor, temperat
         candidates: [B, d] the positives of all processes.
         targets: [b] int64, the row of `candidates` that holds each query's own positive.
         temperature: divides the cosine similarity; 0.05 in both reports.
+        same: [B] int64, equal where candidates are the same text; those equal to a query's own positive are then no
+            negatives of it. None counts them as negatives, as published.
 
     Returns:
         fp32 (fp64 for fp64 inputs) scalar, the mean over b; 0 when b is 0.
@@ -40,8 +48,15 @@ def in_batch_loss(queries: Tensor, candidates: Tensor, targets: Tensor, temperat
         raise ValueError(f"targets {tuple(targets.shape)}: want one for each of {queries.shape[0]} queries")
     with _full_precision(queries):
         q, c = _normalize(queries), _normalize(candidates)  # [b, d], [B, d]
-        logits = q @ c.T / temperature  # [b, B]
-        return _mean(F.cross_entropy(logits, targets, reduction="none"))
+
+        def rows(q: Tensor, targets: Tensor) -> Tensor:
+            logits = q @ c.T / temperature  # [rows, B]
+            if same is not None:
+                own = torch.arange(len(c), device=c.device) == targets[:, None]  # [rows, B]
+                logits = logits.masked_fill((same == same[targets, None]) & ~own, -torch.inf)
+            return F.cross_entropy(logits, targets, reduction="none")
+
+        return _mean(_by_rows(rows, len(c), q, targets))
 
 
 def hard_negative_loss(
@@ -72,12 +87,15 @@ def hard_negative_loss(
     if mask is not None and mask.shape != negatives.shape[:2]:
         raise ValueError(f"mask {tuple(mask.shape)}: want {tuple(negatives.shape[:2])}, as the negatives")
     with _full_precision(queries):
-        q = _normalize(queries)  # [b, d]
-        group = _normalize(torch.cat([positives[:, None], negatives], dim=1))  # [b, 1 + n, d], the positive first
-        logits = torch.einsum("bd,bnd->bn", q, group) / temperature  # [b, 1 + n]
-        if mask is not None:
+        mask = torch.ones(negatives.shape[:2], dtype=torch.bool, device=queries.device) if mask is None else mask
+
+        def rows(queries: Tensor, positives: Tensor, negatives: Tensor, mask: Tensor) -> Tensor:
+            group = _normalize(torch.cat([positives[:, None], negatives], dim=1))  # [rows, 1 + n, d], positive first
+            logits = torch.einsum("bd,bnd->bn", _normalize(queries), group) / temperature  # [rows, 1 + n]
             logits = logits.masked_fill(F.pad(~mask, (1, 0), value=False), -torch.inf)
-        return _mean(-logits.log_softmax(dim=1)[:, 0])
+            return -logits.log_softmax(dim=1)[:, 0]
+
+        return _mean(_by_rows(rows, (1 + negatives.shape[1]) * d, queries, positives, negatives, mask))
 
 
 def matryoshka_weights(hidden_size: int) -> dict[int, float]:
@@ -142,6 +160,22 @@ def group_ranks(queries: Tensor, positives: Tensor, negatives: Tensor, mask: Ten
         others = torch.einsum("bd,bnd->bn", q, _normalize(negatives))  # [b, n]
         wins = ~(others < positive)  # NaN wins too: a broken model must not look perfect
         return 1 + (wins if mask is None else wins & mask).sum(dim=1)
+
+
+def _by_rows(function: Callable[..., Tensor], width: int, *inputs: Tensor) -> Tensor:
+    """`function` of tensors that share their first dimension, in blocks of rows where all at once would be large.
+
+    16,384 queries against 16,384 candidates are 1 GiB of logits, and as much again for each Matryoshka prefix. A block
+    is computed, thrown away, and computed again in the backward pass; the sums are the same.
+
+    Args:
+        width: numbers that one row needs inside.
+    """
+    count, size = len(inputs[0]), max(1, BLOCK // max(width, 1))
+    if count <= size:
+        return function(*inputs)
+    blocks = zip(*(x.split(size) for x in inputs), strict=True)
+    return torch.cat([checkpoint(function, *block, use_reentrant=False) for block in blocks])
 
 
 def _full(x: Tensor) -> Tensor:

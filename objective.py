@@ -26,12 +26,14 @@ class Objective:
         prefixes: embedding prefix -> weight of its losses, from `matryoshka_weights`; {d: 1.0} for full width alone.
         gather_with_grad: False keeps the in-batch gradient from the positives, as the published code when launched.
         kd_weight: weight of the distillation loss.
+        mask_same_text: leave out in-batch negatives that are the query's own positive, shared with another query.
     """
 
     temperature: float
     prefixes: dict[int, float]
     gather_with_grad: bool = True
     kd_weight: float = 1.0
+    mask_same_text: bool = False
 
     def terms(
         self, batch: Batch, embeddings: Tensor, retrieval: bool, taught: Tensor | None = None
@@ -39,21 +41,22 @@ class Objective:
         """This process's part of each loss by name, before `kd_weight`.
 
         Args:
-            embeddings: [texts, d] of the batch's texts.
+            embeddings: [u, d] of the batch's distinct texts.
             retrieval: in-batch negatives make sense: other queries' positives answer this query only by accident.
-            taught: [texts, D >= d] the teacher's embeddings of the same texts.
+            taught: [u, D >= d] the teacher's embeddings of the same texts.
         """
+        embeddings = batch.spread(embeddings)  # [texts, d]
         queries, positives, negatives = batch.split(embeddings)  # [b, d], [b, d], [b, n, d]
         means, common = {}, {"temperature": self.temperature}
         if retrieval:
             candidates = gather(positives if self.gather_with_grad else positives.detach(), batch.counts)  # [B, d]
-            pairs = (queries, candidates)
-            means["in_batch"] = over_prefixes(in_batch_loss, self.prefixes, *pairs, targets=batch.targets, **common)
+            rest = common | {"targets": batch.targets, "same": batch.positives if self.mask_same_text else None}
+            means["in_batch"] = over_prefixes(in_batch_loss, self.prefixes, queries, candidates, **rest)
         triples = (queries, positives, negatives)
         means["hard"] = over_prefixes(hard_negative_loss, self.prefixes, *triples, mask=batch.mask, **common)
         terms = {kind: share(mean, batch.rows, sum(batch.counts), batch) for kind, mean in means.items()}
         if taught is not None:
-            terms["distillation"] = distillation(batch, embeddings, taught)
+            terms["distillation"] = distillation(batch, embeddings, batch.spread(taught))
         return terms
 
     def total(self, terms: dict[str, Tensor], embeddings: Tensor) -> Tensor:
@@ -63,7 +66,7 @@ class Objective:
 
     def measures(self, batch: Batch, embeddings: Tensor, retrieval: bool) -> dict[str, tuple[Tensor, int]]:
         """Validation of one batch: name -> (mean, over how many rows of this process). Full width, no Matryoshka."""
-        queries, positives, negatives = batch.split(embeddings)
+        queries, positives, negatives = batch.split(batch.spread(embeddings))
         hard = hard_negative_loss(queries, positives, negatives, self.temperature, batch.mask)
         found = {"hard": (hard, batch.rows)}
         if retrieval and sum(batch.counts) > 1:  # alone, a positive has nothing to win against

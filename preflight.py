@@ -24,7 +24,8 @@ HARMLESS = {
     "output_dir", "tb_dir", "cache_dir", "cache_only", "experiment_id", "model_path", "train_data_path",
     "train_batch_size", "log_interval", "validation_steps", "checkpointing_steps", "save_dtype", "query_instruction",
     "report_to", "process_timeout", "num_processes", "resume", "save_every_minutes", "save_total_limit",
-    "max_skipped_steps", "gradient_checkpointing", "attn_backend", "train_epochs", "train_steps",
+    "max_skipped_steps", "gradient_checkpointing", "attn_backend", "max_tokens_per_forward", "train_epochs",
+    "train_steps",
 }  # fmt: skip
 
 

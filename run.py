@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import arguments
+import bounded
 import checkpoint
 import data
 import engine
@@ -116,16 +117,16 @@ def train_step(run: Run, step: int) -> tuple[float, float]:
     rate = run.schedule.rate(step)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    torch.manual_seed(run.feed.plan.dropout_seed(step, accelerator.process_index))
     dataset, batch = run.feed.training(step)
     batch = batch.to(accelerator.device)
+    taught = teach(run, batch)  # [u, D] or None
 
-    embeddings = run.model(batch.tokens, batch.cu_seqlens, batch.lengths)  # [texts, d]
-    taught = teach(run, batch)  # [texts, D] or None
-    terms = run.objective.terms(batch, embeddings, run.feed.stores[dataset].task == "retrieval", taught)
-    loss = run.objective.total(terms, embeddings)
+    def loss_of(embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        terms = run.objective.terms(batch, embeddings, run.feed.stores[dataset].task == "retrieval", taught)
+        return run.objective.total(terms, embeddings), terms
 
-    accelerator.backward(loss)
+    seed = run.feed.plan.dropout_seed(step, accelerator.process_index)
+    terms = bounded.backward(accelerator, run.model, batch, seed, loss_of)
     norm = float(accelerator.clip_grad_norm_(run.model.parameters(), args.max_grad_norm or math.inf))
     if math.isfinite(norm):  # the norm is that of all processes' gradients together: they agree
         run.optimizer.step()
@@ -157,11 +158,11 @@ def judge(run: Run, step: int, norm: float) -> None:
 
 @torch.no_grad()
 def teach(run: Run, batch: Batch) -> Tensor | None:
-    """The teacher's embeddings of a batch, [texts, D], where there is a teacher."""
+    """The teacher's embeddings of a batch's distinct texts, [u, D], where there is a teacher."""
     if run.teacher is None:
         return None
     with run.accelerator.autocast():
-        return run.teacher(batch.tokens, batch.cu_seqlens, batch.lengths)
+        return bounded.embed(run.teacher, batch)
 
 
 # --------------------------------------------------------------------------- log, validate, save
@@ -188,7 +189,7 @@ def validate(run: Run, step: int) -> None:
     for dataset in range(len(run.feed.stores)):
         for batch in run.feed.held_out(dataset):
             batch = batch.to(run.accelerator.device)
-            embeddings = run.model(batch.tokens, batch.cu_seqlens, batch.lengths)
+            embeddings = bounded.embed(run.model, batch)
             retrieval = run.feed.stores[dataset].task == "retrieval"
             for kind, (value, rows) in run.objective.measures(batch, embeddings, retrieval).items():
                 meter.add(dataset, {kind: value}, rows)

@@ -3,6 +3,8 @@
 python -m pytest tests/test_data.py
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -90,7 +92,8 @@ def test_a_negative_that_is_cut_to_its_positive_is_masked(ground, tmp_path):
     assert long.mask.all()
     assert 8 <= (~short.mask).sum() <= 10  # one of two in every second tuple, of which one or none is held out
     for batch, length in ((long, 128), (short, 8)):
-        texts = [tuple(text.tolist()) for text in batch.tokens.split(batch.lengths.tolist())]
+        distinct = [tuple(text.tolist()) for text in batch.tokens.split(batch.lengths.tolist())]
+        texts = [distinct[place] for place in batch.index]
         assert max(map(len, texts)) <= length
         negatives = iter(texts[2 * batch.rows :])
         for positive, mask in zip(texts[batch.rows :], batch.mask.tolist(), strict=False):
@@ -102,7 +105,7 @@ def test_a_process_without_rows_still_has_something_to_compute(stores):
     assert batch.rows == 0
     assert batch.counts == (1, 0)
     assert batch.tokens.tolist() == [stores[2].eos]
-    queries, positives, negatives = batch.split(torch.ones(1, 4))
+    queries, positives, negatives = batch.split(batch.spread(torch.ones(1, 4)))
     assert (queries.shape, positives.shape, negatives.shape) == ((0, 4), (0, 4), (0, 2, 4))
 
 
@@ -111,12 +114,45 @@ def test_split_puts_embeddings_back_in_their_roles(stores):
     batch = data.make_batch(stores[2], np.array([0, 1, 2]), negatives, 64)
     assert batch.mask.tolist() == [[True, False], [False, False], [True, True]]
     embeddings = torch.arange(9.0)[:, None].requires_grad_()  # 3 queries, 3 positives, 3 negatives
-    queries, positives, found = batch.split(embeddings)
+    queries, positives, found = batch.split(embeddings)  # spread already
     assert queries.flatten().tolist() == [0, 1, 2]
     assert positives.flatten().tolist() == [3, 4, 5]
     assert found.squeeze(-1).tolist() == [[6, 0], [0, 0], [7, 8]]
     found.sum().backward()
     assert embeddings.grad.flatten().tolist() == [0] * 6 + [1] * 3
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_each_text_is_there_once_and_spreads_to_all_its_places(stores, world):
+    shared = 0
+    for rank in range(world):
+        for step in range(feed(stores).plan.steps_per_epoch):
+            dataset, batch = feed(stores, rank, world).training(step)
+            store = stores[dataset]
+            assert len(set(batch.texts.tolist())) == len(batch.lengths) or not batch.rows
+            shared += len(batch.texts) - len(batch.lengths)
+            distinct = batch.tokens.split(batch.lengths.tolist())
+            for number, place in zip(batch.texts, batch.index, strict=True):
+                tokens = store.tokens[store.offsets[number] : store.offsets[number + 1]][:64].tolist()
+                assert distinct[place].tolist() == [*tokens[:-1], store.eos]
+            assert batch.lengths.tolist() == sorted(batch.lengths, reverse=True)
+    assert shared > 30  # two label texts for all of the classification data
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_parts_hold_every_text_once_within_the_budget_as_many_on_every_process(stores, world):
+    for budget in (1, 40, 200, 10**6):
+        for step in range(4):
+            batches = [replace(feed(stores, rank, world), budget=budget).training(step)[1] for rank in range(world)]
+            assert len({batch.parts for batch in batches}) == 1
+            assert batches[0].parts > 1 or budget >= max(len(batch.tokens) for batch in batches)
+            for batch in batches:
+                parts = [batch.part(number) for number in range(batch.parts)]
+                assert all(len(lengths) == 1 or len(tokens) <= budget for tokens, _, lengths, _ in parts)
+                assert all(len(tokens) and cu_seqlens[0] == 0 for tokens, cu_seqlens, _, _ in parts)
+                assert all(np.diff(cu_seqlens).tolist() == lengths.tolist() for _, cu_seqlens, lengths, _ in parts)
+                counted = torch.cat([tokens for tokens, _, _, size in parts if size] or [batch.tokens])
+                assert counted.tolist() == batch.tokens.tolist()
 
 
 def test_validation_is_the_same_each_time_and_covers_what_is_held_out(stores):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import losses as module
 from losses import distillation_loss, group_ranks, hard_negative_loss, in_batch_loss, matryoshka_weights, over_prefixes
 
 T = 0.05
@@ -173,3 +174,34 @@ def test_shapes_that_do_not_fit_are_refused(call):
 def test_a_broken_model_has_no_good_rank():
     nan = torch.full((1, 2), float("nan"))
     assert group_ranks(nan, nan, nan[:, None].expand(1, 3, 2)).tolist() == [4]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_blocks_of_rows_change_nothing(monkeypatch, rows):
+    """Losses of large batches are computed block by block; here the blocks are made small."""
+    queries, candidates, positives, negatives = leaves((7, 16), (20, 16), (7, 16), (7, 3, 16))
+    targets, same = torch.arange(7) + 4, torch.arange(20) // 2
+    mask = torch.rand(7, 3, generator=torch.Generator().manual_seed(0)) < 0.7
+
+    def losses() -> Tensor:
+        in_batch = in_batch_loss(queries, candidates, targets, T, same)
+        return in_batch + hard_negative_loss(queries, positives, negatives, T, mask)
+
+    expected, calls = losses(), []
+    real = module.checkpoint
+    monkeypatch.setattr(module, "checkpoint", lambda *words, **named: (calls.append(1), real(*words, **named))[1])
+    monkeypatch.setattr(module, "BLOCK", 20 * rows)
+    assert_same(losses(), expected, [queries, candidates, positives, negatives])
+    blocks = [-(-7 // size) for size in (rows, max(1, 20 * rows // 64)) if size < 7]
+    assert len(calls) == sum(blocks) > 0
+
+
+def test_an_in_batch_negative_that_is_the_positive_itself_can_be_left_out():
+    queries, candidates = leaves((2, 8), (4, 8))
+    same = torch.tensor([5, 6, 5, 7])  # the third candidate is the first query's positive again
+    found = in_batch_loss(queries, candidates, torch.tensor([0, 1]), T, same)
+    first = loop_in_batch(queries[:1], candidates[[0, 1, 3]], torch.tensor([0]))
+    second = loop_in_batch(queries[1:], candidates, torch.tensor([1]))
+    assert_same(found, (first + second) / 2, [queries, candidates])
+    plain = in_batch_loss(queries, candidates, torch.tensor([0, 1]), T)
+    assert not torch.isclose(plain, found)

@@ -9,6 +9,7 @@ The golden losses are remade, after a change that is meant to change them, by
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from conftest import read_metrics, tokenize
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import assemble
 import cache
 import plan
 import run
@@ -127,7 +129,7 @@ def test_the_first_step_is_the_equations(train, ground, settings):
     (line,) = read_metrics(folder, "train")
     args = run.arguments.parse(["--config", str(folder / "args.json")])[0]
     stores, _ = cache.prepare(ground.stores, Path(settings["cache_dir"]))
-    order = run.Plan(tuple(run.split_sizes(len(store.tuples))[0] for store in stores), 8, 0)
+    order = plan.Plan(tuple(plan.split_sizes(len(store.tuples))[0] for store in stores), 8, 0)
     what = order.step(0)
     store = stores[what.dataset]
     rows = plan.split_rows(what.rows, len(store.tuples))
@@ -169,7 +171,7 @@ def test_backends_and_checkpointing_do_not_change_the_training(train):
             for dataset, kinds in plain["losses"].items():
                 assert ours["losses"][dataset] == pytest.approx(kinds, rel=1e-5)
     assert runs["plain"][0]["padding"] == 0
-    assert runs["padded"][0]["padding"] > 0.2
+    assert runs["padded"][0]["padding"] > 0.1
 
 
 def only(ground, tmp_path, name: str = "toy_retrieval") -> str:
@@ -306,7 +308,7 @@ def test_a_run_is_never_overwritten(train, settings, capsys):
 
 
 def test_all_problems_at_once_and_before_the_model_loads(settings, ground, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "load_backbone", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(assemble, "load_backbone", lambda *_: pytest.fail("a model was loaded"))
     other = tmp_path / "other"
     toy.make_tokenizer(other, vocab_size=330)
     toy.config(vocab_size=100, hidden_size=16).save_pretrained(other)
@@ -360,7 +362,7 @@ def test_two_runs_of_one_name_do_not_mix(train, settings):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_model_that_is_not_finite_stops_at_the_first_log_line(train, ground, settings, tmp_path, monkeypatch):
+def test_a_model_that_is_not_finite_stops_after_a_few_updates(train, ground, settings, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "nan"
     shutil.copytree(ground.backbone, folder)
     weights = load_file(folder / "model.safetensors")
@@ -368,9 +370,10 @@ def test_a_model_that_is_not_finite_stops_at_the_first_log_line(train, ground, s
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(SystemExit, match="a text's state is not finite"):
         train(model_path=str(folder))
-    with pytest.raises(FloatingPointError, match=r"step 4: the gradient is nan: tuples .*; 4 updates in a row"):
-        monkeypatch.setattr(run, "settle_backend", lambda *_: [])
+    monkeypatch.setattr(assemble, "settle_backend", lambda *_: [])
+    with pytest.raises(AssertionError):  # exit status 1
         train(model_path=str(folder), log_interval=1, experiment_id="again")
+    assert re.search(r"step 4: the gradient is nan: tuples .*; 4 updates in a row", capsys.readouterr().err)
     assert not list(Path(settings["output_dir"]).glob("*/step_*"))
 
 

@@ -1,0 +1,136 @@
+"""A step in parts has the loss and the gradient of the step at once.
+
+python -m pytest tests/test_bounded.py
+"""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from processes import on_processes, train_steps
+from transformers import AutoModel
+
+import bounded
+from backbone import add_lora
+from data import Feed
+from losses import matryoshka_weights
+from model import Embedder
+from objective import Objective
+from plan import Plan
+from token_store import open_store
+
+
+class Alone:
+    """What bounded.backward asks of accelerate, on one process."""
+
+    @staticmethod
+    def backward(loss):
+        loss.backward()
+
+    @staticmethod
+    def no_sync(model):
+        return nullcontext()
+
+
+@pytest.fixture
+def batches(ground):
+    """A step at once, and the same in parts."""
+    stores = [open_store(ground.stores / "toy_retrieval")]
+    whole, parts = (Feed(stores, [3], Plan((198,), 24, 0), 64, budget=budget).training(0)[1] for budget in (0, 300))
+    assert (whole.parts, len(whole.lengths) > 90) == (1, True)
+    assert parts.parts > 4
+    return whole, parts
+
+
+def gradients(model, batch, goal, taught=None, seed: int = 7) -> tuple[float, dict]:
+    model.zero_grad()
+
+    def loss_of(embeddings):
+        terms = goal.terms(batch, embeddings, True, taught)
+        return goal.total(terms, embeddings), terms
+
+    terms = bounded.backward(Alone, model, batch, seed, loss_of)
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    assert all(gradient.abs().max() > 0 for gradient in found.values())
+    return float(sum(terms.values())), found
+
+
+def same(ours, theirs, limit: float) -> None:
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-12)
+    for name, gradient in theirs[1].items():
+        assert (ours[1][name] - gradient).norm() <= limit * gradient.norm(), name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("backend", ["segments", "buckets", "padded"])
+@pytest.mark.parametrize("goal", ["plain", "matryoshka and distillation"])
+def test_parts_have_the_gradient_of_the_whole(ground, batches, backend, checkpointing, goal):
+    backbone = AutoModel.from_pretrained(ground.backbone, dtype=torch.float64)
+    model = Embedder(backbone, backend, checkpointing).train()
+    whole, parts = batches
+    taught = torch.randn(len(whole.lengths), 48, dtype=torch.float64) if goal != "plain" else None
+    objective = Objective(0.05, {32: 1.0} if goal == "plain" else matryoshka_weights(32))
+    ours, theirs = (gradients(model, batch, objective, taught) for batch in (parts, whole))
+    same(ours, theirs, 1e-6)  # Transformers' RMSNorm rounds to fp32 inside
+
+
+def lora(ground, dropout: float) -> Embedder:
+    torch.manual_seed(0)
+    backbone = AutoModel.from_pretrained(ground.backbone, dtype=torch.float64)
+    model = Embedder(add_lora(backbone, 4, 8, dropout, ["q_proj", "up_proj"]), "segments").train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)  # zeros would leave the other half without a gradient
+    return model
+
+
+def test_both_passes_have_the_same_dropout(ground, batches):
+    """One graph over all parts, each under its seed, is what the two passes must equal."""
+    model, objective, (_, parts) = lora(ground, 0.3), Objective(0.05, {32: 1.0}), batches
+    ours = gradients(model, parts, objective)
+    model.zero_grad()
+    embeddings = bounded.embed(model, parts, seed=7)
+    terms = objective.terms(parts, embeddings, True)
+    objective.total(terms, embeddings).backward()
+    theirs = float(sum(terms.values())), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    same(ours, theirs, 1e-12)
+    others = gradients(model, parts, objective, seed=8)  # dropout is on, and follows the seed
+    assert others[0] != pytest.approx(ours[0], rel=1e-6)
+
+
+def test_a_text_that_runs_twice_has_the_gradient_of_both(ground):
+    """Encoding each distinct text once against encoding every copy."""
+    store = open_store(ground.stores / "toy_classification")
+    _, batch = Feed([store], [1], Plan((29,), 16, 0), 64).training(0)
+    assert len(batch.lengths) == batch.rows + 2 < len(batch.texts)  # two labels for all queries
+    model = Embedder(AutoModel.from_pretrained(ground.backbone, dtype=torch.float64), "segments").train()
+    objective = Objective(0.05, {32: 1.0})
+    ours = gradients(model, batch, objective)
+    pieces = batch.tokens.split(batch.lengths.tolist())
+    lengths = batch.lengths[batch.index]
+    copies = torch.cat([pieces[place] for place in batch.index])
+    starts = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    model.zero_grad()
+    embeddings = model(copies, starts, lengths)
+    straight = type(batch)(**vars(batch) | {"index": torch.arange(len(lengths))})
+    terms = objective.terms(straight, embeddings, True)
+    objective.total(terms, embeddings).backward()
+    theirs = float(sum(terms.values())), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    same(ours, theirs, 1e-6)
+
+
+def test_a_run_in_parts_is_the_run_at_once(settings):
+    """Through the door's setup and train_step, with unequal numbers of texts on two processes."""
+    keys = settings | {"learning_rate": 1e-4, "train_batch_size": 12, "warmup_steps": 0}
+    keys["max_tokens_per_forward"] = 0
+    alone = on_processes(1, train_steps, [keys | {"train_batch_size": 24}], torch.float32)[0]
+    for kind in ("ddp", "fsdp"):
+        config = keys | {"max_tokens_per_forward": 150, "experiment_id": kind}
+        [found] = on_processes(2, train_steps, [config], torch.float32, kind=kind)[0]
+        for ours, theirs in zip(found["gradients"][:1], alone[0]["gradients"][:1], strict=True):
+            assert sum(float((value**2).sum()) for value in theirs.values()) > 1e-6
+            error = sum(float(((ours[name] - theirs[name]) ** 2).sum()) for name in theirs) ** 0.5
+            assert error <= 2e-6 * sum(float((value**2).sum()) for value in theirs.values()) ** 0.5
+        worst = max(float(np.abs(found["weights"][name] - w).max()) for name, w in alone[0]["weights"].items())
+        assert worst <= 1e-6
