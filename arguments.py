@@ -64,7 +64,7 @@ class Args:
 
     attn_backend: str = _key(
         _MODEL, "", "how packed texts meet attention; all are exact", "auto",
-        choices=("auto", "segments", "buckets", "padded"),
+        choices=("auto", "varlen", "segments", "buckets", "padded"),
     )  # fmt: skip
     max_tokens_per_forward: int = _key(
         _MODEL,

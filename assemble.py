@@ -103,9 +103,11 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
         backbone = add_lora(backbone, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_targets())
     sharded, on_cpu = engine.is_sharded(accelerator), accelerator.device.type == "cpu"
     windowed = attention_window(backbone.config) is not None
-    candidates = backend_candidates(args.attn_backend, on_cpu, windowed, one_call=sharded)
+    half = accelerator.mixed_precision in ("bf16", "fp16")
+    candidates = backend_candidates(args.attn_backend, on_cpu, windowed, sharded, half)
     model = Embedder(backbone.to(accelerator.device), candidates[0], args.gradient_checkpointing)
-    problems = settle_backend(model, candidates)
+    with accelerator.autocast():
+        problems = settle_backend(model, candidates)
     if sharded and model.backend == "buckets":
         problems = ["attn_backend buckets: processes would call a sharded model unequally often; set it to auto"]
     if problems:
@@ -114,6 +116,7 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
     if args.teacher_model_path:
         dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
         teacher = FrozenEmbedder(load_backbone(args.teacher_model_path, dtype).to(accelerator.device))
-        settle_backend(teacher, candidates)
+        with accelerator.autocast():
+            settle_backend(teacher, candidates)
         engine.shard_frozen(accelerator, teacher, teacher._no_split_modules)
     return model, teacher

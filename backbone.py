@@ -29,7 +29,7 @@ def check_backbone(
     if limit and max_seq_length > limit:
         problems.append(f"max_seq_length {max_seq_length} is above the model's max_position_embeddings {limit}")
     window = attention_window(config)
-    if window and window < max_seq_length and backend == "segments":
+    if window and window < max_seq_length and backend in ("segments", "varlen"):
         problems.append(f"its tokens see no further than {window} tokens back: set attn_backend to auto or buckets")
     return config, problems + _lora_problems(config, lora_targets)
 

@@ -94,7 +94,7 @@ def test_negatives_by_task():
         ({"learning_rate": 0}, "learning_rate: 0 must be above 0"),
         ({"learning_rate": 1e-7}, "min_lr: 1e-06 is above learning_rate 1e-07"),
         ({"scheduler_type": "cosin"}, "did you mean cosine?"),
-        ({"attn_backend": "flash"}, "attn_backend: \"flash\" is none of auto, segments, buckets, padded"),
+        ({"attn_backend": "flash"}, "attn_backend: \"flash\" is none of auto, varlen, segments, buckets, padded"),
         ({"train_steps": 0}, "train_steps: 0 would train nothing"),
         ({"experiment_id": "../escape"}, "experiment_id: '../escape' becomes a folder"),
         ({"experiment_id": ".hidden"}, "becomes a folder"),

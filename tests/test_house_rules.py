@@ -27,6 +27,7 @@ ARROWS = {  # noun -> nouns
     "backbone": {"hub"},
     "preflight": {"arguments", "backbone", "cache", "engine", "plan", "schedule", "token_store", "tokenizer"},
     "resume": {"checkpoint", "utils"},
+    "model": {"attention"},
     "objective": {"losses", "data", "utils"},
     "bounded": {"data"},
     "assemble": {
