@@ -73,14 +73,17 @@ class Args:
         0,
         low=0,
     )
-    gradient_checkpointing: bool = _key(_MODEL, "", "recompute activations: a quarter more work, far less memory", True)
+    gradient_checkpointing: bool | int = _key(
+        _MODEL,
+        "",
+        "recompute activations, far less memory for a quarter more work; k = in every k-th layer",
+        True,
+        low=0,
+    )
 
     temperature: float = _key(_LOSS, "", "divides cosine similarities; lower is sharper", 0.05, above=0)
     gather_with_grad: bool = _key(
-        _LOSS,
-        "",
-        "true: the equation of the report; false: no in-batch gradient to positives, as published when launched",
-        True,
+        _LOSS, "", "true: the report's equation; false: no in-batch gradient to positives, as published on GPUs", True
     )
     mask_same_text: bool = _key(
         _LOSS, "", "leave out in-batch negatives that are the query's own positive, shared with another query", False
@@ -129,10 +132,7 @@ class Args:
         "Given a question, retrieve passages that can help answer the question.",
     )
     report_to: str = _key(
-        _OUT,
-        "",
-        "comma-separated trackers of accelerate: tensorboard, wandb, ...; none = only metrics.jsonl",
-        "tensorboard",
+        _OUT, "", "comma-separated trackers: tensorboard, wandb, ...; none = only metrics.jsonl", "tensorboard"
     )
     cache_only: bool = _key(_DATA, "", "the warm-up run: build and verify the cache, say what it holds, exit", False)
     save_every_minutes: float = _key(

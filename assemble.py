@@ -14,7 +14,7 @@ import engine
 import resume
 from arguments import Args
 from backbone import add_lora, attention_window, load_backbone
-from data import Feed
+from data import Ahead, Feed
 from losses import matryoshka_weights
 from model import Embedder, FrozenEmbedder, backend_candidates, settle_backend
 from objective import LOSSES, Objective
@@ -32,6 +32,7 @@ class Run:
     args: Args
     accelerator: Accelerator
     feed: Feed  # the data
+    ahead: Ahead  # its training batches, made one step ahead
     tokenizer: object
     schedule: Schedule
     model: torch.nn.Module  # an Embedder, as accelerate prepared it
@@ -89,7 +90,10 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
         accelerator.init_trackers(args.experiment_id, init_kwargs=purge)  # no second curve over the first
     metrics = Metrics(accelerator, folder, facts.get("sizes", {}))
     live = (schedule, model, teacher, optimizer, objective, metrics)
-    return Run(args, accelerator, feed, tokenizer, *live, folder, lock, ground, meter, begun, facts.get("skipped", 0))
+    ahead = Ahead(feed, pin=accelerator.device.type == "cuda")
+    return Run(
+        args, accelerator, feed, ahead, tokenizer, *live, folder, lock, ground, meter, begun, facts.get("skipped", 0)
+    )
 
 
 def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenEmbedder | None]:

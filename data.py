@@ -4,6 +4,7 @@ Which tuples and which negatives is the plan's business (plan.py); here they bec
 """
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +36,8 @@ class Batch:
     negatives: int  # existing negatives on all processes together
     heaviest: int  # tokens on the process that has most: the others wait for it
 
+    ON_DEVICE = ("tokens", "cu_seqlens", "index", "mask", "positives")
+
     @property
     def rows(self) -> int:
         """b, the queries in this batch; 0 for a process with nothing to do."""
@@ -47,8 +50,11 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
-        names = ("tokens", "cu_seqlens", "index", "mask", "positives")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in self.ON_DEVICE})
+
+    def pinned(self) -> "Batch":
+        """The same batch in pages that a GPU can fetch while it computes."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in self.ON_DEVICE})
 
     @property
     def parts(self) -> int:
@@ -116,6 +122,27 @@ class Feed:
         chosen = choose_negatives(store.tuples[rows, 2:], self.negatives[dataset], self.plan.seed, epoch, rows)
         chosen[cut_alike(store, store.tuples[rows, 1], chosen, self.max_length)] = -1
         return make_batch(store, rows, chosen, self.max_length, self.rank, self.world, self.budget)
+
+
+class Ahead:
+    """Batches of a feed, each made by a thread while the step before it runs, so that no step waits for its data."""
+
+    def __init__(self, feed: Feed, pin: bool):
+        self.feed, self.pin = feed, pin
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self.next: tuple[int, Future] | None = None
+
+    def training(self, step: int) -> tuple[int, Batch]:
+        """What `Feed.training` gives; the following step's is begun."""
+        number, future = self.next or (-1, None)
+        if number != step:
+            future = self.pool.submit(self._make, step)
+        self.next = (step + 1, self.pool.submit(self._make, step + 1))
+        return future.result()
+
+    def _make(self, step: int) -> tuple[int, Batch]:
+        dataset, batch = self.feed.training(step)
+        return dataset, batch.pinned() if self.pin else batch
 
 
 def make_batch(

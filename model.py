@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import attention
 
@@ -32,10 +33,10 @@ class Embedder(nn.Module):
     Args:
         backbone: any causal decoder of Transformers, or a PeftModel around one.
         backend: varlen, segments, buckets or padded; `settle_backend` may choose another.
-        gradient_checkpointing: recompute each layer's activations in the backward pass.
+        gradient_checkpointing: recompute activations in the backward pass: of every k-th layer, True = of all.
     """
 
-    def __init__(self, backbone: nn.Module, backend: str = "segments", gradient_checkpointing: bool = False):
+    def __init__(self, backbone: nn.Module, backend: str = "segments", gradient_checkpointing: bool | int = False):
         super().__init__()
         self.backbone = backbone
         self.backend = backend
@@ -43,6 +44,9 @@ class Embedder(nn.Module):
         if gradient_checkpointing:
             enable = getattr(backbone, "activation_checkpointing_enable", None)  # its name since Transformers 5.23
             (enable or backbone.gradient_checkpointing_enable)({"use_reentrant": False})
+            layers = [part for part in backbone.modules() if isinstance(part, GradientCheckpointingLayer)]
+            for number, layer in enumerate(layers):
+                layer.gradient_checkpointing = number % int(gradient_checkpointing) == 0
 
     @property
     def _no_split_modules(self) -> list[str]:

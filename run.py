@@ -43,6 +43,8 @@ def main(argv: list[str]) -> int:
     if {"--help", "-h"} & set(argv):
         print(arguments.help_text())
         return 0
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)  # a log file is read while the run goes on
     transformers.utils.logging.disable_progress_bar()  # its bars for loading weights tear the log apart
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)  # peft asks
     try:
@@ -117,7 +119,7 @@ def train_step(run: Run, step: int) -> tuple[float, float]:
     rate = run.schedule.rate(step)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    dataset, batch = run.feed.training(step)
+    dataset, batch = run.ahead.training(step)
     batch = batch.to(accelerator.device)
     taught = teach(run, batch)  # [u, D] or None
 

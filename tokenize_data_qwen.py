@@ -14,17 +14,19 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+import disk
 import raw_tuples
 import token_store
 from raw_tuples import Survey
 from store_writer import StoreWriter, text_key
-from tokenizer import fingerprint, load_tokenizer, make_encoder
+from tokenizer import EngineDiffers, fingerprint, load_tokenizer, make_encoder
 
 BATCH_ROWS = 1024  # rows tokenised together: enough texts for all threads, little memory
 COMMIT_ROWS = 65536  # rows between two points at which a killed run continues
@@ -63,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         begin = time.perf_counter()
         try:
             if job.survey:
-                tokenize_file(job, tokenizer)
+                tokenize_surely(job, tokenizer, flags.engine)
         except OSError as error:
             print(f"tokenize_data_qwen.py: {job.folder}: the disk refuses what is written: {error}", file=sys.stderr)
             print("tokenize_data_qwen.py: make room; the same command continues", file=sys.stderr)
@@ -96,6 +98,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="tokens of a text, EOS included (default %(default)s; v2: 2048)",
     )
     add("--workers", type=int, default=0, help="tokeniser threads; 0 = all cores (default)")
+    add(
+        "--engine",
+        choices=("tokenizers", "fastokens"),
+        default="tokenizers",
+        help="fastokens: about 20 times as fast, checked against the other on a sample (pip install fastokens)",
+    )
     add("--max_rows", type=int, default=0, help="sample this many rows of a longer file; 0 = all (default; v2: 80000)")
     add(
         "--task",
@@ -122,6 +130,8 @@ def plan_jobs(flags: argparse.Namespace, tokenizer_print: str) -> tuple[list[Job
         for name, low in (("max_seq_length", 2), ("workers", 0), ("max_rows", 0))
         if getattr(flags, name) < low
     ]
+    if not find_spec(flags.engine):
+        problems.append(f"--engine {flags.engine} is not installed: pip install {flags.engine}")
     declared, wrong = declared_tasks(flags.task)
     problems += wrong + folder_problems(flags.output_dir)
     if not flags.input_dir.is_dir():
@@ -221,11 +231,21 @@ def declared_tasks(declarations: list[str]) -> tuple[dict[str, str], list[str]]:
     return declared, problems
 
 
-def tokenize_file(job: Job, tokenizer) -> None:
+def tokenize_surely(job: Job, tokenizer, engine: str) -> None:
+    """Write the store of one raw file; from its beginning by the reference tokenizer where a faster engine differs."""
+    try:
+        tokenize_file(job, tokenizer, engine)
+    except EngineDiffers as error:
+        print(f"tokenize_data_qwen.py: {job.path}: {error}: tokenised again by the reference", file=sys.stderr)
+        disk.remove(job.folder.with_name(f".{job.folder.name}.partial"))
+        tokenize_file(job, tokenizer)
+
+
+def tokenize_file(job: Job, tokenizer, engine: str = "tokenizers") -> None:
     """Write the store of one raw file, from where an earlier run of the same job was interrupted."""
     inputs, survey = job.inputs, job.survey
     writer = StoreWriter(job.folder, survey.slots, inputs)
-    encode = make_encoder(tokenizer, inputs["max_seq_length"])
+    encode = make_encoder(tokenizer, inputs["max_seq_length"], engine)
     keep = sample_rows(survey.rows, inputs["max_rows"])
     position = writer.position
     with tqdm(total=survey.rows, initial=position, desc=job.folder.name, unit="row", disable=None, leave=False) as bar:

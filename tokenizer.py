@@ -17,6 +17,9 @@ from transformers import AutoTokenizer
 
 from hub import where
 
+SAMPLE = 256  # one text in so many is tokenised by the reference as well
+_FLAT = (np.uint32, np.uint64)  # ids and offsets of fastokens
+
 _PROBE = "Naïve cafe\u0301 — 12,345 x² = y;\n\tdef f(a_b):  return {'ключ': [價值, 'مفتاح']}  😀 <|im_end|>"
 
 
@@ -63,26 +66,81 @@ def fingerprint(tokenizer) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def make_encoder(tokenizer, max_seq_length: int) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray, int]]:
-    """A function texts -> (ids int32 [T] end to end, lengths int64 [n], how many texts were cut), on all threads."""
+class EngineDiffers(ValueError):
+    """A fast engine gave other ids than the reference tokenizer."""
+
+
+def make_encoder(
+    tokenizer, max_seq_length: int, engine: str = "tokenizers"
+) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray, int]]:
+    """A function texts -> (ids int32 [T] end to end, lengths int64 [n], how many texts were cut), on all threads.
+
+    Args:
+        engine: "tokenizers", the reference; or "fastokens", twenty times as fast at Qwen's vocabulary, whose ids are
+            compared with the reference's on the first texts and on one in SAMPLE of all others.
+
+    Raises:
+        EngineDiffers: by the function, when they are not the same.
+    """
     backend, eos = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), tokenizer.eos_token_id
     backend.no_padding()
     backend.no_truncation()
-
-    def finish(ids: list[int]) -> list[int]:
-        ids = ids[: max_seq_length - 1]
-        while ids and ids[-1] == eos:  # the text itself ends in a literal EOS
-            ids.pop()
-        return [*ids, eos]
+    flat = {"tokenizers": _reference, "fastokens": _fastokens}[engine](backend)
 
     def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray, int]:
-        encoded = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-        truncated = sum(len(ids) > max_seq_length - 1 for ids in encoded)
-        ids = [finish(ids) for ids in encoded]
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        return np.fromiter(itertools.chain.from_iterable(ids), np.int32, lengths.sum()), lengths, truncated
+        ids, lengths = flat(texts)  # [all ids], [n]
+        return *ended(ids, lengths, max_seq_length, eos), int((lengths > max_seq_length - 1).sum())
 
     return encode
+
+
+def ended(ids: np.ndarray, lengths: np.ndarray, max_seq_length: int, eos: int) -> tuple[np.ndarray, np.ndarray]:
+    """Texts cut to max_seq_length - 1 tokens and ended by exactly one EOS, also where a text ends in a literal one.
+
+    Args:
+        ids: [N] of all texts, end to end.
+        lengths: [n] of each.
+
+    Returns:
+        ids int32 [T], lengths int64 [n].
+    """
+    starts = np.cumsum(lengths) - lengths
+    kept = np.minimum(lengths, max_seq_length - 1)
+    while (literal := (kept > 0) & (ids[np.maximum(starts + kept - 1, 0)] == eos if len(ids) else False)).any():
+        kept = kept - literal
+    within = np.arange(len(ids)) - np.repeat(starts, lengths)  # [N] place in its own text
+    ends = np.cumsum(kept + 1) - 1
+    out = np.full(int((kept + 1).sum()), eos, np.int32)
+    out[np.delete(np.arange(len(out)), ends)] = ids[within < np.repeat(kept, lengths)]
+    return out, (kept + 1).astype(np.int64)
+
+
+def _reference(backend: Tokenizer) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray]]:
+    def flat(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        encoded = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        return np.fromiter(itertools.chain.from_iterable(encoded), np.int32, lengths.sum()), lengths
+
+    return flat
+
+
+def _fastokens(backend: Tokenizer) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray]]:
+    import fastokens
+
+    fast, reference, seen = fastokens.Tokenizer.from_json_str(backend.to_str()), _reference(backend), []
+
+    def flat(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        parts = zip(fast.encode_batch_flat(texts), _FLAT, strict=True)
+        ids, offsets = (np.frombuffer(part, kind) for part, kind in parts)
+        sample = range(0, len(texts), SAMPLE if seen else 1)[: None if seen else SAMPLE]
+        seen.append(1)
+        expected, lengths = reference([texts[place] for place in sample])
+        found = [ids[offsets[place] : offsets[place + 1]] for place in sample]
+        if [len(part) for part in found] != lengths.tolist() or (np.concatenate([*found, []]) != expected).any():
+            raise EngineDiffers("fastokens gives other ids than the tokenizer")
+        return ids.astype(np.int32), np.diff(offsets.astype(np.int64))
+
+    return flat
 
 
 def save_tokenizer(tokenizer, folder: Path, max_seq_length: int) -> None:

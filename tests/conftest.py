@@ -1,10 +1,12 @@
 """What all tests share: toy data made once a session, and a way to run the training door in this process."""
 
+import gc
 import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+os.environ.setdefault("LOCAL_WORLD_SIZE", str(os.cpu_count()))  # one thread each: the toy is too small for more
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # the golden losses are a CPU's
 
 import json
@@ -105,6 +107,7 @@ def interrupted(config: dict, step: int) -> Path:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Feed, "training", training)
         train_here(config)
+    gc.collect()  # the exception holds the run, and the run its folder's lock
     return Path(config["output_dir"]) / config["experiment_id"]
 
 

@@ -163,3 +163,29 @@ def test_validation_is_the_same_each_time_and_covers_what_is_held_out(stores):
         queries = np.concatenate([batch.texts[: batch.rows] for batch in batches])
         others = np.concatenate([batch.texts[: batch.rows] for batch in other_seed.held_out(dataset)])
         assert queries.tolist() == others.tolist()  # runs with other seeds share their validation set
+
+
+def test_batches_made_ahead_are_those_of_the_feed(stores, monkeypatch):
+    alone, ahead = feed(stores), data.Ahead(feed(stores), pin=False)
+    for step in (0, 1, 2, 7, 8, 3):  # a resume begins anywhere
+        (dataset, batch), (other, expected) = ahead.training(step), alone.training(step)
+        assert dataset == other
+        assert all(torch.equal(getattr(batch, name), getattr(expected, name)) for name in batch.ON_DEVICE)
+    assert ahead.next[0] == 4
+    assert ahead.next[1].result()[0] == alone.training(4)[0]
+
+
+def test_an_error_ahead_belongs_to_its_own_step(stores, monkeypatch):
+    real = Feed.training
+
+    def training(self, step):
+        if step == 3:
+            raise ValueError("a torn page")
+        return real(self, step)
+
+    monkeypatch.setattr(Feed, "training", training)
+    ahead = data.Ahead(feed(stores), pin=False)
+    for step in (1, 2):
+        ahead.training(step)
+    with pytest.raises(ValueError, match="a torn page"):
+        ahead.training(3)

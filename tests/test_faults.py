@@ -1,4 +1,4 @@
-"""What breaks outside: each fault ends in the exact continuation or in words, on every process, within 30 seconds.
+"""What breaks outside: each fault ends in the exact continuation or in words, on every process, in 30 s.
 
 python -m pytest -s tests/test_faults.py        prints the table
 
@@ -26,7 +26,7 @@ import objective
 import run
 import tokenize_data_qwen
 
-SECONDS = 30
+SECONDS = 30  # from a fault to the end of all; a run without one may take longer on a busy machine
 TABLE = []
 
 
@@ -76,7 +76,7 @@ def _tokenizing_door(words: list[str], limit: int, end) -> None:
     raise SystemExit(tokenize_data_qwen.main(words))
 
 
-def finish(function, cases: list[tuple]) -> list[tuple[int | None, str]]:
+def finish(function, cases: list[tuple], seconds: float = SECONDS) -> list[tuple[int | None, str]]:
     """(exit status, what it printed) of `function(*case, pipe)` in a process each; None for one not ended in time."""
     context, began = server(), time.monotonic()
     pipes = [context.Pipe(duplex=False) for _ in cases]
@@ -87,7 +87,7 @@ def finish(function, cases: list[tuple]) -> list[tuple[int | None, str]]:
         process.start()
         there.close()
     for process in processes:
-        process.join(max(0.0, began + SECONDS - time.monotonic()))
+        process.join(max(0.0, began + seconds - time.monotonic()))
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
@@ -103,7 +103,8 @@ def ends(config: dict, fault=no_fault, world: int = 1) -> list[tuple[int | None,
     """Run the training door on `world` processes with a fault in them."""
     Path(config["cache_dir"]).parent.mkdir(exist_ok=True)
     port = free_port()
-    return finish(_door, [(rank, world, port, config, fault) for rank in range(world)])
+    cases = [(rank, world, port, config, fault) for rank in range(world)]
+    return finish(_door, cases, 8 * SECONDS if fault is no_fault else SECONDS)
 
 
 def recovers(keys: dict, whole, fault, words: str, status: int, world: int = 1, name: str = "") -> None:

@@ -267,3 +267,13 @@ def test_a_student_wider_than_its_teacher_is_refused(ground, tmp_path):
     assert "hidden size 16, but the student's is 32" in check_teacher(str(tmp_path), student, 0)[-1]
     assert check_teacher(str(ground.backbone), student, 511) == []
     assert "token id 512" in check_teacher(str(ground.backbone), student, 512)[0]
+
+
+@pytest.mark.parametrize(("every", "again"), [(False, 0), (True, 4), (1, 4), (2, 2), (3, 2)])
+def test_every_kth_layer_is_recomputed(every, again):
+    model = Embedder(backbone(LlamaConfig(**SMALL | {"num_hidden_layers": 4})), "segments", every).train()
+    calls = []
+    for layer in model.backbone.layers:
+        layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))  # recomputing stops inside the MLP
+    model(*packed()).sum().backward()
+    assert len(calls) == 4 + again

@@ -14,9 +14,9 @@ from pathlib import Path
 from processes import free_port
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = {
-    "srun": 'while [ "${1#--}" != "$1" ]; do shift; done\nsetsid "$@" &\necho $! > "$STANDINS/step"\nwait $!',
-    "scancel": 'kill -USR1 -- "-$(cat "$STANDINS/step")"',
+COMMANDS = {  # scancel tells all processes of a step, in whatever session they are, not the shell
+    "srun": 'while [ "${1#--}" != "$1" ]; do shift; done\nSTEP_OF="$STANDINS" exec "$@"',
+    "scancel": 'kill -USR1 $(grep -lzs "^STEP_OF=$STANDINS" /proc/[0-9]*/environ | cut -d/ -f3)',
     "scontrol": 'case $1 in show) echo 127.0.0.1 ;; requeue) echo "$2" > "$STANDINS/requeued" ;; esac',
 }
 

@@ -4,12 +4,23 @@ python -m pytest tests/test_tokenizer.py
 """
 
 import json
+import sys
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import toy
-from tokenizers import processors
+from conftest import tokenize
+from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
+import tokenize_data_qwen
 import tokenizer as module
+
+
+@pytest.fixture
+def tokenizer(ground):
+    return AutoTokenizer.from_pretrained(ground.backbone)
 
 
 def encode(tokenizer, text: str, max_seq_length: int = 64) -> list[int]:
@@ -81,3 +92,62 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
     tokenizer, problems = module.load_tokenizer(str(tmp_path))
     assert tokenizer is None
     assert str(tmp_path) in problems[0]
+
+
+@pytest.fixture
+def made_texts():
+    special = ["a <|im_end|>", "<|im_end|><|im_end|>", "<|endoftext|> b", "", " ", "naïve cafe\u0301", "価値 مفتاح 😀"]
+    return [*special, *(row["passage"] for row in toy.raw_rows(600, 1, seed=5))]
+
+
+@pytest.mark.parametrize("limit", [2, 3, 9, 1000])
+def test_endings_are_those_of_a_loop(tokenizer, made_texts, limit):
+    eos, expected = tokenizer.eos_token_id, []
+    for text in made_texts:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][: limit - 1]
+        while ids and ids[-1] == eos:
+            ids.pop()
+        expected.append([*ids, eos])
+    ids, lengths, cut = module.make_encoder(tokenizer, limit)(made_texts)
+    assert [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] == expected
+    assert (ids.dtype, lengths.dtype) == (np.int32, np.int64)
+    assert (cut > 0) == (limit < 1000)
+    assert module.make_encoder(tokenizer, limit)([])[0].tolist() == []
+
+
+def test_fastokens_gives_the_same(tokenizer, made_texts):
+    pytest.importorskip("fastokens")
+    reference, fast = (module.make_encoder(tokenizer, 12, engine) for engine in ("tokenizers", "fastokens"))
+    for texts in (made_texts, made_texts[::-1], []):
+        for ours, theirs in zip(fast(texts), reference(texts), strict=True):
+            assert np.array_equal(ours, theirs)
+
+
+def test_an_engine_that_differs_is_left_loudly(ground, tmp_path, monkeypatch, capsys):
+    """A stand-in that is right at first, and wrong on the text that the sample looks at in the second batch."""
+    reference = json.loads((ground.backbone / "tokenizer.json").read_text())
+    calls = []
+
+    class StandIn:
+        @staticmethod
+        def from_json_str(text):
+            assert json.loads(text)["model"]["vocab"] == reference["model"]["vocab"]
+            return StandIn(Tokenizer.from_str(text))
+
+        def __init__(self, inner):
+            self.inner = inner
+
+        def encode_batch_flat(self, texts):
+            calls.append(len(texts))
+            rows = [encoding.ids for encoding in self.inner.encode_batch_fast(texts, add_special_tokens=False)]
+            if len(calls) == 2:
+                rows[0] = [*rows[0][:-1], 1]
+            offsets = np.cumsum([0, *map(len, rows)])
+            return np.array(sum(rows, []), np.uint32).tobytes(), offsets.astype(np.uint64).tobytes()
+
+    monkeypatch.setitem(sys.modules, "fastokens", SimpleNamespace(Tokenizer=StandIn, __spec__=object()))
+    monkeypatch.setattr(tokenize_data_qwen, "BATCH_ROWS", 50)
+    assert tokenize(ground.raw, tmp_path / "stores", ground.backbone, "--engine", "fastokens") == 0
+    assert "fastokens gives other ids than the tokenizer: tokenised again by the reference" in capsys.readouterr().err
+    for path in ground.stores.rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "stores" / path.relative_to(ground.stores)).read_bytes()

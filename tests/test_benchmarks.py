@@ -1,0 +1,50 @@
+"""The benchmarks that need what is not here still run, at toy size.
+
+python -m pytest tests/test_benchmarks.py
+"""
+
+import sys
+
+import pytest
+import torch
+
+from benchmarks import gpu, results, step
+from benchmarks.lengths import SHAPES, padding_ratio, tuples
+
+
+def test_the_gpu_benchmark_runs_at_toy_size_on_a_cpu(monkeypatch, capsys):
+    flags = ["--sizes", "toy", "--steps", "1", "--tuples", "1", "--budget", "500"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *flags])
+    monkeypatch.setattr(gpu, "SHAPES", {"MS-MARCO-like": SHAPES["MS-MARCO-like"]})
+    gpu.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    losses = {line.split()[-1] for line in lines if "loss" not in line}
+    assert len(lines) == 8
+    assert len(losses) == 1  # padded, packed, in parts; full and LoRA, whose adapters begin at zero: one function
+    assert float(losses.pop()) > 0.1
+
+
+def test_frozen_lengths_are_as_named():
+    ratios = {name: padding_ratio(tuples(name, 16)) for name in SHAPES}
+    assert ratios == pytest.approx({"heavy-tailed": 7.24, "MS-MARCO-like": 2.47, "long documents": 1.78}, abs=0.01)
+
+
+def test_columns_hold_the_texts_of_the_batch():
+    batch = step.frozen("MS-MARCO-like", 3)
+    columns = step.columns(batch)
+    texts = batch.tokens.split(batch.lengths.tolist())
+    assert len(columns) == 9
+    for column, first in ((0, 0), (1, 3), (2, 6), (8, 12)):
+        places = range(first, first + 3) if column < 2 else range(6 + column - 2, 27, 7)
+        for row, place in zip(range(3), places, strict=True):
+            ids = columns[column]["input_ids"][row][columns[column]["attention_mask"][row].bool()]
+            assert torch.equal(ids, texts[place])
+
+
+def test_results_are_replaced_below_their_command():
+    page = "Machine: old\n\n`python -m benchmarks.x`, in turn:\n\n```\nold\n```\n"
+    page += "\n`python -m benchmarks.y`\n\n```\ny\n```\n"
+    found = results.replaced(page, "python -m benchmarks.x", "new\nlines")
+    assert found == page.replace("old\n```", "new\nlines\n```")
+    with pytest.raises(ValueError, match="z"):
+        results.replaced(page, "python -m benchmarks.z", "")
