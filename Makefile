@@ -1,13 +1,14 @@
 # make quickstart    train on the Python functions of this machine and search with the result (minutes, no GPU)
 # make test          all tests
 # make chaos         200 kills at random moments in one run, and the same bytes at its end (some minutes)
+# make bench         everything that this machine can measure, into benchmarks/RESULTS.md
 # make lint          style
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test chaos lint clean
+.PHONY: help quickstart test chaos bench lint clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -22,6 +23,9 @@ test: $(VENV)/.installed
 
 chaos: $(VENV)/.installed
 	PYTHONPATH=. $(BIN)/python tests/chaos.py
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.results
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
