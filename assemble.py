@@ -43,6 +43,7 @@ class Run:
     folder: Path
     lock: object  # on the folder, held by the main process
     ground: dict  # what a resume must find unchanged
+    resumable: bool
     meter: Meter
     begun: int = 0  # updates done by earlier runs of this one
     skipped: int = 0  # updates left out in a row
@@ -75,6 +76,8 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
     )
     folder = Path(args.output_dir) / args.experiment_id
     ground = ground_of(args, schedule, plan, stores, tokenizer, model)
+    passing = engine.check_deepspeed(accelerator, folder, args.max_tokens_per_forward > 0)
+    accelerator.wait_for_everyone()  # all have looked before anything is written
     lock = claim(folder) if accelerator.is_main_process else None
     begun, facts, tensors = resume.find(accelerator, args.resume, folder / "state", ground)
     if accelerator.is_main_process and not facts:
@@ -89,11 +92,12 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
         purge = {"tensorboard": {"purge_step": begun + 1}} if begun and "tensorboard" in args.trackers() else {}
         accelerator.init_trackers(args.experiment_id, init_kwargs=purge)  # no second curve over the first
     metrics = Metrics(accelerator, folder, facts.get("sizes", {}))
-    live = (schedule, model, teacher, optimizer, objective, metrics)
-    ahead = Ahead(feed, pin=accelerator.device.type == "cuda")
     return Run(
-        args, accelerator, feed, ahead, tokenizer, *live, folder, lock, ground, meter, begun, facts.get("skipped", 0)
-    )
+        args=args, accelerator=accelerator, feed=feed, ahead=Ahead(feed, pin=accelerator.device.type == "cuda"),
+        tokenizer=tokenizer, schedule=schedule, model=model, teacher=teacher, optimizer=optimizer, objective=objective,
+        metrics=metrics, folder=folder, lock=lock, ground=ground, resumable=not passing, meter=meter, begun=begun,
+        skipped=facts.get("skipped", 0),
+    )  # fmt: skip
 
 
 def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenEmbedder | None]:

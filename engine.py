@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -113,6 +114,28 @@ def tracker_problems(names: list[str]) -> list[str]:
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether a forward pass is a collective: then all processes must run as many of them."""
     return accelerator.distributed_type == DistributedType.FSDP
+
+
+def check_deepspeed(accelerator: Accelerator, folder: Path, parts: bool) -> bool:
+    """Whether this is DeepSpeed, which keeps weights and moments in a way of its own: its runs do not resume.
+
+    Args:
+        folder: of the run.
+        parts: the step shall run in parts.
+
+    Raises:
+        SystemExit: what is asked for does not go with DeepSpeed.
+    """
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return False
+    if parts:
+        raise SystemExit("run.py: max_tokens_per_forward: not under DeepSpeed; take configs/accelerate_config.yaml")
+    if (folder / "args.json").exists():
+        raise SystemExit(
+            f"run.py: {folder}: holds a run already, and DeepSpeed's do not resume: choose another experiment_id"
+        )
+    accelerator.print("DeepSpeed: an interrupted run cannot go on; configs/accelerate_config.yaml can")
+    return True
 
 
 def prepare(

@@ -132,9 +132,7 @@ def train_step(run: Run, step: int) -> tuple[float, float]:
     norm = float(accelerator.clip_grad_norm_(run.model.parameters(), args.max_grad_norm or math.inf))
     if math.isfinite(norm):  # the norm is that of all processes' gradients together: they agree
         run.optimizer.step()
-        run.meter.add(
-            dataset, terms, rows=sum(batch.counts) / len(batch.counts)
-        )  # their mean over processes is the loss
+        run.meter.add(dataset, terms, sum(batch.counts) / len(batch.counts))  # their mean over processes is the loss
     run.optimizer.zero_grad()
     judge(run, step, norm)
 
@@ -232,6 +230,8 @@ def save(run: Run, name: str, step: int) -> None:
 
 def save_state(run: Run, step: int) -> None:
     """Publish what a resume needs."""
+    if not run.resumable:
+        return
     accelerator, began = run.accelerator, time.monotonic()
     tensors = resume.capture(accelerator, run.model, run.optimizer, run.meter.state())
     if accelerator.is_main_process:
