@@ -111,6 +111,19 @@ def through_the_door(rank: int, world: int, config: dict) -> int:
     return run.main(["--config", str(path)])
 
 
+def compute_in(dtype: torch.dtype) -> None:
+    """Models of this process are of this dtype throughout."""
+    assemble.load_backbone = lambda path, _: load_backbone(path, dtype)
+    if dtype == torch.float64:  # Transformers rounds to fp32 here, where a difference of 1e-16 can become one of 1e-7
+        Qwen3RMSNorm.forward = lambda self, x: F.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon)
+
+
+def through_the_door_in_fp64(rank: int, world: int, config: dict) -> int:
+    """The same; saved weights are fp32 as always."""
+    compute_in(torch.float64)
+    return through_the_door(rank, world, config)
+
+
 def train_steps(rank: int, world: int, configs: list[dict], dtype: torch.dtype) -> list[dict]:
     """Run each configuration through run.setup and run.train_step, in `dtype`, and report from the main process.
 
@@ -118,9 +131,7 @@ def train_steps(rank: int, world: int, configs: list[dict], dtype: torch.dtype) 
         For each configuration: "gradients", one dict of arrays by parameter a step, before clipping; "norms"; "losses",
         the meter's; and "weights" at the end.
     """
-    assemble.load_backbone = lambda path, _: load_backbone(path, dtype)
-    if dtype == torch.float64:  # Transformers rounds to fp32 here, where a difference of 1e-16 can become one of 1e-7
-        Qwen3RMSNorm.forward = lambda self, x: F.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon)
+    compute_in(dtype)
     return [_train(config, dtype) for config in configs]
 
 

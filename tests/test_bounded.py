@@ -1,4 +1,4 @@
-"""A step in parts has the loss and the gradient of the step at once.
+"""A step in parts has the loss and the gradient of the step at once; on several processes see test_distributed.
 
 python -m pytest tests/test_bounded.py
 """
@@ -8,7 +8,6 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from processes import on_processes, train_steps
 from transformers import AutoModel
 
 import bounded
@@ -118,19 +117,3 @@ def test_a_text_that_runs_twice_has_the_gradient_of_both(ground):
     objective.total(terms, embeddings).backward()
     theirs = float(sum(terms.values())), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
     same(ours, theirs, 1e-6)
-
-
-def test_a_run_in_parts_is_the_run_at_once(settings):
-    """Through the door's setup and train_step, with unequal numbers of texts on two processes."""
-    keys = settings | {"learning_rate": 1e-4, "train_batch_size": 12, "warmup_steps": 0}
-    keys["max_tokens_per_forward"] = 0
-    alone = on_processes(1, train_steps, [keys | {"train_batch_size": 24}], torch.float64)[0]
-    for kind in ("ddp", "fsdp"):
-        config = keys | {"max_tokens_per_forward": 150, "experiment_id": kind}
-        [found] = on_processes(2, train_steps, [config], torch.float64, kind=kind)[0]
-        for ours, theirs in zip(found["gradients"], alone[0]["gradients"], strict=True):
-            assert sum(float((value**2).sum()) for value in theirs.values()) > 1e-6
-            error = sum(float(((ours[name] - theirs[name]) ** 2).sum()) for name in theirs) ** 0.5
-            assert error <= 1e-12 * sum(float((value**2).sum()) for value in theirs.values()) ** 0.5
-        worst = max(float(np.abs(found["weights"][name] - w).max()) for name, w in alone[0]["weights"].items())
-        assert worst <= 1e-12

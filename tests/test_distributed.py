@@ -34,6 +34,12 @@ VARIANTS = {
     "checkpointing": {"gradient_checkpointing": True},
     "detached": {"gather_with_grad": False},
     "detached, matryoshka, distillation": {"gather_with_grad": False, "use_mrl": True, "teacher_model_path": "teacher"},
+    "in parts, matryoshka, distillation": {
+        "max_tokens_per_forward": 150,
+        "use_mrl": True,
+        "teacher_model_path": "teacher",
+        "kd_weight": 3.0,
+    },
     "LoRA": LORA,
     "LoRA, matryoshka, distillation": LORA | {"use_mrl": True, "teacher_model_path": "teacher"},
     "LoRA, detached, checkpointing": LORA | {"gather_with_grad": False, "gradient_checkpointing": True},
