@@ -6,10 +6,12 @@ Faults of the state files of a run are in test_resume.py, those of a process amo
 test_chaos.py, malformed input in test_fuzz.py.
 """
 
+import contextlib
 import json
 import os
 import resource
 import shutil
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -67,7 +69,10 @@ def _door(rank: int, world: int, port: int, config: dict, fault, end) -> None:
     os.environ.pop("ACCELERATE_USE_CPU", None)
     os.environ |= launcher_environment(rank, world, port) if world > 1 else {"ACCELERATE_USE_CPU": "true"}
     fault(rank)
-    raise SystemExit(through_the_door(rank, world, config))
+    status = through_the_door(rank, world, config)
+    with contextlib.suppress(OSError):  # what multiprocessing would say of a full console is not ours
+        sys.stdout.flush()
+    os._exit(status)
 
 
 def _tokenizing_door(words: list[str], limit: int, end) -> None:
