@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-BLOCK = 2**25  # numbers in a block of rows: 128 MiB of fp32
+BLOCK = 2**23  # numbers in a block of rows: 32 MiB of fp32, a few times over
 
 
 def in_batch_loss(

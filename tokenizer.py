@@ -80,7 +80,7 @@ def make_encoder(
             compared with the reference's on the first texts and on one in SAMPLE of all others.
 
     Raises:
-        EngineDiffers: by the function, when they are not the same.
+        EngineDiffers: also by the function, when they are not the same.
     """
     backend, eos = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), tokenizer.eos_token_id
     backend.no_padding()
@@ -127,10 +127,17 @@ def _reference(backend: Tokenizer) -> Callable[[list[str]], tuple[np.ndarray, np
 def _fastokens(backend: Tokenizer) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray]]:
     import fastokens
 
-    fast, reference, seen = fastokens.Tokenizer.from_json_str(backend.to_str()), _reference(backend), []
+    reference, seen = _reference(backend), []
+    try:
+        fast = fastokens.Tokenizer.from_json_str(backend.to_str())
+    except (ValueError, RuntimeError) as error:
+        raise EngineDiffers(f"fastokens does not know this kind of tokenizer ({error})") from None
 
     def flat(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        parts = zip(fast.encode_batch_flat(texts), _FLAT, strict=True)
+        try:
+            parts = zip(fast.encode_batch_flat(texts), _FLAT, strict=True)
+        except (ValueError, RuntimeError) as error:
+            raise EngineDiffers(f"fastokens cannot ({error})") from None
         ids, offsets = (np.frombuffer(part, kind) for part, kind in parts)
         sample = range(0, len(texts), SAMPLE if seen else 1)[: None if seen else SAMPLE]
         seen.append(1)

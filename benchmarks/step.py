@@ -1,6 +1,6 @@
 """One training step, ours beside the published layout and Sentence Transformers' losses: same tuples, same weights.
 
-    python -m benchmarks.step [--rounds 2] [--tuples 4]          (pip install sentence-transformers for its two rows)
+    python -m benchmarks.step [--rounds 2] [--tuples 2]          (pip install sentence-transformers for its two rows)
 
 Forward, losses, backward and update of one process in fp32, the fastest of several rounds, all variants in turn. Three
 frozen length distributions, and the code-search data where `make quickstart` has made them. Sentence Transformers
@@ -51,7 +51,7 @@ def main() -> None:
     """Measure and print a table for each distribution."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--tuples", type=int, default=4)
+    parser.add_argument("--tuples", type=int, default=2)
     flags = parser.parse_args()
     for name in [*SHAPES, *(["code search"] if STORE.exists() else [])]:
         batch = frozen(name, flags.tuples) if name in SHAPES else of_store(flags.tuples)
