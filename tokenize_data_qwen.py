@@ -102,7 +102,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--engine",
         choices=("tokenizers", "fastokens"),
         default="tokenizers",
-        help="fastokens: about 20 times as fast, checked against the other on a sample (pip install fastokens)",
+        help="fastokens: several times as fast, checked against the other on a sample (pip install fastokens)",
     )
     add("--max_rows", type=int, default=0, help="sample this many rows of a longer file; 0 = all (default; v2: 80000)")
     add(

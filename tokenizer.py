@@ -76,7 +76,7 @@ def make_encoder(
     """A function texts -> (ids int32 [T] end to end, lengths int64 [n], how many texts were cut), on all threads.
 
     Args:
-        engine: "tokenizers", the reference; or "fastokens", twenty times as fast at Qwen's vocabulary, whose ids are
+        engine: "tokenizers", the reference; or "fastokens", several times as fast, whose ids are
             compared with the reference's on the first texts and on one in SAMPLE of all others.
 
     Raises:

@@ -171,7 +171,7 @@ def test_backends_and_checkpointing_do_not_change_the_training(train):
             for dataset, kinds in plain["losses"].items():
                 assert ours["losses"][dataset] == pytest.approx(kinds, rel=1e-5)
     assert runs["plain"][0]["padding"] == 0
-    assert runs["padded"][0]["padding"] > 0.1
+    assert max(line["padding"] for line in runs["padded"]) > 0.2
 
 
 def only(ground, tmp_path, name: str = "toy_retrieval") -> str:
