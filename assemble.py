@@ -3,6 +3,7 @@
 Between the door, which has checked everything, and the loop. As the doors do, it takes the configuration.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,18 +12,20 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 import engine
+import fusion
+import memory
 import resume
 from arguments import Args
 from backbone import add_lora, attention_window, load_backbone
 from data import Ahead, Feed
 from losses import matryoshka_weights
-from model import Embedder, FrozenEmbedder, backend_candidates, settle_backend
+from model import Embedder, FrozenEmbedder, backend_candidates, reason, settle_backend
 from objective import LOSSES, Objective
 from plan import Plan, split_sizes
 from preflight import ground_of
 from schedule import Schedule
 from token_store import TokenStore
-from utils import Meter, Metrics, claim, use_all_cores, write_manifest
+from utils import Meter, Metrics, all_rows, claim, use_all_cores, write_manifest
 
 
 @dataclass
@@ -55,14 +58,11 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
     args.num_processes = accelerator.num_processes
     sizes = tuple(split_sizes(len(store.tuples))[0] for store in stores)
     plan = Plan(sizes, args.train_batch_size * accelerator.num_processes, args.seed)
-    negatives = [min(args.negatives_for(store.task), store.meta["negatives"]) for store in stores]
-    place = (accelerator.process_index, accelerator.num_processes)
-    feed = Feed(stores, negatives, plan, args.max_seq_length, *place, args.max_tokens_per_forward)
     steps = args.train_steps if args.train_steps > 0 else args.train_epochs * plan.steps_per_epoch
     schedule = Schedule(
         args.learning_rate, args.min_lr, args.warmup_steps, steps, args.scheduler_type == "constant_with_warmup"
     )
-    model, teacher = load_models(args, accelerator)
+    model, teacher, backend = load_models(args, accelerator)
     prefixes = matryoshka_weights(model.hidden_size) if args.use_mrl else {model.hidden_size: 1.0}
     objective = Objective(args.temperature, prefixes, args.gather_with_grad, args.kd_weight, args.mask_same_text)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -72,18 +72,24 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
     accelerator.print(
         f"training {args.model_path}: {steps:,} steps, {plan.steps_per_epoch:,} an epoch, "
         f"global batch {plan.global_batch}, processes: {args.num_processes}, "
-        f"mixed precision: {accelerator.mixed_precision}, attention: {model.backend}"
+        f"mixed precision: {accelerator.mixed_precision}, attention: {backend}"
     )
     folder = Path(args.output_dir) / args.experiment_id
     ground = ground_of(args, schedule, plan, stores, tokenizer, model)
-    passing = engine.check_deepspeed(accelerator, folder, args.max_tokens_per_forward > 0)
+    passing = engine.check_deepspeed(accelerator, folder, bool(args.max_tokens_per_forward))
     accelerator.wait_for_everyone()  # all have looked before anything is written
     lock = claim(folder) if accelerator.is_main_process else None
     begun, facts, tensors = resume.find(accelerator, args.resume, folder / "state", ground)
     if accelerator.is_main_process and not facts:
         (folder / "args.json").write_text(args.to_json())
         write_manifest(folder / "manifest.json", accelerator, {store.name: store.meta["sha256"] for store in stores})
+    cost = count_cost(args, accelerator, model)
     model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
+    negatives = [min(args.negatives_for(store.task), store.meta["negatives"]) for store in stores]
+    usual = memory.usual_tokens(stores, negatives, args.train_batch_size, args.max_seq_length)
+    limit = fit(args, accelerator, model, cost, usual)
+    place = (accelerator.process_index, accelerator.num_processes)
+    feed = Feed(stores, negatives, plan, args.max_seq_length, *place, 0 if passing else limit)
     meter = Meter([store.name for store in stores], LOSSES, accelerator.device)
     if facts:
         meter.load(resume.restore(accelerator, model, optimizer, tensors).to(accelerator.device))
@@ -100,8 +106,8 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
     )  # fmt: skip
 
 
-def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenEmbedder | None]:
-    """The model on its device, tried out, and its teacher."""
+def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenEmbedder | None, str]:
+    """The model on its device, tried out; its teacher; and for people, how and why attention is computed."""
     set_seed(args.seed)  # the same adapters on every process
     try:
         backbone = load_backbone(args.model_path, torch.float32)
@@ -113,11 +119,15 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
     windowed = attention_window(backbone.config) is not None
     half = accelerator.mixed_precision in ("bf16", "fp16")
     candidates = backend_candidates(args.attn_backend, on_cpu, windowed, sharded, half)
-    model = Embedder(backbone.to(accelerator.device), candidates[0], args.gradient_checkpointing)
+    model = Embedder(backbone.to(accelerator.device), candidates[0])
     with accelerator.autocast():
         problems = settle_backend(model, candidates)
-    if sharded and model.backend == "buckets":
-        problems = ["attn_backend buckets: processes would call a sharded model unequally often; set it to auto"]
+        if sharded and model.backend == "buckets":
+            problems = ["attn_backend buckets: processes would call a sharded model unequally often; set it to auto"]
+        if args.liger and not problems:
+            problems = fusion.use_liger(model)
+        if args.compile and not problems:
+            problems = fusion.compile_layers(model, model.layers())
     if problems:
         raise SystemExit("\n".join(f"run.py: {args.model_path}: {problem}" for problem in problems))
     teacher = None
@@ -127,4 +137,37 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
         with accelerator.autocast():
             settle_backend(teacher, candidates)
         engine.shard_frozen(accelerator, teacher, teacher._no_split_modules)
-    return model, teacher
+    return model, teacher, f"{model.backend} ({reason(model.backend, args.attn_backend, on_cpu, windowed, half)})"
+
+
+def count_cost(args: Args, accelerator: Accelerator, model: Embedder) -> memory.Cost | None:
+    """What a token costs, where something is to be chosen from it. Before the engine takes the model: after that a
+    forward pass may be a collective."""
+    if args.gradient_checkpointing is not None and args.max_tokens_per_forward is not None:
+        return None
+    with accelerator.autocast():
+        return memory.cost_of(model)
+
+
+def fit(args: Args, accelerator: Accelerator, model: torch.nn.Module, cost: memory.Cost | None, usual: int) -> int:
+    """Set what is recomputed, the same on all processes; the tokens of a forward pass at most, 0 = any number.
+
+    Args:
+        model: as the engine holds it.
+        usual: tokens of a process's part of a usual step.
+    """
+    embedder = accelerator.unwrap_model(model)
+    every = None if args.gradient_checkpointing is None else int(args.gradient_checkpointing)
+    policy = memory.Policy(every or 0, args.max_tokens_per_forward or 0)
+    if cost:
+        free = memory.free_bytes(accelerator.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        free = memory.for_activations(free, model, embedder.layers(), engine.is_sharded(accelerator))
+        least = all_rows(torch.tensor([free], device=accelerator.device), accelerator.num_processes).min().item()
+        policy = memory.choose(cost, least, usual, args.max_seq_length, every, args.max_tokens_per_forward)
+        limit = f"at most {policy.limit:,} tokens a forward pass" if policy.limit else "any number of tokens"
+        accelerator.print(
+            f"activations: {memory.spoken(policy.every)}, {limit}: {least / 2**30:.1f} GiB are free for them, a token "
+            f"takes {cost.per_token(policy.every) / 2**10:,.0f} KiB, a usual step has {usual:,} tokens a process"
+        )
+    embedder.recompute(policy.every)
+    return policy.limit

@@ -9,6 +9,7 @@ Both are registered with Transformers, which hands them what `model.Embedder` gi
 import inspect
 import math
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 
 import torch
@@ -25,9 +26,10 @@ KERNELS = (  # module, function; the first that is installed is taken
 
 
 def register() -> None:
-    """Make both known to Transformers."""
-    AttentionInterface.register(NAMES["segments"], segments)
-    AttentionInterface.register(NAMES["varlen"], varlen)
+    """Make both known to Transformers; what stands there already stays (fusion.py keeps them from being compiled)."""
+    for backend, function in (("segments", segments), ("varlen", varlen)):
+        if NAMES[backend] not in AttentionInterface():
+            AttentionInterface.register(NAMES[backend], function)
 
 
 def segments(module, query, key, value, attention_mask, scaling=None, dropout=0.0, text_lengths=None, **_):
@@ -61,6 +63,7 @@ def varlen(module, query, key, value, attention_mask, scaling=None, text_lengths
     return kernel()(q, k, v, text_starts, int(text_lengths.max()), scaling)[None], None
 
 
+@cache  # every layer of every step asks
 def kernel() -> Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor] | None:
     """A function (q, k, v [T, heads, head_dim], starts [n + 1], longest, scale) -> [T, heads, head_dim]; or None."""
     for module, name in KERNELS:
@@ -68,7 +71,9 @@ def kernel() -> Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor] |
             function = getattr(import_module(module), name)
         except (ImportError, AttributeError):
             continue
-        return _adapted(function)
+        call = _adapted(function)
+        call.__name__ = f"{module}.{name}"
+        return call
     return None
 
 

@@ -40,18 +40,27 @@ class Embedder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.backend = backend
+        self.multiple = 1  # packed rows are rounded up to a multiple of so many tokens
         attention.register()
         if gradient_checkpointing:
-            enable = getattr(backbone, "activation_checkpointing_enable", None)  # its name since Transformers 5.23
-            (enable or backbone.gradient_checkpointing_enable)({"use_reentrant": False})
-            layers = [part for part in backbone.modules() if isinstance(part, GradientCheckpointingLayer)]
-            for number, layer in enumerate(layers):
-                layer.gradient_checkpointing = number % int(gradient_checkpointing) == 0
+            self.recompute(int(gradient_checkpointing))
+
+    def recompute(self, every: int) -> None:
+        """Recompute the activations of every `every`-th layer in the backward pass; 1 = of all, 0 = of none."""
+        backbone = self.backbone
+        enable = getattr(backbone, "activation_checkpointing_enable", None)  # its name since Transformers 5.23
+        (enable or backbone.gradient_checkpointing_enable)({"use_reentrant": False})
+        for number, layer in enumerate(self.layers()):
+            layer.gradient_checkpointing = bool(every) and number % every == 0
+
+    def layers(self) -> list[nn.Module]:
+        """The decoder's layers."""
+        return [part for part in self.backbone.modules() if isinstance(part, GradientCheckpointingLayer)]
 
     @property
     def _no_split_modules(self) -> list[str]:
         """Class names of the layers, by which accelerate shards."""
-        return sorted(self._decoder()._no_split_modules or [])
+        return sorted(self.decoder()._no_split_modules or [])
 
     @property
     def hidden_size(self) -> int:
@@ -76,19 +85,22 @@ class Embedder(nn.Module):
     def states(self, function: str, **inputs) -> Tensor:
         """[n, L, d] final hidden states of `input_ids` [n, L], with the attention function of this name."""
         if self.backbone.config._attn_implementation != function:
-            self._decoder().set_attn_implementation(function)
+            self.decoder().set_attn_implementation(function)
         return self.backbone(use_cache=False, **inputs).last_hidden_state
 
-    def _decoder(self) -> PreTrainedModel:
+    def decoder(self) -> PreTrainedModel:
+        """The model of Transformers, within adapters or not."""
         return self.backbone.get_base_model() if hasattr(self.backbone, "peft_config") else self.backbone
 
     def _packed(self, tokens: Tensor, cu_seqlens: Tensor, lengths: np.ndarray) -> Tensor:
+        last = cu_seqlens[1:] - 1  # [n]
+        tokens, cu_seqlens, lengths = rounded_up(tokens, cu_seqlens, lengths, self.multiple)
         starts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff(), output_size=len(tokens))
         positions = torch.arange(len(tokens), device=tokens.device) - starts  # [T], from 0 in each text
         packed = {"input_ids": tokens[None], "position_ids": positions[None], "attention_mask": None}
         texts = {"text_lengths": lengths, "text_starts": cu_seqlens}
         states = self.states(attention.NAMES[self.backend], **packed, **texts)  # [1, T, d]
-        return states[0, cu_seqlens[1:] - 1]  # [n, d]
+        return states[0, last]  # [n, d]
 
     def _padded(self, tokens: Tensor, cu_seqlens: Tensor, lengths: np.ndarray) -> Tensor:
         ids, real = rectangle(tokens, cu_seqlens.diff(), int(lengths.max()))  # [n, longest] both
@@ -107,7 +119,7 @@ class Embedder(nn.Module):
     def computed(self, lengths: np.ndarray) -> int:
         """Positions that a forward pass on texts of these lengths computes, padding included."""
         if self.backend in attention.NAMES:
-            return int(lengths.sum())
+            return -(-int(lengths.sum()) // self.multiple) * self.multiple
         if self.backend == "padded":
             return int(lengths.max()) * len(lengths)
         ordered = np.sort(lengths)[::-1]
@@ -138,6 +150,17 @@ def rectangle(tokens: Tensor, lengths: Tensor, longest: int) -> tuple[Tensor, Te
     return tokens.new_zeros(real.shape).masked_scatter(real, tokens), real
 
 
+def rounded_up(
+    tokens: Tensor, cu_seqlens: Tensor, lengths: np.ndarray, multiple: int
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """The packed row with one more text behind it, so that its tokens are a multiple of `multiple`."""
+    gap = -len(tokens) % multiple
+    if not gap:
+        return tokens, cu_seqlens, lengths
+    ends = torch.cat([cu_seqlens, cu_seqlens[-1:] + gap])
+    return nn.functional.pad(tokens, (0, gap)), ends, np.append(lengths, gap)
+
+
 def bucket_sizes(lengths: list[int], budget: int) -> list[int]:
     """Cut descending `lengths` into runs of texts for rectangles of at most `budget` tokens (or one text).
 
@@ -166,6 +189,23 @@ def backend_candidates(backend: str, on_cpu: bool, windowed: bool, one_call: boo
     packed = ["varlen"] if half and not on_cpu and not windowed and attention.kernel() else []
     packed += ["segments"] if (on_cpu or one_call) and not windowed else []
     return packed + (["padded"] if one_call else ["buckets"])
+
+
+def reason(backend: str, asked: str, on_cpu: bool, windowed: bool, half: bool) -> str:
+    """Why the model has this backend, for people; the arguments are those of `backend_candidates`."""
+    if backend == asked:
+        return "as asked"
+    if backend == "varlen":
+        return attention.kernel().__name__
+    if backend == "segments" and on_cpu:
+        return "no GPU"
+    if windowed:
+        return "it has sliding-window layers"
+    if not on_cpu and not half:
+        return "kernels for packed texts take bf16 or fp16"
+    if not on_cpu and attention.kernel() is None:
+        return "no kernel for packed texts is installed"
+    return "packed texts were not exact when tried"
 
 
 def settle_backend(model: Embedder, candidates: list[str]) -> list[str]:

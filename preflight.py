@@ -6,8 +6,10 @@ What a user says is judged here as a whole, so this room takes the configuration
 import hashlib
 import json
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from torch import nn
 
 import cache
@@ -24,8 +26,8 @@ HARMLESS = {
     "output_dir", "tb_dir", "cache_dir", "cache_only", "experiment_id", "model_path", "train_data_path",
     "train_batch_size", "log_interval", "validation_steps", "checkpointing_steps", "save_dtype", "query_instruction",
     "report_to", "process_timeout", "num_processes", "resume", "save_every_minutes", "save_total_limit",
-    "max_skipped_steps", "gradient_checkpointing", "attn_backend", "max_tokens_per_forward", "train_epochs",
-    "train_steps",
+    "max_skipped_steps", "gradient_checkpointing", "attn_backend", "max_tokens_per_forward", "compile", "liger",
+    "train_epochs", "train_steps",
 }  # fmt: skip
 
 
@@ -93,6 +95,8 @@ def check_models(args: Args, stores: list[TokenStore], unknown: set[str]) -> tup
     targets = args.lora_targets() if args.use_lora and "lora_target_modules" not in unknown else []
     config, wrong = check_backbone(args.model_path, largest, length, args.attn_backend, targets)
     tokenizer, more = fitting_tokenizer(args.model_path, stores) if config else (None, [])
+    if args.liger and "liger" not in unknown and not (torch.cuda.is_available() and find_spec("liger_kernel")):
+        more = [*more, "liger: needs a GPU and its package (pip install liger-kernel): set it to false"]
     problems = [f"model_path: {problem}" for problem in wrong + more]
     if args.teacher_model_path and "teacher_model_path" not in unknown and config:
         wrong = check_teacher(args.teacher_model_path, config, largest)

@@ -9,11 +9,10 @@ buffers: a few GiB) is not in the table.
 
 import argparse
 
-import numpy as np
 import torch
-from torch import Tensor
 from transformers import AutoModel, Qwen3Config
 
+import memory
 from model import Embedder
 
 SIZES = {  # name -> (width, MLP width, layers, heads)
@@ -72,20 +71,7 @@ def saved_bytes(config: Qwen3Config) -> int:
     """Bytes that autograd keeps of one layer for TOKENS tokens in four packed texts, parameters not counted."""
     config = Qwen3Config(**config.to_dict() | {"num_hidden_layers": 1, "vocab_size": 64, "layer_types": None})
     model = Embedder(AutoModel.from_config(config, dtype=torch.bfloat16), "segments").train()
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    seen: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    lengths = np.full(4, TOKENS // 4)
-    ends = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model(torch.zeros(TOKENS, dtype=torch.long), ends, lengths)
-    return sum(seen.values())
+    return memory.kept_bytes(model, TOKENS // 4)
 
 
 if __name__ == "__main__":

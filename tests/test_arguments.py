@@ -40,7 +40,7 @@ def test_all_published_keys_exist_with_their_published_defaults(tmp_path):
         "train_batch_size": 8, "max_seq_length": 2048, "learning_rate": 1e-4, "min_lr": 1e-6, "weight_decay": 0.01,
         "warmup_steps": 100, "num_hard_neg": 7, "train_steps": -1, "train_epochs": 5, "log_interval": 20,
         "checkpointing_steps": 100, "validation_steps": 100, "scheduler_type": "cosine", "kd_weight": 1.0,
-        "temperature": 0.05, "max_grad_norm": 1.0, "seed": 0, "gradient_checkpointing": True,
+        "temperature": 0.05, "max_grad_norm": 1.0, "seed": 0,
     }  # fmt: skip
     assert {name: getattr(args, name) for name in published} == published
 

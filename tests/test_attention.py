@@ -12,10 +12,17 @@ import torch
 import torch.nn.functional as F
 
 import attention
-from model import backend_candidates
+from model import backend_candidates, reason
 
 LENGTHS = np.array([5, 1, 7])
 STARTS = torch.tensor([0, 5, 6, 13], dtype=torch.int32)
+
+
+@pytest.fixture(autouse=True)
+def asked_anew():
+    attention.kernel.cache_clear()
+    yield
+    attention.kernel.cache_clear()
 
 
 def plain(q, k, v, starts, scale):
@@ -85,5 +92,17 @@ def test_the_kernel_is_taken_where_it_can_run(monkeypatch):
     assert backend_candidates("auto", **chosen | {"half": False}) == ["buckets"]
     assert backend_candidates("auto", **chosen | {"windowed": True}) == ["buckets"]
     assert backend_candidates("auto", **chosen | {"on_cpu": True}) == ["segments", "buckets"]
+    assert reason("varlen", "auto", False, False, True) == "torch.nn.attention.varlen.varlen_attn"
     monkeypatch.setattr(attention, "KERNELS", ())
+    attention.kernel.cache_clear()
     assert backend_candidates("auto", **chosen) == ["buckets"]
+    reasons = [
+        ("segments", "segments", True, False, False, "as asked"),
+        ("segments", "auto", True, False, False, "no GPU"),
+        ("buckets", "auto", False, True, True, "it has sliding-window layers"),
+        ("buckets", "auto", False, False, False, "kernels for packed texts take bf16 or fp16"),
+        ("buckets", "auto", False, False, True, "no kernel for packed texts is installed"),
+        ("buckets", "auto", True, False, False, "packed texts were not exact when tried"),
+    ]
+    for backend, asked, on_cpu, windowed, half, said in reasons:
+        assert reason(backend, asked, on_cpu, windowed, half) == said

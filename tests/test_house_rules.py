@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 VERBS = {"run", "tokenize_data_qwen"}
 ARROWS = {  # noun -> nouns
     "data": {"token_store", "plan"},
-    "arguments": {"disk"},
+    "arguments": {"disk", "values"},
     "token_store": {"disk"},
     "store_writer": {"disk", "token_store"},
     "published": {"token_store", "store_writer"},
@@ -28,6 +28,8 @@ ARROWS = {  # noun -> nouns
     "preflight": {"arguments", "backbone", "cache", "engine", "plan", "schedule", "token_store", "tokenizer"},
     "resume": {"checkpoint", "utils"},
     "model": {"attention"},
+    "fusion": {"attention", "model"},
+    "memory": {"model"},
     "objective": {"losses", "data", "utils"},
     "bounded": {"data"},
     "assemble": {
@@ -35,7 +37,9 @@ ARROWS = {  # noun -> nouns
         "backbone",
         "data",
         "engine",
+        "fusion",
         "losses",
+        "memory",
         "model",
         "objective",
         "plan",
@@ -52,6 +56,9 @@ OUTSIDE = {  # noun -> the packages it may import besides the standard library
     "model": {"numpy", "torch", "transformers"},
     "token_store": {"numpy"},
     "arguments": set(),
+    "values": set(),
+    "fusion": {"numpy", "torch", "transformers"},
+    "memory": {"numpy", "torch"},
     "plan": {"numpy"},
     "data": {"numpy", "torch"},
     "cache": {"filelock"},
