@@ -3,19 +3,22 @@
     python -m benchmarks.data_path
 
 Both hold the same made-up tuples (200,000 texts, 8,000 tuples of 26) and give the ids of 16 tuples with 7 negatives,
-ours end to end, theirs padded as their collate function does. Each side is measured in a process of its own. Then a
-store of six million tuples is opened: its files are as large as real ones would be, and empty.
+ours end to end, theirs padded as their collate function does. Each side is measured in a process of its own; its share
+is of a step of benchmarks/step.py's model on our batches. Then a store of six million tuples is opened: its files are
+as large as real ones would be, and empty.
 """
 
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks import step
 from data import Feed
 from disk import seal, write_json
 from plan import Plan, split_sizes
@@ -31,10 +34,12 @@ def main() -> None:
         folder = Path(name)
         build(folder)
         build_large(folder / "large")
-        print(f"{'':26}{'open s':>8}{'open MiB':>10}{'batch us':>10}{'+ MiB':>8}{'disk MB':>9}")
+        seconds = alone(one_step, folder)
+        print(f"{'':26}{'open s':>8}{'open MiB':>10}{'batch us':>10}{'of a step':>11}{'+ MiB':>8}{'disk MB':>9}")
         for label, function in (("token store", ours), ("Parquet through datasets", theirs)):
             opened, memory, batch, more, size = alone(function, folder)
-            print(f"{label:26}{opened:8.3f}{memory:10.1f}{1e6 * batch:10.0f}{more:8.1f}{size / 1e6:9.0f}")
+            print(f"{label:26}{opened:8.3f}{memory:10.1f}{1e6 * batch:10.0f}{batch / seconds:11.2%}{more:8.1f}"
+                  f"{size / 1e6:9.0f}")  # fmt: skip
         opened, memory = alone(large, folder)
         print(f"{'six million tuples':26}{opened:8.3f}{memory:10.1f}")
 
@@ -74,6 +79,14 @@ def build_large(folder: Path) -> None:
     for name, shape in array_shapes(counts).items():
         np.lib.format.open_memmap(folder / f"{name}.npy", "w+", ARRAYS[name], shape)
     write_json(folder / "meta.json", seal({"format": FORMAT, "name": "large", **counts}))
+
+
+def one_step(folder: Path) -> float:
+    """Seconds of a training step on such a batch, the faster of two."""
+    store = open_store(folder / "toy")
+    batch = Feed([store], [DRAWN], Plan((split_sizes(ROWS)[0],), BATCH, 0), 512).training(0)[1]
+    batch = replace(batch, tokens=batch.tokens % step.CONFIG.vocab_size)
+    return min(step.ours(batch, "segments", False) for _ in range(2))
 
 
 def ours(folder: Path) -> tuple[float, float, float, float, int]:
@@ -118,9 +131,9 @@ def large(folder: Path) -> tuple[float, float]:
 def timed(batch) -> float:
     """Seconds a batch, the median."""
     spent = []
-    for step in range(BATCHES):
+    for number in range(BATCHES):
         began = time.perf_counter()
-        batch(step)
+        batch(number)
         spent.append(time.perf_counter() - began)
     return sorted(spent)[BATCHES // 2]
 

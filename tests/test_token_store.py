@@ -42,7 +42,7 @@ def test_round_trip(tmp_path):
     assert store.tuples.tolist() == TUPLES
     assert (store.name, store.task, store.eos, store.meta["max_token_id"]) == ("toy", "retrieval", EOS, 9)
     assert {path.name for path in store.folder.iterdir()} == {"tokens.npy", "offsets.npy", "tuples.npy", "meta.json"}
-    assert all(isinstance(array, np.memmap) for array in (store.tokens, store.offsets, store.tuples))
+    assert all(isinstance(array.base, np.memmap) for array in (store.tokens, store.offsets, store.tuples))
     assert token_store.deep_check(store) == []
 
 
