@@ -25,6 +25,7 @@ SUFFIXES = (".parquet", ".jsonl")
 BAD_KINDS = (None, "an empty or null query", "an empty or null positive", "a positive that is also its negative")
 _STYLES = (("query", "passage"), ("query", "positive"), ("anchor", "positive"))
 _REMEDY = "have query, passage, negative_1..K; or anchor, positive, negative_k; or query, pos, neg as lists"
+_BUFFER = 2**16  # bytes read ahead of each column of a Parquet file
 _SHOWN = 5  # row numbers given for a kind of bad row
 
 
@@ -130,7 +131,7 @@ def to_tuples(table: pa.Table, columns: Columns, slots: int) -> Tuples:
     return Tuples(texts, rows)
 
 
-def survey(path: Path, batch_rows: int = 8192) -> Survey:
+def survey(path: Path, batch_rows: int = 1024) -> Survey:
     """Read a raw file once and report everything that is wrong with it."""
     found = Survey()
     try:
@@ -201,20 +202,20 @@ def _fits(kind: pa.DataType, wanted: pa.DataType) -> bool:
 
 
 def _read_parquet(path: Path, columns: Columns, batch_rows: int, skip: int) -> Iterator[pa.Table]:
-    from datasets import load_dataset  # here, because it takes a second and training never needs it
-
-    done = skip
+    """Page by page, so that memory does not grow with the file: row groups of a million tuples are common, and
+    `datasets` holds a whole one (LOG.md)."""
+    done = 0
     try:
-        stream = load_dataset(
-            "parquet", data_files=str(path), columns=list(columns.types), split="train", streaming=True
-        )
-        for table in (stream.skip(skip) if skip else stream).with_format("arrow").iter(batch_rows):
-            yield table
-            done += len(table)
-    except RawError:
-        raise
-    except Exception as error:  # `datasets` wraps Arrow's errors in several types of its own
-        raise RawError(f"damaged after row {done} ({_first_line(error.__cause__ or error)})") from None
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
+            groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            first = int(np.searchsorted(np.cumsum(groups), skip, side="right"))  # the row group with row `skip`
+            done = sum(groups[:first])
+            for batch in file.iter_batches(batch_rows, range(first, len(groups)), list(columns.types)):
+                if rest := batch.slice(max(skip - done, 0)):
+                    yield pa.Table.from_batches([rest])
+                done += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise RawError(f"damaged after row {done} ({_first_line(error)})") from None
 
 
 def _read_jsonl(path: Path, columns: Columns, batch_rows: int, skip: int) -> Iterator[pa.Table]:

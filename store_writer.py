@@ -26,7 +26,8 @@ class StoreWriter:
     that was added so far durable together with `position`, how far the source had been read. Opened
     again with the same `inputs`, a writer continues from the last commit.
 
-    Memory: about 190 bytes a distinct text (its key, its number, its signature), whatever the texts' length.
+    Memory: about 150 bytes a distinct text (its key, its number, its signature), whatever the texts' length, and for a
+    moment half as much again where the table of keys grows.
     """
 
     def __init__(self, folder: Path, negatives: int, inputs: dict):
@@ -68,6 +69,7 @@ class StoreWriter:
         self.files["signatures"].write(signatures)
         self.journal["tokens"] += int(np.sum(lengths))
         self.journal["texts"] += len(keys)
+        self.journal["max_token_id"] = max(self.journal["max_token_id"], int(tokens.max(initial=0)))
 
     def add_tuples(self, numbers: np.ndarray) -> None:
         """Append rows of text numbers, int [rows, 2 + K].
@@ -114,7 +116,7 @@ class StoreWriter:
             "format": FORMAT,
             **meta,
             **counts,
-            "max_token_id": int(np.load(self.partial / "tokens.npy", mmap_mode="r").max()),
+            "max_token_id": self.journal["max_token_id"],
             "inputs": self.inputs,
             "stats": self.stats,
             "sha256": {name: file_digest(self.partial / f"{name}.npy") for name in ARRAYS},
@@ -135,6 +137,7 @@ class StoreWriter:
             return None
         try:
             journal = read_json(self.partial / "journal.json")
+            journal["max_token_id"]
             whole = all((self.partial / name).stat().st_size >= size for name, size in self._sizes(journal).items())
         except (FileNotFoundError, ValueError, KeyError):
             return None
@@ -145,7 +148,15 @@ class StoreWriter:
         remove(self.partial)
         self.partial.mkdir(parents=True)
         (self.partial / "offsets.npy").write_bytes(bytes(_HEADER + 8))  # the first offset is 0
-        return {"inputs": self.inputs, "position": 0, "texts": 0, "tokens": 0, "rows": 0, "stats": {}}
+        return {
+            "inputs": self.inputs,
+            "position": 0,
+            "texts": 0,
+            "tokens": 0,
+            "rows": 0,
+            "max_token_id": 0,
+            "stats": {},
+        }
 
     def _sizes(self, journal: dict) -> dict[str, int]:
         """Bytes of each file that the journal vouches for."""

@@ -28,7 +28,7 @@ from raw_tuples import Survey
 from store_writer import StoreWriter, text_key
 from tokenizer import EngineDiffers, fingerprint, load_tokenizer, make_encoder
 
-BATCH_ROWS = 1024  # rows tokenised together: enough texts for all threads, little memory
+BATCH_TEXTS = 1024  # tokenised together: enough for all threads; more take memory and are no faster
 COMMIT_ROWS = 65536  # rows between two points at which a killed run continues
 SAMPLE_SEED = 42  # of --max_rows, as in F2LLM-v2
 
@@ -248,8 +248,9 @@ def tokenize_file(job: Job, tokenizer, engine: str = "tokenizers") -> None:
     encode = make_encoder(tokenizer, inputs["max_seq_length"], engine)
     keep = sample_rows(survey.rows, inputs["max_rows"])
     position = writer.position
+    batch_rows = -(-BATCH_TEXTS // (2 + survey.slots))
     with tqdm(total=survey.rows, initial=position, desc=job.folder.name, unit="row", disable=None, leave=False) as bar:
-        for table in raw_tuples.read(job.path, survey.columns, BATCH_ROWS, skip=position):
+        for table in raw_tuples.read(job.path, survey.columns, batch_rows, skip=position):
             tuples = raw_tuples.to_tuples(table, survey.columns, survey.slots)
             kept = keep[position + tuples.rows]
             good = kept & (tuples.kinds() == 0)

@@ -140,7 +140,7 @@ def _trainer(rank: int, port: int, config: dict, point: str | None, log: str) ->
 
 def _tokenizer(words: list[str], point: str | None) -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w")
-    tokenize_data_qwen.BATCH_ROWS, tokenize_data_qwen.COMMIT_ROWS = 16, 32
+    tokenize_data_qwen.BATCH_TEXTS, tokenize_data_qwen.COMMIT_ROWS = 416, 32
     if point:
         where, name, replacement = TOKENISING[point]
         setattr(where, name, replacement(getattr(where, name)))

@@ -127,7 +127,7 @@ def test_done_files_are_skipped_and_other_inputs_are_refused(ground, raw, tmp_pa
 
 def test_an_interrupted_run_continues_to_the_same_bytes(ground, raw, tmp_path, monkeypatch):
     toy.write_parquet(raw / "a.parquet", toy.raw_rows(50, 2))
-    monkeypatch.setattr(tokenize_data_qwen, "BATCH_ROWS", 7)
+    monkeypatch.setattr(tokenize_data_qwen, "BATCH_TEXTS", 28)
     monkeypatch.setattr(tokenize_data_qwen, "COMMIT_ROWS", 14)
     arguments = ("--task", "retrieval", "--max_rows", "33")
     assert tokenize(raw, tmp_path / "whole", ground.backbone, *arguments) == 0
@@ -303,3 +303,26 @@ def test_an_output_folder_below_a_file_is_refused(ground, raw, tmp_path, capsys)
     (tmp_path / "file").write_text("")
     assert tokenize(raw, tmp_path / "file" / "stores", ground.backbone, "--task", "retrieval") == 2
     assert "file is a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("skip", [0, 4, 10, 17, 29, 30])
+def test_parquet_is_read_on_from_any_row_page_by_page(tmp_path, skip):
+    path, names = tmp_path / "a.parquet", ["query", "passage"]
+    texts = [f"text {number}" for number in range(30)]
+    pq.write_table(pa.table({"query": texts, "passage": texts[::-1]}), path, row_group_size=10)
+    parts = list(raw_tuples.read(path, raw_tuples.find_columns(names), 7, skip))
+    assert all(len(part) <= 7 for part in parts)
+    assert [row for part in parts for row in part.to_pylist()] == [
+        {"query": query, "passage": passage} for query, passage in zip(texts[skip:], texts[::-1][skip:], strict=True)
+    ]
+
+
+def test_a_large_row_group_is_never_held_whole(tmp_path):
+    path, text = tmp_path / "a.parquet", "x" * 100
+    texts = pa.array([f"{number}{text}" for number in range(200_000)])
+    pq.write_table(pa.table({"query": texts, "passage": texts}), path, row_group_size=2**20, compression="none")
+    held = []
+    for _ in raw_tuples.read(path, raw_tuples.find_columns(["query", "passage"]), 1000):
+        held.append(pa.total_allocated_bytes())
+    assert len(held) == 200
+    assert max(held) - texts.nbytes < path.stat().st_size / 4  # 43 MB in all

@@ -146,7 +146,7 @@ def test_an_engine_that_differs_is_left_loudly(ground, tmp_path, monkeypatch, ca
             return np.array(sum(rows, []), np.uint32).tobytes(), offsets.astype(np.uint64).tobytes()
 
     monkeypatch.setitem(sys.modules, "fastokens", SimpleNamespace(Tokenizer=StandIn, __spec__=object()))
-    monkeypatch.setattr(tokenize_data_qwen, "BATCH_ROWS", 50)
+    monkeypatch.setattr(tokenize_data_qwen, "BATCH_TEXTS", 1300)
     assert tokenize(ground.raw, tmp_path / "stores", ground.backbone, "--engine", "fastokens") == 0
     assert "fastokens gives other ids than the tokenizer: tokenised again by the reference" in capsys.readouterr().err
     for path in ground.stores.rglob("*.*"):
