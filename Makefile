@@ -25,6 +25,8 @@ chaos: $(VENV)/.installed
 	PYTHONPATH=. $(BIN)/python tests/chaos.py
 
 bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check fastokens==0.3.5
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps dashscope==2.0.2  # Qwen's ranks, no code
 	$(BIN)/python -m benchmarks.results
 
 lint: $(VENV)/.installed

@@ -1,14 +1,17 @@
 """What a GPU makes of it: one command on any CUDA machine, without a network and without `datasets`.
 
     python -m benchmarks.gpu                            Qwen3-0.6B and 4B from their configs, random weights
+    python -m benchmarks.gpu --liger true               all rows with Liger's kernels
     python -m benchmarks.gpu --sizes toy --steps 2      the same on a CPU, in seconds; for the tests
 
 First the backends must agree. Then the published layout (padded, activation checkpointing; its best legal kernel
-without flash-attn: causal SDPA without a mask) and ours step in turn on the same tuples with the same losses; tuples/s,
-real tokens/s, MFU of real tokens (padding is waste) against the datasheet and against a matrix product measured here.
+without flash-attn: causal SDPA without a mask) and ours, plain, compiled and in parts, step in turn on the same tuples
+with the same losses and optimizer; what ours recomputes is chosen from memory (memory.py). tuples/s, real tokens/s, MFU
+of real tokens (padding is waste) against the datasheet and against a matrix product measured here.
 """
 
 import argparse
+import json
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,6 +21,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, Qwen3Config
 
 import bounded
+import fusion
+import memory
 from backbone import add_lora
 from benchmarks.lengths import SHAPES, packed, padding_ratio, tuples
 from benchmarks.step import Alone, frozen
@@ -39,9 +44,9 @@ class Variant:
 
     name: str
     backend: str
-    checkpointing: bool
-    fused: bool
+    every: int  # recompute every so many layers; 0 = none
     budget: int = 0  # tokens of a forward pass; 0 = all at once
+    compiled: bool = False
 
 
 def main() -> None:
@@ -53,6 +58,8 @@ def main() -> None:
     parser.add_argument(
         "--budget", type=int, default=16384, help="tokens of a forward pass, ours (default %(default)s)"
     )
+    parser.add_argument("--compile", type=json.loads, default=True, help="a row with compiled layers")
+    parser.add_argument("--liger", type=json.loads, default=False)
     flags = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ceiling = matmul_ceiling(device)
@@ -70,19 +77,30 @@ def measure(size: str, lora: bool, device: torch.device, ceiling: float, flags: 
     candidates = backend_candidates("auto", device.type == "cpu", False, one_call=False, half=device.type == "cuda")
     with autocast(device):
         problems = settle_backend(model, candidates)
+        problems += fusion.use_liger(model) if flags.liger else []
     assert not problems, problems
     best = model.backend
     print(
         f"\nQwen3-{size}, {'LoRA' if lora else 'full'}: {best}, difference to padded {disagreement(model, device):.1e}"
     )
-    variants = (
-        Variant("published layout", "padded", True, False),
-        Variant("ours", best, False, True),
-        Variant("ours, in parts", best, False, True, flags.budget),
-    )
+    with autocast(device):
+        cost = memory.cost_of(model)
+        free = memory.for_activations(memory.free_bytes(device, 1), model, model.layers(), sharded=False)
+        if flags.compile:
+            compiled = fusion.compile_layers(model, model.layers())
+            assert not compiled, compiled
+            COMPILED[id(model)] = [layer._compiled_call_impl for layer in model.layers()]
     for shape in SHAPES:
         lengths = tuples(shape, flags.tuples)
-        print(f"{shape}: {lengths.sum():,} tokens a step, padding ratio {padding_ratio(lengths):.2f}")
+        policy = memory.choose(cost, free, int(lengths.sum()), int(lengths.max()), None, None)
+        variants = [
+            Variant("published layout", "padded", 1),
+            Variant("ours", best, policy.every, policy.limit),
+            *([Variant("ours, compiled", best, policy.every, policy.limit, True)] if flags.compile else []),
+            Variant("ours, in parts", best, 0, min(flags.budget, policy.limit)),
+        ]
+        print(f"{shape}: {lengths.sum():,} tokens a step, padding ratio {padding_ratio(lengths):.2f}; "
+              f"ours: activations {memory.spoken(policy.every)}, at most {policy.limit:,} tokens a pass")  # fmt: skip
         print(f"  {'':18}{'tuples/s':>10}{'tokens/s':>12}{'MFU 989':>9}{'MFU here':>10}{'peak GiB':>10}{'loss':>9}")
         report(model, shape, variants, config, lora, device, ceiling, flags)
 
@@ -118,10 +136,12 @@ def report(model, shape, variants, config, lora, device, ceiling, flags) -> None
 def step(model: Embedder, batch: Batch, variant: Variant, device: torch.device) -> tuple[float, float, float]:
     """Seconds, peak GiB and loss of one step; the update has a learning rate of 0, so that all steps are alike."""
     model.backend = variant.backend
-    for layer in [part for part in model.modules() if hasattr(part, "gradient_checkpointing")]:
-        layer.gradient_checkpointing = variant.checkpointing
+    model.recompute(variant.every)
+    model.multiple = fusion.MULTIPLE if variant.compiled else 1
+    for layer, calls in zip(model.layers(), COMPILED.get(id(model), []), strict=False):
+        layer._compiled_call_impl = calls if variant.compiled else None
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = OPTIMIZERS.setdefault((id(model), variant.fused), torch.optim.AdamW(trained, 0.0, fused=variant.fused))
+    optimizer = OPTIMIZERS.setdefault(id(model), torch.optim.AdamW(trained, 0.0, fused=True))
     goal = Objective(0.05, {model.hidden_size: 1.0})
     batch = Batch(**vars(batch) | {"cuts": tuple(cut(batch.lengths, variant.budget))})
     unmasked = variant.backend == "padded"
@@ -144,7 +164,8 @@ def step(model: Embedder, batch: Batch, variant: Variant, device: torch.device) 
     return time.perf_counter() - began, peak, float(sum(terms.values()))
 
 
-OPTIMIZERS: dict = {}  # of a model, by fused or not
+OPTIMIZERS: dict[int, torch.optim.Optimizer] = {}  # of a model
+COMPILED: dict[int, list] = {}  # of a model, what torch.compile made of each of its layers
 
 
 class Unmasked(nn.Module):
@@ -189,7 +210,7 @@ def build(config: Qwen3Config, lora: bool, device: torch.device) -> Embedder:
         backbone = AutoModel.from_config(config, dtype=torch.float32)
     if lora:
         backbone = add_lora(backbone, 8, 32, 0.0, ["q_proj", "v_proj"])
-    return Embedder(backbone.to(device), "segments", True).train()
+    return Embedder(backbone.to(device), "segments").train()
 
 
 def step_flops(config: Qwen3Config, lengths, lora: bool) -> float:

@@ -1,7 +1,7 @@
-"""Three frozen distributions of text lengths, for measurements that everybody can repeat without data.
+"""Frozen distributions of text lengths, for measurements that everybody can repeat without data.
 
-Lengths are quantiles of log-normal distributions, so they depend on no random generator. `tuples` gives them the shape
-of a step: a query, a positive and hard negatives for each of several tuples.
+Three are quantiles of log-normal distributions, so they depend on no random generator; code search was measured on the
+quickstart's data, cut at 512 tokens. `tuples` gives them the shape of a step: a query, a positive, hard negatives.
 """
 
 from statistics import NormalDist
@@ -16,16 +16,31 @@ SHAPES = {  # name -> (median tokens of a passage, spread, longest, tokens of a 
     "long documents": (620, 0.75, 1024, 40),
 }
 
+SHARES = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
+MEASURED = {  # name -> tokens below which such a share of the passages lies; of the queries
+    "code search": (
+        (7, 26, 39, 65, 96, 131, 174, 229, 305, 405, 459, 493, 512),
+        (24, 27, 28, 29, 31, 32, 34, 35, 38, 43, 55, 68, 173),
+    )
+}
+
 
 def tuples(name: str, count: int, negatives: int = 7) -> np.ndarray:
     """Token counts of `count` tuples, int64 [count, 2 + negatives]: query, positive, negatives."""
-    median, spread, longest, query = SHAPES[name]
-    quantiles = (np.arange(count * (1 + negatives)) + 0.5) / (count * (1 + negatives))
-    passages = np.array([median * np.exp(spread * NormalDist().inv_cdf(q)) for q in quantiles])
-    order = np.argsort((np.arange(len(passages)) * 0.6180339887498949) % 1)  # spread evenly, without a generator
-    passages = np.clip(passages[order], 4, longest).astype(np.int64).reshape(count, 1 + negatives)
-    queries = np.maximum(4, query + (np.arange(count) % 7 - 3) * query // 8)
-    return np.concatenate([queries[:, None], passages], axis=1)
+    if name in MEASURED:
+        passages, queries = (np.interp(quantiles(n), SHARES, table) for n, table in
+                             zip((count * (1 + negatives), count), MEASURED[name], strict=True))  # fmt: skip
+    else:
+        median, spread, longest, query = SHAPES[name]
+        normal = [NormalDist().inv_cdf(q) for q in quantiles(count * (1 + negatives))]
+        passages = np.clip(median * np.exp(spread * np.array(normal)), 4, longest)
+        queries = np.maximum(4, query + (np.arange(count) % 7 - 3) * query // 8)
+    return np.concatenate([queries[:, None], passages.reshape(count, 1 + negatives)], axis=1).astype(np.int64)
+
+
+def quantiles(count: int) -> np.ndarray:
+    """`count` shares evenly between 0 and 1, in an order that mixes small and large without a generator."""
+    return ((np.arange(count) + 0.5) / count)[np.argsort((np.arange(count) * 0.6180339887498949) % 1)]
 
 
 def packed(lengths: np.ndarray, vocabulary: int, device: str = "cpu") -> tuple[Tensor, Tensor, np.ndarray]:

@@ -1,11 +1,10 @@
 """One training step, ours beside the published layout and Sentence Transformers' losses: same tuples, same weights.
 
-    python -m benchmarks.step [--rounds 2] [--tuples 2]          (pip install sentence-transformers for its two rows)
+    python -m benchmarks.step [--rounds 2] [--tuples N]          (pip install sentence-transformers for its two rows)
 
-Forward, losses, backward and update of one process in fp32, the fastest of several rounds, all variants in turn. Three
-frozen length distributions, and the code-search data where `make quickstart` has made them. Sentence Transformers
-trains another objective (all documents of the batch are negatives of each query) on texts padded column by column; no
-tokenising is timed on either side.
+Forward, losses, backward and update of one process in fp32, the fastest of several rounds, all variants in turn, on the
+frozen length distributions. Sentence Transformers trains another objective (all documents of the batch are negatives of
+each query) on texts padded column by column; no tokenising is timed on either side, and no compilation.
 """
 
 import argparse
@@ -13,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from pathlib import Path
+from shutil import which
 
 import numpy as np
 import torch
@@ -21,16 +20,16 @@ from torch import Tensor, nn
 from transformers import AutoModel, Qwen3Config
 
 import bounded
-from benchmarks.lengths import SHAPES, packed, padding_ratio, tuples
-from data import Batch, Feed, cut
+import fusion
+from benchmarks.lengths import MEASURED, SHAPES, packed, padding_ratio, tuples
+from data import Batch, cut
 from model import Embedder, rectangle
 from objective import Objective
-from plan import Plan
-from token_store import open_store
 
 CONFIG = Qwen3Config(vocab_size=16384, hidden_size=256, intermediate_size=768, num_hidden_layers=3,
                      num_attention_heads=4, num_key_value_heads=2, head_dim=64)  # fmt: skip
-STORE = Path("quickstart/data_tokenized_qwen/code_search")
+
+TUPLES = {"code search": 8, "heavy-tailed": 4, "MS-MARCO-like": 16, "long documents": 2}  # some seconds a step
 
 
 class Alone:
@@ -51,12 +50,15 @@ def main() -> None:
     """Measure and print a table for each distribution."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--tuples", type=int, default=2)
+    parser.add_argument(
+        "--tuples", type=int, help="by default " + ", ".join(f"{n} {name}" for name, n in TUPLES.items())
+    )
     flags = parser.parse_args()
-    for name in [*SHAPES, *(["code search"] if STORE.exists() else [])]:
-        batch = frozen(name, flags.tuples) if name in SHAPES else of_store(flags.tuples)
+    for name in (*MEASURED, *SHAPES):
+        count = flags.tuples or TUPLES[name]
+        batch = frozen(name, count)
         lengths = batch.lengths[batch.index]
-        print(f"\n{name}: {flags.tuples} tuples, {lengths.sum():,} tokens, padding ratio {padding_ratio(lengths):.2f}")
+        print(f"\n{name}: {count} tuples, {lengths.sum():,} tokens, padding ratio {padding_ratio(lengths):.2f}")
         seconds: dict[str, list[float]] = {variant: [] for variant in variants()}
         for _ in range(flags.rounds):
             for variant, step in variants().items():
@@ -65,7 +67,7 @@ def main() -> None:
         print(f"{'':42}{'s':>7}{'tuples/s':>10}{'speed-up':>10}")
         for variant, spent in seconds.items():
             best = min(spent)
-            print(f"{variant:42}{best:7.2f}{flags.tuples / best:10.2f}{base / best:9.1f}x", flush=True)
+            print(f"{variant:42}{best:7.2f}{count / best:10.2f}{base / best:9.1f}x", flush=True)
 
 
 def frozen(name: str, count: int) -> Batch:
@@ -79,12 +81,6 @@ def frozen(name: str, count: int) -> Batch:
     return Batch(tokens, cu_seqlens, places, mask, positives=torch.arange(count), **cuts, **facts)
 
 
-def of_store(count: int) -> Batch:
-    """The first step on the code-search data."""
-    store = open_store(STORE)
-    return Feed([store], [7], Plan((len(store.tuples),), count, 0), 512).training(0)[1]
-
-
 def variants() -> dict[str, Callable[[Batch], float]]:
     """Name -> a function that makes one step and returns its seconds."""
     table = {
@@ -93,6 +89,8 @@ def variants() -> dict[str, Callable[[Batch], float]]:
         "packed (here)": lambda batch: ours(batch, "segments", False),
         "packed, in parts of 2,048 tokens (here)": lambda batch: ours(batch, "segments", False, 2048),
     }
+    if which("g++"):
+        table["packed, compiled (here)"] = lambda batch: ours(batch, "segments", False, compiled=True)
     try:
         import sentence_transformers  # noqa: F401
     except ImportError:
@@ -109,9 +107,11 @@ def backbone() -> nn.Module:
     return AutoModel.from_config(deepcopy(CONFIG), dtype=torch.float32)
 
 
-def ours(batch: Batch, backend: str, checkpointing: bool, budget: int = 0) -> float:
+def ours(batch: Batch, backend: str, checkpointing: bool, budget: int = 0, compiled: bool = False) -> float:
     """A step of this repository."""
     model = Embedder(backbone(), backend, checkpointing).train()
+    if compiled:
+        assert not fusion.compile_layers(model, model.layers())
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     goal = Objective(0.05, {CONFIG.hidden_size: 1.0})
     batch = Batch(**vars(batch) | {"cuts": tuple(cut(batch.lengths, budget))})

@@ -13,7 +13,7 @@ from benchmarks.lengths import SHAPES, padding_ratio, tuples
 
 
 def test_the_gpu_benchmark_runs_at_toy_size_on_a_cpu(monkeypatch, capsys):
-    flags = ["--sizes", "toy", "--steps", "1", "--tuples", "1", "--budget", "500"]
+    flags = ["--sizes", "toy", "--steps", "1", "--tuples", "1", "--budget", "500", "--compile", "false"]
     monkeypatch.setattr(sys, "argv", ["gpu.py", *flags])
     monkeypatch.setattr(gpu, "SHAPES", {"MS-MARCO-like": SHAPES["MS-MARCO-like"]})
     gpu.main()
