@@ -55,6 +55,8 @@ class Run:
 def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokenizer) -> Run:
     """Load the models, lay out the data, and write the run's first files."""
     use_all_cores(accelerator.device)
+    if args.num_processes not in (0, accelerator.num_processes):
+        accelerator.print(f"num_processes {args.num_processes} is only a record: `accelerate launch` starts processes")
     args.num_processes = accelerator.num_processes
     sizes = tuple(split_sizes(len(store.tuples))[0] for store in stores)
     plan = Plan(sizes, args.train_batch_size * accelerator.num_processes, args.seed)
@@ -70,7 +72,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
         trained, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=args.weight_decay, fused=True
     )
     accelerator.print(
-        f"training {args.model_path}: {steps:,} steps, {plan.steps_per_epoch:,} an epoch, "
+        f"training {args.model_path}: {steps:,} step{'s'[: steps > 1]}, {plan.steps_per_epoch:,} an epoch, "
         f"global batch {plan.global_batch}, processes: {args.num_processes}, "
         f"mixed precision: {accelerator.mixed_precision}, attention: {backend}"
     )

@@ -8,7 +8,9 @@ of the device. From the two follow the cheapest policy for a usual step, and the
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from model import Embedder
 SPARE = 2**30  # bytes left for the losses, the allocator's gaps and the kernels' workspaces
 USABLE = 0.85  # of what is free: allocations come in blocks
 ROUND = 1024  # tokens; a limit is a multiple of it
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")  # bytes that a container may have
 _PROBE = 64  # tokens of each of four texts, and twice as many
 
 
@@ -91,7 +94,10 @@ def free_bytes(device: torch.device, processes: int) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // processes
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):  # "max" is no number
+        whole = min(whole, int(_CONTAINER.read_text()))
+    return whole // 2 // processes
 
 
 def for_activations(free: float, model: nn.Module, layers: list[nn.Module], sharded: bool) -> float:

@@ -79,10 +79,9 @@ def measure(size: str, lora: bool, device: torch.device, ceiling: float, flags: 
         problems = settle_backend(model, candidates)
         problems += fusion.use_liger(model) if flags.liger else []
     assert not problems, problems
-    best = model.backend
-    print(
-        f"\nQwen3-{size}, {'LoRA' if lora else 'full'}: {best}, difference to padded {disagreement(model, device):.1e}"
-    )
+    best, difference = model.backend, disagreement(model, device)
+    print(f"\nQwen3-{size}, {'LoRA' if lora else 'full'}: {best}, difference to padded {difference:.1e}")
+    assert difference < 5e-2, "the backends disagree"
     with autocast(device):
         cost = memory.cost_of(model)
         free = memory.for_activations(memory.free_bytes(device, 1), model, model.layers(), sharded=False)

@@ -70,12 +70,18 @@ def test_what_the_user_fixed_stays():
     assert choose(COST, 1.0, 10_000, 1_024, every=None, limit=0).limit == 0
 
 
-def test_free_memory_of_a_gpu_counts_what_its_allocator_holds_unused(monkeypatch):
+def test_free_memory_is_a_gpus_rest_or_half_of_the_machines(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * 2**30, 80 * 2**30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 12 * 2**30)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 9 * 2**30)
     assert memory.free_bytes(torch.device("cuda"), 8) == 63 * 2**30
+    monkeypatch.setattr(memory, "_CONTAINER", tmp_path / "memory.max")
     whole = memory.free_bytes(torch.device("cpu"), 1)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_bytes(torch.device("cpu"), 1) == whole
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert memory.free_bytes(torch.device("cpu"), 2) == 250_000
+    (tmp_path / "memory.max").unlink()
     assert memory.free_bytes(torch.device("cpu"), 4) == pytest.approx(whole / 4, rel=1e-6)
 
 
@@ -106,8 +112,13 @@ def test_a_run_chooses_by_itself_and_trains_the_same(train, monkeypatch, capsys)
     def shown() -> str:
         return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("activations:"))
 
-    plain = read_metrics(train(experiment_id="plain", log_interval=1, gradient_checkpointing=False), "train")
-    assert "all kept, at most" in shown()
+    plain = read_metrics(
+        train(experiment_id="plain", log_interval=1, gradient_checkpointing=False, num_processes=3), "train"
+    )
+    said = capsys.readouterr().out
+    assert "attention: segments (no GPU)" in said
+    assert "activations: all kept, at most" in said
+    assert "num_processes 3 is only a record" in said
     monkeypatch.setattr(memory, "SPARE", 0)
     monkeypatch.setattr(memory, "ROUND", 64)
     for name, share, said in (("tight", 0.9, "recomputed in"), ("scarce", 0.2, "all kept, at most")):

@@ -443,6 +443,10 @@ def test_another_eos_is_refused(settings, ground, tmp_path, capsys):
     assert "ends texts in token 5" in refused(capsys, *flags(settings, train_data_path=tmp_path / "data"))
 
 
+def test_liger_without_a_gpu_is_refused(settings, capsys):
+    assert "liger: needs a GPU and its package" in refused(capsys, *flags(settings, liger="true"))
+
+
 def test_help(capsys):
     assert run.main(["--help"]) == 0
     assert "--learning_rate 0.0001" in capsys.readouterr().out
