@@ -89,9 +89,9 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
     model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
     negatives = [min(args.negatives_for(store.task), store.meta["negatives"]) for store in stores]
     usual = memory.usual_tokens(stores, negatives, args.train_batch_size, args.max_seq_length)
-    limit = fit(args, accelerator, model, cost, usual)
+    limit = fit(args, accelerator, model, cost, usual, 0 if passing else args.max_tokens_per_forward)
     place = (accelerator.process_index, accelerator.num_processes)
-    feed = Feed(stores, negatives, plan, args.max_seq_length, *place, 0 if passing else limit)
+    feed = Feed(stores, negatives, plan, args.max_seq_length, *place, limit)
     meter = Meter([store.name for store in stores], LOSSES, accelerator.device)
     if facts:
         meter.load(resume.restore(accelerator, model, optimizer, tensors).to(accelerator.device))
@@ -151,24 +151,32 @@ def count_cost(args: Args, accelerator: Accelerator, model: Embedder) -> memory.
         return memory.cost_of(model)
 
 
-def fit(args: Args, accelerator: Accelerator, model: torch.nn.Module, cost: memory.Cost | None, usual: int) -> int:
+def fit(
+    args: Args,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    cost: memory.Cost | None,
+    usual: int,
+    limit: int | None,
+) -> int:
     """Set what is recomputed, the same on all processes; the tokens of a forward pass at most, 0 = any number.
 
     Args:
         model: as the engine holds it.
         usual: tokens of a process's part of a usual step.
+        limit: what is fixed already.
     """
     embedder = accelerator.unwrap_model(model)
     every = None if args.gradient_checkpointing is None else int(args.gradient_checkpointing)
-    policy = memory.Policy(every or 0, args.max_tokens_per_forward or 0)
+    policy = memory.Policy(every or 0, limit or 0)
     if cost:
         free = memory.free_bytes(accelerator.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         free = memory.for_activations(free, model, embedder.layers(), engine.is_sharded(accelerator))
         least = all_rows(torch.tensor([free], device=accelerator.device), accelerator.num_processes).min().item()
-        policy = memory.choose(cost, least, usual, args.max_seq_length, every, args.max_tokens_per_forward)
-        limit = f"at most {policy.limit:,} tokens a forward pass" if policy.limit else "any number of tokens"
+        policy = memory.choose(cost, least, usual, args.max_seq_length, every, limit)
+        most = f"at most {policy.limit:,} tokens a forward pass" if policy.limit else "any number of tokens"
         accelerator.print(
-            f"activations: {memory.spoken(policy.every)}, {limit}: {least / 2**30:.1f} GiB are free for them, a token "
+            f"activations: {memory.spoken(policy.every)}, {most}: {least / 2**30:.1f} GiB are free for them, a token "
             f"takes {cost.per_token(policy.every) / 2**10:,.0f} KiB, a usual step has {usual:,} tokens a process"
         )
     embedder.recompute(policy.every)

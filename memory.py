@@ -64,15 +64,16 @@ def choose(cost: Cost, free: float, usual: int, longest: int, every: int | None,
         free: bytes for activations.
         usual: tokens that a process has in a usual step.
         longest: tokens of the longest text there may be.
-        every, limit: what the user fixed; None leaves it to this function.
+        every, limit: what the user fixed, a limit of 0 being none; None leaves it to this function.
     """
     if every is not None:
         options = [every]
     else:
         options = [0, *dict.fromkeys(-(-cost.layers // light) for light in range(1, cost.layers + 1))]
     room = {option: int(free / cost.per_token(option)) for option in options}
-    fits = [option for option in options if room[option] >= usual]
-    parts = [option for option in options if room[option] >= longest]
+    at_once = min(usual, max(limit, longest)) if limit else usual
+    fits = [option for option in options if room[option] >= at_once]
+    parts = [option for option in options if room[option] >= longest] if limit is None else []
     taken = (fits or parts or options[-1:])[0]
     return Policy(taken, max(room[taken] // ROUND * ROUND, ROUND) if limit is None else limit)
 

@@ -66,8 +66,11 @@ def test_the_cheapest_policy_that_fits(free, expected):
 def test_what_the_user_fixed_stays():
     assert choose(COST, 2850 * 20_480, 10_000, 1_024, every=1, limit=None) == Policy(1, 20_480)
     assert choose(COST, 9050 * 5_120, 10_000, 1_024, every=0, limit=None) == Policy(0, 5_120)
-    assert choose(COST, 2850 * 10_240, 10_000, 1_024, every=None, limit=777) == Policy(1, 777)
-    assert choose(COST, 1.0, 10_000, 1_024, every=None, limit=0).limit == 0
+    assert choose(COST, 2850 * 10_240, 10_000, 1_024, every=None, limit=777) == Policy(0, 777)
+    assert choose(COST, 2850 * 10_240, 10_000, 1_024, every=None, limit=4_000) == Policy(2, 4_000)
+    assert choose(COST, 9050 * 2_000, 10_000, 1_024, every=None, limit=0) == Policy(
+        1, 0
+    )  # no parts: as little as can be
 
 
 def test_free_memory_is_a_gpus_rest_or_half_of_the_machines(monkeypatch, tmp_path):
