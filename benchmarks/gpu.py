@@ -118,6 +118,7 @@ def report(model, shape, variants, config, lora, device, ceiling, flags) -> None
                 seconds, peak, loss = step(model, batch, variant, device)
             except torch.OutOfMemoryError:
                 lost.add(variant)
+                model.zero_grad()
                 torch.cuda.empty_cache()
                 continue
             if round_ >= 2:
@@ -143,7 +144,11 @@ def step(model: Embedder, batch: Batch, variant: Variant, device: torch.device) 
     optimizer = OPTIMIZERS.setdefault(id(model), torch.optim.AdamW(trained, 0.0, fused=True))
     goal = Objective(0.05, {model.hidden_size: 1.0})
     batch = Batch(**vars(batch) | {"cuts": tuple(cut(batch.lengths, variant.budget))})
-    unmasked = variant.backend == "padded"
+    embed = Unmasked(model) if variant.backend == "padded" else model
+
+    def forward(*texts) -> Tensor:
+        with autocast(device):  # for each pass: casts cached without gradients must not meet one that wants them
+            return embed(*texts)
 
     def loss_of(embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         terms = goal.terms(batch, embeddings, True)
@@ -153,8 +158,7 @@ def step(model: Embedder, batch: Batch, variant: Variant, device: torch.device) 
         torch.cuda.reset_peak_memory_stats()
     wait(device)
     began = time.perf_counter()
-    with autocast(device):
-        terms = bounded.backward(Alone, Unmasked(model) if unmasked else model, batch, 0, loss_of)
+    terms = bounded.backward(Alone, forward, batch, 0, loss_of)
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
     optimizer.zero_grad()

@@ -74,6 +74,20 @@ def test_parts_have_the_gradient_of_the_whole(ground, batches, backend, checkpoi
     same(ours, theirs, 1e-6)  # Transformers' RMSNorm rounds to fp32 inside
 
 
+def test_parts_in_bf16_differ_by_its_rounding(ground, batches):
+    """Each pass under an autocast of its own, as accelerate has it: casts that one cached are not the other's."""
+    model = Embedder(AutoModel.from_pretrained(ground.backbone, dtype=torch.float32), "segments").train()
+    whole, parts = batches
+    objective = Objective(0.05, {32: 1.0})
+    exact = gradients(model, whole, objective)
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    ours, theirs = (gradients(model, batch, objective) for batch in (parts, whole))
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-6)
+    assert exact[0] != pytest.approx(theirs[0], rel=1e-6)  # it does round
+    for name, gradient in theirs[1].items():
+        assert (ours[1][name] - gradient).norm() <= 1e-2 * gradient.norm(), name
+
+
 def lora(ground, dropout: float) -> Embedder:
     torch.manual_seed(0)
     backbone = AutoModel.from_pretrained(ground.backbone, dtype=torch.float64)
