@@ -1,7 +1,7 @@
 # make quickstart    train on the Python functions of this machine and search with the result (minutes, no GPU)
 # make test          all tests
 # make chaos         200 kills at random moments in one run, and the same bytes at its end (some minutes)
-# make bench         everything that this machine can measure, into benchmarks/RESULTS.md
+# make bench         what a machine measures in a quarter of an hour, into benchmarks/RESULTS.md
 # make lint          style
 
 PYTHON ?= python3

@@ -139,7 +139,8 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
         with accelerator.autocast():
             settle_backend(teacher, candidates)
         engine.shard_frozen(accelerator, teacher, teacher._no_split_modules)
-    return model, teacher, f"{model.backend} ({reason(model.backend, args.attn_backend, on_cpu, windowed, half)})"
+    attended = f"{model.backend} ({reason(model.backend, args.attn_backend, on_cpu, windowed, half)})"
+    return model, teacher, attended + ", compiled" * args.compile + ", Liger's kernels" * args.liger
 
 
 def count_cost(args: Args, accelerator: Accelerator, model: Embedder) -> memory.Cost | None:
@@ -169,15 +170,19 @@ def fit(
     embedder = accelerator.unwrap_model(model)
     every = None if args.gradient_checkpointing is None else int(args.gradient_checkpointing)
     policy = memory.Policy(every or 0, limit or 0)
+    given = [" as asked" if value is not None else "" for value in (every, limit)]
+    why = ""
     if cost:
         free = memory.free_bytes(accelerator.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         free = memory.for_activations(free, model, embedder.layers(), engine.is_sharded(accelerator))
         least = all_rows(torch.tensor([free], device=accelerator.device), accelerator.num_processes).min().item()
         policy = memory.choose(cost, least, usual, args.max_seq_length, every, limit)
-        most = f"at most {policy.limit:,} tokens a forward pass" if policy.limit else "any number of tokens"
-        accelerator.print(
-            f"activations: {memory.spoken(policy.every)}, {most}: {least / 2**30:.1f} GiB are free for them, a token "
-            f"takes {cost.per_token(policy.every) / 2**10:,.0f} KiB, a usual step has {usual:,} tokens a process"
-        )
+        why = f"; {least / 2**30:.1f} GiB for them, a token takes {cost.per_token(policy.every) / 2**10:,.0f} KiB"
+    most = f"at most {policy.limit:,} tokens" if policy.limit else "any number of tokens"
+    parts = -(-usual // policy.limit) if policy.limit else 1
+    accelerator.print(
+        f"activations: {memory.spoken(policy.every)}{given[0]}; {most} a forward pass{given[1]}{why}; a usual step has "
+        f"{usual:,} tokens a process" + (f", {parts} parts, each run twice" if parts > 1 else "")
+    )
     embedder.recompute(policy.every)
     return policy.limit

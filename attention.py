@@ -47,13 +47,17 @@ def segments(module, query, key, value, attention_mask, scaling=None, dropout=0.
     return torch.cat(out, dim=2).transpose(1, 2), None
 
 
-def varlen(module, query, key, value, attention_mask, scaling=None, text_lengths=None, text_starts=None, **_):
+def varlen(
+    module, query, key, value, attention_mask, scaling=None, dropout=0.0, text_lengths=None, text_starts=None, **_
+):
     """query [1, heads, T, head_dim] -> [1, T, heads, head_dim], in bf16 or fp16.
 
     Raises:
-        ValueError: a mask came, no lengths, or numbers that no kernel takes.
+        ValueError: a mask came, no lengths, dropout, or numbers that no kernel takes.
     """
     _only_packed(attention_mask, text_lengths)
+    if dropout:
+        raise ValueError("varlen attention has no dropout, and this model wants some: set attn_backend to buckets")
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
     if dtype not in (torch.bfloat16, torch.float16):

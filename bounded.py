@@ -9,11 +9,12 @@ forward pass, a third of the work, however many parts there are.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from data import Batch
 
@@ -57,9 +58,15 @@ def backward(
     accelerator.backward(loss)
     if batch.parts > 1:
         for number in range(batch.parts):
-            with nullcontext() if number == batch.parts - 1 else accelerator.no_sync(model):
+            with _waiting(accelerator, model, number == batch.parts - 1):
                 _again(model, batch, number, seed, embeddings.grad)
     return terms
+
+
+def _waiting(accelerator: Accelerator, model: nn.Module, last: bool) -> AbstractContextManager:
+    """Copies of a model sum their gradients over the processes once, with the last part; a sharded model at each part:
+    waiting would keep them whole, 4 bytes a parameter on every process, which is more than parts save."""
+    return nullcontext() if last or isinstance(model, FSDPModule) else accelerator.no_sync(model)
 
 
 def _again(model: nn.Module, batch: Batch, number: int, seed: int, gradient: Tensor) -> None:

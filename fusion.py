@@ -40,9 +40,9 @@ def use_liger(model: Embedder) -> list[str]:
 def compile_layers(model: Embedder, layers: list[torch.nn.Module], backend: str = "inductor") -> list[str]:
     """Compile each of the decoder's layers around its attention. Returns why that cannot be, one line each.
 
-    All layers share one compilation, and a second one serves every number of tokens; the rows are rounded up to
-    MULTIPLE tokens by a text that nobody reads. Attention stays as it is: it depends on the lengths of the texts,
-    and would be compiled anew for each batch.
+    All layers share a compilation, and the second one serves every number of tokens; the rows are rounded up to
+    MULTIPLE tokens by a text that nobody reads. Training or not, gradients or not, recomputed or not have theirs.
+    Attention stays as it is: it depends on the lengths of the texts, and would be compiled anew for each batch.
     """
     if model.backend not in attention.NAMES:
         return [f"compile: with attn_backend segments or varlen, not {model.backend}: set it to false"]
@@ -52,6 +52,8 @@ def compile_layers(model: Embedder, layers: list[torch.nn.Module], backend: str 
 def _compile(model: Embedder, layers: list[torch.nn.Module], backend: str) -> None:
     if backend == "inductor":  # dropout as without it, so that a step in parts draws the same masks in both passes
         import_module("torch._inductor.config").fallback_random = True
+    # Above its limit torch runs layers uncompiled, without a word: training, validation, parts and recomputing take 8.
+    import_module("torch._dynamo").config.recompile_limit = 64
     whole = getattr(attention, model.backend)
     AttentionInterface.register(attention.NAMES[model.backend], torch.compiler.disable(whole))
     for layer in layers:

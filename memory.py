@@ -91,7 +91,7 @@ def usual_tokens(stores: list, negatives: list[int], rows: int, max_length: int)
 
 
 def free_bytes(device: torch.device, processes: int) -> int:
-    """Bytes that one of `processes` on this machine can still take: what a GPU has left; of main memory, half."""
+    """Bytes that one of `processes` on this machine may take: what a GPU has left; of main memory, half of all."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -154,7 +154,7 @@ def kept_bytes(model: Embedder, length: int, texts: int = 4) -> int:
 
 def spoken(every: int) -> str:
     """What is recomputed, for people."""
-    return {0: "all kept", 1: "recomputed in all layers"}.get(every, f"recomputed in one of {every} layers")
+    return {0: "all kept", 1: "recomputed in all layers"}.get(every, f"recomputed in one of every {every} layers")
 
 
 def _noting(seen: dict[int, int], weights: set[int]) -> Callable[[Tensor], Tensor]:

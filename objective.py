@@ -50,7 +50,7 @@ class Objective:
         means, common = {}, {"temperature": self.temperature}
         if retrieval:
             candidates = gather(positives if self.gather_with_grad else positives.detach(), batch.counts)  # [B, d]
-            rest = common | {"targets": batch.targets, "same": batch.positives if self.mask_same_text else None}
+            rest = common | {"targets": batch.targets, "same": self._same(batch)}
             means["in_batch"] = over_prefixes(in_batch_loss, self.prefixes, queries, candidates, **rest)
         triples = (queries, positives, negatives)
         means["hard"] = over_prefixes(hard_negative_loss, self.prefixes, *triples, mask=batch.mask, **common)
@@ -64,6 +64,9 @@ class Objective:
         weights = {"distillation": self.kd_weight}
         return sum(weights.get(kind, 1.0) * term for kind, term in terms.items()) + 0.0 * embeddings.sum()
 
+    def _same(self, batch: Batch) -> Tensor | None:
+        return batch.positives if self.mask_same_text else None
+
     def measures(self, batch: Batch, embeddings: Tensor, retrieval: bool) -> dict[str, tuple[Tensor, int]]:
         """Validation of one batch: name -> (mean, over how many rows of this process). Full width, no Matryoshka."""
         queries, positives, negatives = batch.split(batch.spread(embeddings))
@@ -71,7 +74,8 @@ class Objective:
         found = {"hard": (hard, batch.rows)}
         if retrieval and sum(batch.counts) > 1:  # alone, a positive has nothing to win against
             candidates = gather(positives, batch.counts)
-            found["in_batch"] = (in_batch_loss(queries, candidates, batch.targets, self.temperature), batch.rows)
+            loss = in_batch_loss(queries, candidates, batch.targets, self.temperature, self._same(batch))
+            found["in_batch"] = (loss, batch.rows)
         grouped = batch.mask.any(dim=1)  # rows with a negative at all
         ranks = group_ranks(queries, positives, negatives, batch.mask)[grouped].double()
         if len(ranks):

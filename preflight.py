@@ -43,7 +43,7 @@ def inspect(args: Args, problems: list[str], unknown: set[str]) -> tuple[list[To
     Returns:
         (stores, tokenizer, problems); every problem there is, one line each.
     """
-    problems = [*problems, *check_outputs(args, unknown)]
+    problems = [*problems, *check_outputs(args, unknown), *([] if args.cache_only else check_machine(args, unknown))]
     stores, folder = [], Path(args.train_data_path)
     if folder.is_dir() and not {"train_data_path", "cache_dir"} & unknown:
         opened, wrong = cache.glimpse(folder)
@@ -72,6 +72,19 @@ def check_outputs(args: Args, unknown: set[str]) -> list[str]:
     return problems + engine.tracker_problems([] if "report_to" in unknown else args.trackers())
 
 
+def check_machine(args: Args, unknown: set[str]) -> list[str]:
+    """What this machine cannot do, one line each."""
+    gpu, backend = torch.cuda.is_available(), "auto" if "attn_backend" in unknown else args.attn_backend
+    packed = backend in ("auto", "segments", "varlen")
+    rules = {
+        "liger: needs a GPU and its package (pip install liger-kernel): set it to false": not args.liger
+        or (gpu and find_spec("liger_kernel")),
+        "attn_backend: varlen needs a GPU: set it to auto": gpu or backend != "varlen",
+        f"compile: not with attn_backend {backend}: set that to auto": packed or not args.compile,
+    }
+    return [line for line, holds in rules.items() if not holds]
+
+
 def check_lessons(args: Args, stores: list[TokenStore]) -> list[str]:
     """Datasets that no loss applies to, one line each: they would train nothing and look perfect."""
     idle = [
@@ -95,8 +108,6 @@ def check_models(args: Args, stores: list[TokenStore], unknown: set[str]) -> tup
     targets = args.lora_targets() if args.use_lora and "lora_target_modules" not in unknown else []
     config, wrong = check_backbone(args.model_path, largest, length, args.attn_backend, targets)
     tokenizer, more = fitting_tokenizer(args.model_path, stores) if config else (None, [])
-    if args.liger and "liger" not in unknown and not (torch.cuda.is_available() and find_spec("liger_kernel")):
-        more = [*more, "liger: needs a GPU and its package (pip install liger-kernel): set it to false"]
     problems = [f"model_path: {problem}" for problem in wrong + more]
     if args.teacher_model_path and "teacher_model_path" not in unknown and config:
         wrong = check_teacher(args.teacher_model_path, config, largest)

@@ -215,7 +215,7 @@ def _read_parquet(path: Path, columns: Columns, batch_rows: int, skip: int) -> I
                     yield pa.Table.from_batches([rest])
                 done += len(batch)
     except (pa.ArrowException, OSError) as error:
-        raise RawError(f"damaged after row {done} ({_first_line(error)})") from None
+        raise RawError(f"damaged after row {done} ({_first_line(error)}): fetch or write it again") from None
 
 
 def _read_jsonl(path: Path, columns: Columns, batch_rows: int, skip: int) -> Iterator[pa.Table]:

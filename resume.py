@@ -97,6 +97,7 @@ def find(accelerator: Accelerator, choice: str, folder: Path, ground: dict) -> t
     step, facts, wrong = from_main(accelerator, (found[0], found[1], wrong) if found else (0, {}, wrong))
     if facts and (changes := differences(ground, facts["ground"])):
         wrong = "\n  ".join([f"run.py: {folder.parent}: cannot go on, because this has changed:", *changes])
+        wrong += "\nrun.py: put it back, or choose another experiment_id"
     if wrong:
         raise SystemExit(wrong)
     return step, facts, found[2] if found else None

@@ -136,7 +136,8 @@ def train_step(run: Run, step: int) -> tuple[float, float]:
     run.optimizer.zero_grad()
     judge(run, step, norm)
 
-    computed = accelerator.unwrap_model(run.model).computed(batch.lengths)
+    embedder = accelerator.unwrap_model(run.model)
+    computed = sum(embedder.computed(batch.part(number)[2]) for number in range(batch.parts))
     run.meter.count(tuples=batch.rows, tokens=len(batch.tokens), computed=computed, heaviest=batch.heaviest)
     return rate, norm
 

@@ -28,7 +28,8 @@ def load_tokenizer(path: str) -> tuple[object | None, list[str]]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **where(path))
     except (OSError, ValueError, KeyError) as error:
-        return None, [f"{path!r}: no tokenizer there ({str(error).strip().splitlines()[0]})"]
+        reason = str(error).strip().splitlines()[0] if Path(path).is_dir() else "no such folder, nor fetched from a hub"
+        return None, [f"{path!r}: no tokenizer there ({reason})"]
     if not tokenizer.is_fast:
         return None, [f"{path!r}: only a tokenizer with a tokenizer.json is supported"]
     if tokenizer.eos_token_id is None:

@@ -11,6 +11,7 @@ of real tokens (padding is waste) against the datasheet and against a matrix pro
 """
 
 import argparse
+import gc
 import json
 import time
 from contextlib import nullcontext
@@ -64,7 +65,10 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ceiling = matmul_ceiling(device)
     named = torch.cuda.get_device_name() if device.type == "cuda" else "CPU: figures are of no interest"
-    print(f"{named}, torch {torch.__version__}; bf16 matrix product {ceiling / 1e12:,.1f} TFLOP/s")
+    print(
+        f"{named}, torch {torch.__version__}; bf16 matrix product {ceiling / 1e12:,.1f} TFLOP/s, the datasheet has 989"
+    )
+    print(f"steps of {flags.tuples} tuples; 'in parts' has at most {flags.budget:,} tokens a forward pass")
     for size in flags.sizes.split(","):
         for lora in (False, True):
             measure(size, lora, device, ceiling, flags)
@@ -72,6 +76,8 @@ def main() -> None:
 
 def measure(size: str, lora: bool, device: torch.device, ceiling: float, flags: argparse.Namespace) -> None:
     """One model: agreement of the backends, then the table."""
+    OPTIMIZERS.clear(), COMPILED.clear()  # and with them the model before
+    gc.collect()
     config = config_of(size)
     model = build(config, lora, device)
     candidates = backend_candidates("auto", device.type == "cpu", False, one_call=False, half=device.type == "cuda")

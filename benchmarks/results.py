@@ -1,4 +1,4 @@
-"""Run every benchmark that this machine can and put what it printed into RESULTS.md, below its command.
+"""Run the benchmarks that take a quarter of an hour together; what each prints goes into RESULTS.md below its command.
 
 make bench
 """
@@ -38,7 +38,7 @@ def main() -> None:
         print(f"{done.stdout}{done.stderr if done.returncode else ''}({time.monotonic() - began:.0f} s)", flush=True)
         if done.returncode:
             sys.exit(f"{command} failed")
-        PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), command, done.stdout.strip()), encoding="utf-8")
+        PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), command, done.stdout.strip("\n")), encoding="utf-8")
     page = re.sub(r"Machine: .*", f"Machine: {machine()}", PAGE.read_text(encoding="utf-8"), count=1)
     PAGE.write_text(page, encoding="utf-8")
 

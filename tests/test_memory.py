@@ -120,11 +120,15 @@ def test_a_run_chooses_by_itself_and_trains_the_same(train, monkeypatch, capsys)
     )
     said = capsys.readouterr().out
     assert "attention: segments (no GPU)" in said
-    assert "activations: all kept, at most" in said
+    assert "activations: all kept as asked; at most" in said
     assert "num_processes 3 is only a record" in said
+    train(experiment_id="asked", train_steps=1, gradient_checkpointing=2, max_tokens_per_forward=300)
+    said = capsys.readouterr().out
+    assert "recomputed in one of every 2 layers as asked; at most 300 tokens a forward pass as asked; a usual" in said
+    assert "4 parts, each run twice" in said
     monkeypatch.setattr(memory, "SPARE", 0)
     monkeypatch.setattr(memory, "ROUND", 64)
-    for name, share, said in (("tight", 0.9, "recomputed in"), ("scarce", 0.2, "all kept, at most")):
+    for name, share, said in (("tight", 0.9, "recomputed in"), ("scarce", 0.2, "all kept; at most")):
         cost, usual = memory.cost_of(embedder()), 1044  # tokens of a usual step of the toy
         monkeypatch.setattr(memory, "for_activations", lambda *_, free=share * usual * cost.per_token(0): free)
         found = read_metrics(train(experiment_id=name, log_interval=1), "train")

@@ -443,8 +443,12 @@ def test_another_eos_is_refused(settings, ground, tmp_path, capsys):
     assert "ends texts in token 5" in refused(capsys, *flags(settings, train_data_path=tmp_path / "data"))
 
 
-def test_liger_without_a_gpu_is_refused(settings, capsys):
-    assert "liger: needs a GPU and its package" in refused(capsys, *flags(settings, liger="true"))
+def test_what_a_machine_without_a_gpu_cannot_do_is_refused_at_once(settings, capsys):
+    error = refused(capsys, *flags(settings, liger="true", attn_backend="varlen"))
+    assert "liger: needs a GPU and its package" in error
+    assert "attn_backend: varlen needs a GPU: set it to auto" in error
+    error = refused(capsys, *flags(settings, compile="true", attn_backend="buckets"))
+    assert "compile: not with attn_backend buckets" in error
 
 
 def test_help(capsys):
