@@ -129,7 +129,7 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
         if args.liger and not problems:
             problems = fusion.use_liger(model)
         if args.compile and not problems:
-            problems = fusion.compile_layers(model, model.layers())
+            problems = fusion.compile_layers(model)
     if problems:
         raise SystemExit("\n".join(f"run.py: {args.model_path}: {problem}" for problem in problems))
     teacher = None

@@ -37,7 +37,7 @@ def use_liger(model: Embedder) -> list[str]:
     return _tried(model, "liger", lambda: apply(model=decoder, **wanted))
 
 
-def compile_layers(model: Embedder, layers: list[torch.nn.Module], backend: str = "inductor") -> list[str]:
+def compile_layers(model: Embedder, backend: str = "inductor") -> list[str]:
     """Compile each of the decoder's layers around its attention. Returns why that cannot be, one line each.
 
     All layers share a compilation, and the second one serves every number of tokens; the rows are rounded up to
@@ -46,17 +46,17 @@ def compile_layers(model: Embedder, layers: list[torch.nn.Module], backend: str 
     """
     if model.backend not in attention.NAMES:
         return [f"compile: with attn_backend segments or varlen, not {model.backend}: set it to false"]
-    return _tried(model, "compile", lambda: _compile(model, layers, backend))
+    return _tried(model, "compile", lambda: _compile(model, backend))
 
 
-def _compile(model: Embedder, layers: list[torch.nn.Module], backend: str) -> None:
+def _compile(model: Embedder, backend: str) -> None:
     if backend == "inductor":  # dropout as without it, so that a step in parts draws the same masks in both passes
         import_module("torch._inductor.config").fallback_random = True
     # Above its limit torch runs layers uncompiled, without a word: training, validation, parts and recomputing take 8.
     import_module("torch._dynamo").config.recompile_limit = 64
     whole = getattr(attention, model.backend)
     AttentionInterface.register(attention.NAMES[model.backend], torch.compiler.disable(whole))
-    for layer in layers:
+    for layer in model.layers():
         layer.compile(backend=backend)  # in place: names in checkpoints stay
     model.multiple = MULTIPLE
 

@@ -92,7 +92,7 @@ def measure(size: str, lora: bool, device: torch.device, ceiling: float, flags: 
         cost = memory.cost_of(model)
         free = memory.for_activations(memory.free_bytes(device, 1), model, model.layers(), sharded=False)
         if flags.compile:
-            compiled = fusion.compile_layers(model, model.layers())
+            compiled = fusion.compile_layers(model)
             assert not compiled, compiled
             COMPILED[id(model)] = [layer._compiled_call_impl for layer in model.layers()]
     for shape in SHAPES:

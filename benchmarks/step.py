@@ -111,7 +111,7 @@ def ours(batch: Batch, backend: str, checkpointing: bool, budget: int = 0, compi
     """A step of this repository."""
     model = Embedder(backbone(), backend, checkpointing).train()
     if compiled:
-        assert not fusion.compile_layers(model, model.layers())
+        assert not fusion.compile_layers(model)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     goal = Objective(0.05, {CONFIG.hidden_size: 1.0})
     batch = Batch(**vars(batch) | {"cuts": tuple(cut(batch.lengths, budget))})

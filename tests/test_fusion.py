@@ -60,7 +60,7 @@ def test_compiled_layers_equal_plain_ones_in_two_compilations(every, dropout):
     if dropout:
         plain.multiple = fusion.MULTIPLE  # masks of the same shape
     counter = CompileCounterWithBackend("aot_eager")
-    assert fusion.compile_layers(model, model.layers(), counter) == []
+    assert fusion.compile_layers(model, counter) == []
     counts = []
     for lengths in BATCHES:
         same(passed(model, lengths), passed(plain, lengths), 1e-5)
@@ -78,7 +78,7 @@ def test_compiled_layers_equal_plain_ones_in_two_compilations(every, dropout):
 def test_kernels_made_by_the_compiler_equal_plain_ones_and_draw_the_same_dropout():
     plain, model = embedder(dropout=0.3), embedder(dropout=0.3)
     plain.multiple = fusion.MULTIPLE
-    assert fusion.compile_layers(model, model.layers()) == []
+    assert fusion.compile_layers(model) == []
     for lengths in BATCHES[:3]:
         same(passed(model, lengths), passed(plain, lengths), 1e-4)
     torch.manual_seed(3)
@@ -92,7 +92,7 @@ def test_kernels_made_by_the_compiler_equal_plain_ones_and_draw_the_same_dropout
 
 def test_what_cannot_be_compiled_is_refused_in_a_sentence(monkeypatch):
     model = embedder("buckets")
-    assert fusion.compile_layers(model, model.layers()) == [
+    assert fusion.compile_layers(model) == [
         "compile: with attn_backend segments or varlen, not buckets: set it to false"
     ]
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_compiled_is_refused_in_a_sentence(monkeypatch):
         raise RuntimeError("no compiler\nhere")
 
     model = embedder()
-    (line,) = fusion.compile_layers(model, model.layers(), broken)
+    (line,) = fusion.compile_layers(model, broken)
     assert line.startswith("compile: cannot run here")
     assert "no compiler" in line
 
@@ -108,7 +108,7 @@ def test_what_cannot_be_compiled_is_refused_in_a_sentence(monkeypatch):
         return lambda *args: [x * 1.1 if x.is_floating_point() else x for x in graph(*args)]
 
     model = embedder()
-    (line,) = fusion.compile_layers(model, model.layers(), wrong)
+    (line,) = fusion.compile_layers(model, wrong)
     assert "embeddings come out" in line
 
 

@@ -37,7 +37,7 @@ def test_the_counted_cost_of_a_token_is_what_autograd_keeps():
     assert cost.light == 4 * model.hidden_size
     half = memory.cost_of(embedder(torch.bfloat16))
     assert 0.4 * cost.layer < half.layer < 0.8 * cost.layer
-    fusion.compile_layers(model, model.layers(), "aot_eager")
+    fusion.compile_layers(model, "aot_eager")
     assert memory.cost_of(model).layer < 1.2 * cost.layer  # the same function, in a row of rounded length
 
 
