@@ -126,6 +126,8 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
         problems = settle_backend(model, candidates)
         if sharded and model.backend == "buckets":
             problems = ["attn_backend buckets: processes would call a sharded model unequally often; set it to auto"]
+        if args.gradient_checkpointing and not model.can_recompute:
+            problems += ["gradient_checkpointing: this decoder cannot recompute its layers: set it to false"]
         if args.liger and not problems:
             problems = fusion.use_liger(model)
         if args.compile and not problems:

@@ -111,7 +111,7 @@ def for_activations(free: float, model: nn.Module, layers: list[nn.Module], shar
     held = [getattr(p, "_local_tensor", p) for p in model.parameters()]
     trained = sum(p.numel() for p in held if p.requires_grad)
     if sharded:  # bf16 weights and gradients, and one of them in fp32 while it is summed
-        copies = 8 * (max(p.numel() for p in model.parameters()) + 2 * max(map(_size, layers)))
+        copies = 8 * (max(p.numel() for p in model.parameters()) + 2 * max(map(_size, layers), default=0))
     else:  # bf16, kept by autocast
         copies = 2 * sum(p.numel() for p in held)
     # 4 bytes each: gradient, its bucket under DDP, two moments
@@ -127,15 +127,16 @@ def cost_of(model: Embedder) -> Cost:
 
     The model runs four short texts four times, without a backward pass.
     """
-    layers = len(model.layers())
+    layers = len(model.layers()) if model.can_recompute else 0
 
     def slope(every: int) -> float:
         model.recompute(every)
         small, large = (kept_bytes(model, length) for length in (_PROBE, 2 * _PROBE))
         return (large - small) / (4 * _PROBE)
 
-    rest = slope(1)
-    layer = (slope(0) - rest) / layers
+    whole = slope(0)
+    rest = slope(1) if layers else whole
+    layer = (whole - rest) / max(layers, 1)
     return Cost(layers, layer, model.hidden_size * 4.0, rest)  # a layer's input is fp32 under autocast, at most
 
 

@@ -47,11 +47,16 @@ class Embedder(nn.Module):
 
     def recompute(self, every: int) -> None:
         """Recompute the activations of every `every`-th layer in the backward pass; 1 = of all, 0 = of none."""
-        backbone = self.backbone
-        enable = getattr(backbone, "activation_checkpointing_enable", None)  # its name since Transformers 5.23
-        (enable or backbone.gradient_checkpointing_enable)({"use_reentrant": False})
+        if every:
+            enable = getattr(self.backbone, "activation_checkpointing_enable", None)  # its name since Transformers 5.23
+            (enable or self.backbone.gradient_checkpointing_enable)({"use_reentrant": False})
         for number, layer in enumerate(self.layers()):
             layer.gradient_checkpointing = bool(every) and number % every == 0
+
+    @property
+    def can_recompute(self) -> bool:
+        """Whether the decoder knows how to recompute its layers."""
+        return bool(self.decoder().supports_gradient_checkpointing and self.layers())
 
     def layers(self) -> list[nn.Module]:
         """The decoder's layers."""

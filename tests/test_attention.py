@@ -81,6 +81,8 @@ def test_every_signature_gives_what_segments_give(monkeypatch, stand_in, scaling
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
     with pytest.raises(ValueError, match="bf16 or fp16"):
         attention.varlen(None, query.float(), key.float(), value.float(), text_starts=STARTS, **rest)
+    with pytest.raises(ValueError, match="no dropout"):
+        attention.varlen(None, query, key, value, text_starts=STARTS, dropout=0.1, **rest)
     with pytest.raises(ValueError, match="no mask"):
         attention.varlen(None, query, key, value, **rest | {"attention_mask": torch.ones(1)}, text_starts=STARTS)
 

@@ -4,10 +4,12 @@ python -m pytest tests/test_bounded.py
 """
 
 from contextlib import nullcontext
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModel
 
 import bounded
@@ -112,6 +114,22 @@ def test_both_passes_have_the_same_dropout(ground, batches):
     assert others[0] != pytest.approx(ours[0], rel=1e-6)
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_copies_sum_their_gradients_once_and_a_sharded_model_at_each_part(ground, batches, sharded):
+    waits = []
+
+    class Accelerator(Alone):
+        @staticmethod
+        def no_sync(model):
+            waits.append(model)
+            return nullcontext()
+
+    model = Embedder(AutoModel.from_pretrained(ground.backbone, dtype=torch.float64), "segments").train()
+    run = Mock(FSDPModule, side_effect=model) if sharded else model
+    bounded.backward(Accelerator, run, batches[1], 7, lambda embeddings: (embeddings.square().sum(), {}))
+    assert len(waits) == (0 if sharded else batches[1].parts - 1)
+
+
 def test_a_text_that_runs_twice_has_the_gradient_of_both(ground):
     """Encoding each distinct text once against encoding every copy."""
     store = open_store(ground.stores / "toy_classification")
@@ -131,3 +149,17 @@ def test_a_text_that_runs_twice_has_the_gradient_of_both(ground):
     objective.total(terms, embeddings).backward()
     theirs = float(sum(terms.values())), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
     same(ours, theirs, 1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_validation_measures_the_loss_that_is_trained(ground, masked):
+    """Also where queries share their positive: two labels for all of them."""
+    _, batch = Feed([open_store(ground.stores / "toy_classification")], [1], Plan((29,), 16, 0), 64).training(0)
+    torch.manual_seed(0)
+    embeddings = torch.randn(len(batch.lengths), 32, dtype=torch.float64)
+    objective, other = (Objective(0.05, {32: 1.0}, mask_same_text=on) for on in (masked, not masked))
+    trained = objective.terms(batch, embeddings, True)["in_batch"]
+    measured, rows = objective.measures(batch, embeddings, True)["in_batch"]
+    assert rows == batch.rows
+    assert measured.item() == pytest.approx(trained.item(), rel=1e-12)
+    assert measured.item() != pytest.approx(other.measures(batch, embeddings, True)["in_batch"][0].item(), rel=1e-3)

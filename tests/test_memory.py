@@ -41,6 +41,17 @@ def test_the_counted_cost_of_a_token_is_what_autograd_keeps():
     assert memory.cost_of(model).layer < 1.2 * cost.layer  # the same function, in a row of rounded length
 
 
+def test_a_decoder_that_cannot_recompute_keeps_everything(monkeypatch):
+    model = embedder()
+    monkeypatch.setattr(type(model.backbone), "supports_gradient_checkpointing", False)
+    assert not model.can_recompute
+    model.recompute(0)
+    cost = memory.cost_of(model)
+    assert (cost.layers, cost.layer) == (0, 0)
+    assert cost.per_token(0) == cost.rest > 1000
+    assert choose(cost, 0.5 * cost.rest * 2_048, 2_048, 64, None, None) == Policy(0, 1_024)
+
+
 def test_a_token_costs_less_the_more_is_recomputed():
     costs = [COST.per_token(every) for every in (0, 8, 4, 2, 1)]
     assert costs == [9050, 9150, 8250, 6450, 2850]
