@@ -8,13 +8,13 @@ raises nothing here: `parse` returns every problem it found, one line each, for 
 
 import difflib
 import json
+import os
 import re
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from disk import read_strictly
-from values import coerced, from_text, unwritable, value_problem
+from utils import read_strictly
 
 USAGE = "python run.py --config configs/config.json [--key value ...]"
 # What people type who come from the Hugging Face Trainer, and what it is called here.
@@ -189,12 +189,12 @@ def parse(argv: list[str]) -> tuple[Args, list[str], set[str]]:
     values = (values or {}) | overrides
     problems += unread + [f"{name}: no such key{_did_you_mean(name, known)}" for name in values if name not in known]
     values = {name: value for name, value in values.items() if name in known}
-    wrong = {name: why for name, value in values.items() if (why := value_problem(known[name], value))}
+    wrong = {name: why for name, value in values.items() if (why := _value_problem(known[name], value))}
     problems += [f"{name}: {why}" for name, why in wrong.items()]
     required = {f.name for f in known.values() if f.default is MISSING}
     missing = [name for name in known if name in required - set(values) - lost]
     problems += [f"{name}: missing; give it in the config file or as --{name}" for name in missing]
-    sound = {name: coerced(known[name], value) for name, value in values.items() if name not in wrong}
+    sound = {name: _coerced(known[name], value) for name, value in values.items() if name not in wrong}
     args = Args(**dict.fromkeys(required, "") | sound)
     unknown = lost | set(missing) | set(wrong)
     return args, problems + [line for keys, line in _rules(args) if not keys & unknown], unknown
@@ -209,21 +209,12 @@ def help_text() -> str:
             if f.metadata["group"] == group:
                 unit = f" [{f.metadata['unit']}]" if f.metadata["unit"] else ""
                 choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
-                lines.append(f"  --{f.name} {_show_default(f)}{unit}\n        {f.metadata['effect']}{choices}")
+                lines.append(f"  --{f.name} {show_default(f)}{unit}\n        {f.metadata['effect']}{choices}")
     return "\n".join(lines)
 
 
-def markdown_table() -> str:
-    """The README's table of keys; a test compares the two."""
-    rows = ["| key | default | unit | effect |", "|---|---|---|---|"]
-    for f in fields(Args):
-        choices = ", ".join(f"`{choice}`" for choice in f.metadata["choices"] or ())
-        effect = f.metadata["effect"] + (f" ({choices})" if choices else "")
-        rows.append(f"| `{f.name}` | {_show_default(f)} | {f.metadata['unit']} | {effect} |")
-    return "\n".join(rows)
-
-
-def _show_default(f) -> str:
+def show_default(f) -> str:
+    """A key's default as JSON."""
     return "*required*" if f.default is MISSING else json.dumps(f.default)
 
 
@@ -243,7 +234,7 @@ def _command_line(argv: list[str]) -> tuple[dict, str | None, list[str]]:
         elif word == "--config":
             config = words.pop(0)
         else:
-            values[word[2:]] = from_text(kinds.get(word[2:]), words.pop(0))
+            values[word[2:]] = _from_text(kinds.get(word[2:]), words.pop(0))
     return values, config, problems
 
 
@@ -280,6 +271,74 @@ def _rules(args: Args) -> list[tuple[set[str], str]]:
         ({"train_data_path"},
          f"train_data_path: {args.train_data_path}: no such folder; tokenize_data_qwen.py makes it",
          Path(args.train_data_path).is_dir()),
-        *(({key}, f"{key}: {path}: {why}", why is None) for key, path in folders for why in [unwritable(path)]),
+        *(({key}, f"{key}: {path}: {why}", why is None) for key, path in folders for why in [_unwritable(path)]),
     ]  # fmt: skip
     return [(keys, line) for keys, line, holds in rules if not holds]
+
+
+# ----------------------------------------------------------------------------------- one value
+
+
+def _from_text(kind: Any, text: str) -> Any:
+    """A word of the command line as the JSON value it stands for; texts stay texts."""
+    if kind is str:
+        return text
+    try:
+        return json.loads(text.lower() if text.lower() in ("true", "false", "none", "null") else text)
+    except ValueError:
+        return None if text.lower() == "none" else text
+
+
+def _value_problem(f, value: Any) -> str | None:
+    """Why `value` cannot be the value of field `f`, or None."""
+    shown, kinds = json.dumps(value), get_args(f.type) or (f.type,)
+    if not any(_is_a(kind, value) for kind in kinds):
+        names = " or ".join(
+            {
+                str: "a text",
+                int: "a whole number",
+                float: "a number",
+                bool: "true or false",
+                list: "a list of texts",
+                type(None): "null",
+            }[kind]
+            for kind in kinds
+        )
+        hint = "; leave out the quotes" if isinstance(value, str) and _is_a(kinds[0], _from_text(None, value)) else ""
+        return f"{shown} is not {names}{hint}"
+    low, above, choices = f.metadata["low"], f.metadata["above"], f.metadata["choices"]
+    if value is None:
+        return None
+    if low is not None and value < low:
+        return f"{shown} is below {low}"
+    if above is not None and value <= above:
+        return f"{shown} must be above {above}"
+    if choices and value not in choices:
+        close = difflib.get_close_matches(value, choices, n=1)
+        return f"{shown} is none of {', '.join(choices)}" + (f"; did you mean {close[0]}?" if close else "")
+    return "must not be empty" if value == "" and f.metadata["unit"] != "text" else None
+
+
+def _coerced(f, value: Any) -> Any:
+    """1 as 1.0 and ~ as the home folder, so that args.json does not depend on how it was written."""
+    if f.metadata["unit"].startswith("folder") and isinstance(value, str) and value.startswith("~"):
+        return os.path.expanduser(value)
+    return float(value) if f.type is float else value
+
+
+def _unwritable(folder: str) -> str | None:
+    """Why nothing can be written below a folder that may not exist yet, or None."""
+    nearest = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        return f"{nearest} is a file"
+    return None if os.access(nearest, os.W_OK) else f"{nearest} may not be written to"
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, int | float) and abs(value) < 1e300  # also not NaN
+    if kind is list:
+        return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+    return isinstance(value, kind)

@@ -13,7 +13,7 @@ attention backend; all give the same embeddings and gradients (tests/test_model.
 Lengths decide where a text ends, never token ids: with eos = pad, or a literal pad token inside a
 text, a mask made from ids hides real tokens. Packed rows go in with `attention_mask=None` and
 `use_cache=False`: with either of the two otherwise, Transformers lets texts attend to each other in
-silence (measured difference 3.96; exact without). `settle_backend` tries that on the model at hand.
+silence (measured difference 3.96; exact without). `choose_backend` tries that on the model at hand.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-import attention
+from modeling import attention
 
 _BUCKET_TOKENS = 16384  # rectangle of one bucket at most, padding included; large enough to fill a GPU
 
@@ -32,7 +32,7 @@ class Embedder(nn.Module):
 
     Args:
         backbone: any causal decoder of Transformers, or a PeftModel around one.
-        backend: varlen, segments, buckets or padded; `settle_backend` may choose another.
+        backend: varlen, segments, buckets or padded; `choose_backend` may choose another.
         gradient_checkpointing: recompute activations in the backward pass: of every k-th layer, True = of all.
     """
 
@@ -196,7 +196,7 @@ def backend_candidates(backend: str, on_cpu: bool, windowed: bool, one_call: boo
     return packed + (["padded"] if one_call else ["buckets"])
 
 
-def reason(backend: str, asked: str, on_cpu: bool, windowed: bool, half: bool) -> str:
+def explain_backend(backend: str, asked: str, on_cpu: bool, windowed: bool, half: bool) -> str:
     """Why the model has this backend, for people; the arguments are those of `backend_candidates`."""
     if backend == asked:
         return "as asked"
@@ -213,7 +213,7 @@ def reason(backend: str, asked: str, on_cpu: bool, windowed: bool, half: bool) -
     return "packed texts were not exact when tried"
 
 
-def settle_backend(model: Embedder, candidates: list[str]) -> list[str]:
+def choose_backend(model: Embedder, candidates: list[str]) -> list[str]:
     """Give the model the first backend that is exact for it: some decoders cannot be packed.
 
     Tried on two short texts: in company they must embed as alone, and no token may see what follows it. Some decoders

@@ -21,17 +21,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 import arguments
-import bounded
-import checkpoint
-import data
-import engine
-import model_folder
-import resume
-from assemble import Run, setup
-from data import Batch
-from objective import LOSSES, MEASURES
-from preflight import inspect
-from utils import Meter, spoken, task_means, train_line
+from data.batch import Batch
+from data.feed import describe
+from export import model_folder
+from runtime import checkpoint, engine, resume
+from training import two_pass
+from training.objective import LOSSES, MEASURES
+from training.preflight import find_problems
+from training.records import Meter, format_means, format_train_line, task_means
+from training.setup import Run, setup
 
 
 def main(argv: list[str]) -> int:
@@ -50,7 +48,7 @@ def main(argv: list[str]) -> int:
     try:
         return check_and_train(argv)
     except (OSError, FloatingPointError, SafetensorError) as error:
-        if not (line := engine.in_words(error)):
+        if not (line := engine.user_message(error)):
             raise
         print(line, file=sys.stderr)
         return engine.FAILED
@@ -60,16 +58,16 @@ def check_and_train(argv: list[str]) -> int:
     """Everything that can stand against the run, all of it at once; then the run. Returns the exit status."""
     speaks = int(os.environ.get("LOCAL_RANK", 0)) == 0  # one voice a node: each sees its own disks
     args, problems, unknown = arguments.parse(argv)
-    stores, tokenizer, problems = inspect(args, problems, unknown)
+    stores, tokenizer, problems = find_problems(args, problems, unknown)
     if problems:
         if speaks:
             print(f"run.py: {len(problems)} problem{'s'[: len(problems) > 1]}, nothing was started", file=sys.stderr)
             print("\n".join(f"  {problem}" for problem in problems), file=sys.stderr)
         return 2
     if speaks:
-        print("\n".join(data.describe(stores)), flush=True)
+        print("\n".join(describe(stores)), flush=True)
     if not args.cache_only:
-        with engine.together(args.trackers(), args.tb_dir, args.process_timeout) as accelerator:
+        with engine.process_group(args.trackers(), args.tb_dir, args.process_timeout) as accelerator:
             return train(setup(args, accelerator, stores, tokenizer))
     return 0
 
@@ -80,14 +78,14 @@ def check_and_train(argv: list[str]) -> int:
 def train(run: Run) -> int:
     """The loop, in the order of time: step, log, validate, save. Returns the exit status: 0; 75 when told to stop."""
     args, steps, per_epoch = run.args, run.schedule.steps, run.feed.plan.steps_per_epoch
-    if run.begun >= steps:
+    if run.steps_done >= steps:
         run.accelerator.print(f"{run.folder}: this run is finished: {steps:,} steps were trained")
-    hidden, asked, saved = None if run.accelerator.is_main_process else True, engine.Asked(), time.monotonic()
-    bar = tqdm(total=steps, initial=run.begun, desc="training", unit="step", disable=hidden)
+    hidden, asked, saved = None if run.accelerator.is_main_process else True, engine.StopSignal(), time.monotonic()
+    bar = tqdm(total=steps, initial=run.steps_done, desc="training", unit="step", disable=hidden)
     run.model.train()
-    for step in range(run.begun, steps):
+    for step in range(run.steps_done + 1, steps + 1):
         rate, norm = train_step(run, step)
-        done, epoch = step + 1, (step + 1) // per_epoch
+        done, epoch = step, step // per_epoch
         last, epoch_ends = done == steps, done % per_epoch == 0
         bar.update()
         if done % args.log_interval == 0 or last:
@@ -101,7 +99,7 @@ def train(run: Run) -> int:
             if epoch_ends:
                 save(run, f"epoch_{epoch}", done)
             late = args.save_every_minutes and time.monotonic() - saved > 60 * args.save_every_minutes
-            stop, late = engine.on_any(run.accelerator, [asked.stop, late])
+            stop, late = engine.on_any_process(run.accelerator, [asked.stop, late])
             if due or last or epoch_ends or stop or late:
                 save_state(run, done)
                 saved = time.monotonic()
@@ -110,7 +108,7 @@ def train(run: Run) -> int:
     bar.close()
     run.metrics.close()
     asked.forget()
-    return engine.STOPPED if asked.stop or (run.begun < steps and done < steps) else 0
+    return engine.STOPPED if asked.stop or (run.steps_done < steps and done < steps) else 0
 
 
 def train_step(run: Run, step: int) -> tuple[float, float]:
@@ -121,20 +119,20 @@ def train_step(run: Run, step: int) -> tuple[float, float]:
         group["lr"] = rate
     dataset, batch = run.ahead.training(step)
     batch = batch.to(accelerator.device)
-    taught = teach(run, batch)  # [u, D] or None
+    taught = teacher_embeddings(run, batch)  # [u, D] or None
 
     def loss_of(embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         terms = run.objective.terms(batch, embeddings, run.feed.stores[dataset].task == "retrieval", taught)
         return run.objective.total(terms, embeddings), terms
 
     seed = run.feed.plan.dropout_seed(step, accelerator.process_index)
-    terms = bounded.backward(accelerator, run.model, batch, seed, loss_of)
+    terms = two_pass.backward(accelerator, run.model, batch, seed, loss_of)
     norm = float(accelerator.clip_grad_norm_(run.model.parameters(), args.max_grad_norm or math.inf))
     if math.isfinite(norm):  # the norm is that of all processes' gradients together: they agree
         run.optimizer.step()
         run.meter.add(dataset, terms, sum(batch.counts) / len(batch.counts))  # their mean over processes is the loss
     run.optimizer.zero_grad()
-    judge(run, step, norm)
+    skip_or_stop(run, step, norm)
 
     embedder = accelerator.unwrap_model(run.model)
     computed = sum(embedder.computed(batch.part(number)[2]) for number in range(batch.parts))
@@ -142,7 +140,7 @@ def train_step(run: Run, step: int) -> tuple[float, float]:
     return rate, norm
 
 
-def judge(run: Run, step: int, norm: float) -> None:
+def skip_or_stop(run: Run, step: int, norm: float) -> None:
     """Say that an update was left out for its gradient, and end the run when too many in a row were.
 
     Raises:
@@ -151,19 +149,19 @@ def judge(run: Run, step: int, norm: float) -> None:
     run.skipped = 0 if math.isfinite(norm) else run.skipped + 1
     if not run.skipped:
         return
-    what = f"step {step + 1}: the gradient is {norm}: {run.feed.sources(step)}"
+    what = f"step {step}: the gradient is {norm}: {run.feed.sources(step)}"
     if run.skipped > run.args.max_skipped_steps:
         raise FloatingPointError(f"{what}; {run.skipped} updates in a row. A lower learning_rate may help.")
     tqdm.write(f"{what}; this update is left out", file=sys.stderr) if run.accelerator.is_main_process else None
 
 
 @torch.no_grad()
-def teach(run: Run, batch: Batch) -> Tensor | None:
+def teacher_embeddings(run: Run, batch: Batch) -> Tensor | None:
     """The teacher's embeddings of a batch's distinct texts, [u, D], where there is a teacher."""
     if run.teacher is None:
         return None
     with run.accelerator.autocast():
-        return bounded.embed(run.teacher, batch)
+        return two_pass.embed(run.teacher, batch)
 
 
 # --------------------------------------------------------------------------- log, validate, save
@@ -179,7 +177,7 @@ def log(run: Run, step: int, rate: float, norm: float) -> None:
     tags |= {f"Avg/{task}/training_loss_{kind}": value for (task, kind), value in means.items()}
     run.metrics.write(step, "train", values, {"lr": rate, "grad_norm": norm or math.nan} | tags, timings)
     if run.accelerator.is_main_process:
-        tqdm.write(train_line(step, run.schedule.steps, means, values | timings))
+        tqdm.write(format_train_line(step, run.schedule.steps, means, values | timings))
 
 
 @torch.no_grad()
@@ -190,7 +188,7 @@ def validate(run: Run, step: int) -> None:
     for dataset in range(len(run.feed.stores)):
         for batch in run.feed.held_out(dataset):
             batch = batch.to(run.accelerator.device)
-            embeddings = bounded.embed(run.model, batch)
+            embeddings = two_pass.embed(run.model, batch)
             retrieval = run.feed.stores[dataset].task == "retrieval"
             for kind, (value, rows) in run.objective.measures(batch, embeddings, retrieval).items():
                 meter.add(dataset, {kind: value}, rows)
@@ -202,7 +200,7 @@ def validate(run: Run, step: int) -> None:
     tags |= {f"Avg/{task}/{prefix[kind]}{kind}": value for (task, kind), value in means.items()}
     run.metrics.write(step, "validation", {"measures": found}, tags)
     if run.accelerator.is_main_process and found:
-        tqdm.write(f"step {step}/{run.schedule.steps} | validation | {spoken(means)}")
+        tqdm.write(f"step {step}/{run.schedule.steps} | validation | {format_means(means)}")
 
 
 def save(run: Run, name: str, step: int) -> None:
@@ -240,7 +238,7 @@ def save_state(run: Run, step: int) -> None:
             raise FloatingPointError(
                 f"step {step}: {broken} is not finite: nothing is saved, and older states are kept"
             )
-        facts = {"ground": run.ground, "sizes": run.metrics.sizes(), "skipped": run.skipped}
+        facts = {"ground": run.identity, "sizes": run.metrics.sizes(), "skipped": run.skipped}
         path = checkpoint.write(run.folder / "state", step, tensors, facts, run.args.save_total_limit)
         size, took = sum(file.stat().st_size for file in path.iterdir()) / 1e6, time.monotonic() - began
         tqdm.write(f"step {step}/{run.schedule.steps} | state {path}, {size:,.1f} MB in {took:.1f} s")

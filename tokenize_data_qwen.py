@@ -21,12 +21,11 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-import disk
-import raw_tuples
-import token_store
-from raw_tuples import Survey
-from store_writer import StoreWriter, text_key
-from tokenizer import EngineDiffers, fingerprint, load_tokenizer, make_encoder
+import utils
+from data import raw_files, token_store
+from data.raw_files import Survey
+from data.store_writer import StoreWriter, text_key
+from modeling.tokenizer import EngineDiffers, fingerprint, load_tokenizer, make_encoder
 
 BATCH_TEXTS = 1024  # tokenised together: enough for all threads; more take memory and are no faster
 COMMIT_ROWS = 65536  # rows between two points at which a killed run continues
@@ -138,7 +137,7 @@ def plan_jobs(flags: argparse.Namespace, tokenizer_print: str) -> tuple[list[Job
         return [], [*problems, f"--input_dir {flags.input_dir}: no such folder"]
     tasks, wrong = token_store.known_tasks(flags.input_dir)
     problems += wrong
-    files = raw_tuples.raw_files(flags.input_dir)
+    files = raw_files.raw_files(flags.input_dir)
     if not files:
         return [], [*problems, f"--input_dir {flags.input_dir}: no .parquet or .jsonl file in it"]
     stems = [path.stem for path in files]
@@ -181,7 +180,7 @@ def plan_job(path: Path, flags: argparse.Namespace, task: str | None, tokenizer_
     done, wrong = is_done(flags.output_dir / name, inputs, flags.overwrite)
     if done or wrong:
         return Job(path, flags.output_dir / name, inputs, None), problems + wrong
-    survey = raw_tuples.survey(path)
+    survey = raw_files.survey(path)
     problems += survey.problems
     if not flags.skip_bad_rows:
         problems += [
@@ -237,7 +236,7 @@ def tokenize_surely(job: Job, tokenizer, engine: str) -> None:
         tokenize_file(job, tokenizer, engine)
     except EngineDiffers as error:
         print(f"tokenize_data_qwen.py: {job.path}: {error}: tokenised again by the reference", file=sys.stderr)
-        disk.remove(job.folder.with_name(f".{job.folder.name}.partial"))
+        utils.remove(job.folder.with_name(f".{job.folder.name}.partial"))
         tokenize_file(job, tokenizer)
 
 
@@ -250,8 +249,8 @@ def tokenize_file(job: Job, tokenizer, engine: str = "tokenizers") -> None:
     position = writer.position
     batch_rows = -(-BATCH_TEXTS // (2 + survey.slots))
     with tqdm(total=survey.rows, initial=position, desc=job.folder.name, unit="row", disable=None, leave=False) as bar:
-        for table in raw_tuples.read(job.path, survey.columns, batch_rows, skip=position):
-            tuples = raw_tuples.to_tuples(table, survey.columns, survey.slots)
+        for table in raw_files.read(job.path, survey.columns, batch_rows, skip=position):
+            tuples = raw_files.to_tuples(table, survey.columns, survey.slots)
             kept = keep[position + tuples.rows]
             good = kept & (tuples.kinds() == 0)
             writer.stats["skipped"] = writer.stats.get("skipped", 0) + int(kept.sum() - good.sum())

@@ -1,20 +1,15 @@
-"""Small tools of the training loop, in two sections: processes, and records. No other topic comes in here."""
+"""The ground floor: what processes share, and files that survive a power cut. No other topic comes in here."""
 
+import hashlib
 import json
-import math
 import os
-import platform
-import subprocess
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+import shutil
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 # -------------------------------------------------------------------------------------- processes
@@ -64,218 +59,69 @@ def all_rows(values: Tensor, world: int) -> Tensor:
     return torch.stack(rows)
 
 
-def use_all_cores(device: torch.device) -> None:
-    """On CPU, share the machine's cores between the processes of this node.
-
-    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 where nobody chose: one process on 16 cores would
-    use one of them and say nothing. A number above 1 was chosen by somebody and stays.
-    """
-    if device.type == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+# ------------------------------------------------------------------------------------------ files
 
 
-# ---------------------------------------------------------------------------------------- records
+def flush(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-class Meter:
-    """Sums of losses by (dataset, kind) and of counters between two log lines, kept on the device.
-
-    Reading them is one collective whatever the number of datasets.
-    """
-
-    COUNTERS = ("tuples", "tokens", "computed", "heaviest")  # real tokens; positions computed; what the slowest had
-
-    def __init__(self, names: Sequence[str], kinds: Sequence[str], device: torch.device):
-        self.names, self.kinds = names, kinds
-        self.sums = torch.zeros(
-            len(names), len(kinds), 2, dtype=torch.float64, device="cpu" if device.type == "mps" else device
-        )
-        self.counters = dict.fromkeys(self.COUNTERS, 0)
-        self.began = time.perf_counter()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stop the clock: validation and saving are no training."""
-        stopped = time.perf_counter()
-        yield
-        self.began += time.perf_counter() - stopped
-
-    def add(self, dataset: int, losses: dict[str, Tensor], rows: int) -> None:
-        """Add losses that are means over `rows` rows of this process."""
-        for kind, loss in losses.items():
-            cell = self.sums[dataset, self.kinds.index(kind)]
-            cell[0] += loss.detach() * rows
-            cell[1] += rows
-
-    def state(self) -> Tensor:
-        """Everything summed since the last reading, [v] fp64."""
-        counters = self.sums.new_tensor([float(self.counters[name]) for name in self.COUNTERS])
-        return torch.cat([self.sums.flatten(), counters])
-
-    def load(self, state: Tensor) -> None:
-        """Go on from what `state` gave."""
-        sums, counters = state.split([self.sums.numel(), len(self.COUNTERS)])
-        self.sums.copy_(sums.reshape(self.sums.shape))
-        self.counters = dict(zip(self.COUNTERS, map(int, counters.tolist()), strict=True))
-
-    def count(self, **counters: int) -> None:
-        """Add to the counters."""
-        for name, value in counters.items():
-            self.counters[name] += value
-
-    def read(self, world: int) -> tuple[dict[str, dict[str, float]], dict[str, float], dict[str, float]]:
-        """All processes' means and rates since the last reading, and start again from zero.
-
-        Returns:
-            losses: dataset name -> kind -> mean over all processes' rows; only what occurred.
-            shares: padding (of the positions computed), and imbalance (how much more than the mean the process with
-            most tokens had, step by step).
-            timings: tuples_per_second, tokens_per_second (real ones), and peak_gib, the fullest process's memory.
-        """
-        now = time.perf_counter()
-        vector = torch.cat([self.state(), self.sums.new_tensor([peak_gib(self.sums.device)])])
-        rows = all_rows(vector, world).cpu()  # [world, datasets * kinds * 2 + counters + 1]
-        sums, counters, peaks = rows.split([self.sums.numel(), len(self.COUNTERS), 1], dim=1)
-        losses = {
-            name: means
-            for name, cells in zip(self.names, sums.sum(0).reshape(self.sums.shape).tolist(), strict=True)
-            if (means := {kind: total / n for kind, (total, n) in zip(self.kinds, cells, strict=True) if n})
-        }
-        tuples, tokens, computed, heaviest = counters.sum(0).tolist()
-        shares = {
-            "padding": 1 - tokens / max(computed, 1),
-            "imbalance": heaviest / max(tokens, 1) - 1 if world > 1 else 0.0,
-        }
-        timings = {
-            "tuples_per_second": tuples / (now - self.began),
-            "tokens_per_second": tokens / (now - self.began),
-            "peak_gib": peaks.max().item(),
-        }
-        self.sums.zero_()
-        self.counters = dict.fromkeys(self.COUNTERS, 0)
-        self.began = now
-        return losses, shares, timings
+def remove(path: Path) -> None:
+    """Remove a folder that may not be there; of a link only the link, never what it points to."""
+    path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
 
 
-def task_means(losses: dict[str, dict[str, float]], tasks: dict[str, str]) -> dict[tuple[str, str], float]:
-    """(task, kind) -> mean over the datasets of that task, each weighing the same, as the published logs have it."""
-    groups: dict[tuple[str, str], list[float]] = {}
-    for name, means in losses.items():
-        for kind, value in means.items():
-            groups.setdefault((tasks[name], kind), []).append(value)
-    return {key: sum(values) / len(values) for key, values in groups.items()}
+def write_json(path: Path, value) -> None:
+    """Replace `path` in one step: it holds the old value or the new one, never a part."""
+    aside = path.with_name(path.name + ".tmp")
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
 
 
-def spoken(means: dict[tuple[str, str], float]) -> str:
-    """Means as people read them: "retrieval in_batch 1.2345 hard 0.4567 | clustering hard 0.8912"."""
-    tasks = dict.fromkeys(task for task, _ in means)
-    return " | ".join(
-        " ".join([task, *(f"{kind} {value:.4f}" for (own, kind), value in means.items() if own == task)])
-        for task in tasks
-    )
+def seal(body: dict) -> dict:
+    """`body` with a checksum of itself under "check"."""
+    return body | {"check": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
 
 
-def train_line(step: int, steps: int, means: dict[tuple[str, str], float], values: dict) -> str:
-    """The console's line about the steps since the last one."""
-    return (
-        f"step {step}/{steps} | {spoken(means)} | lr {values['lr']:.2e} | grad {values['grad_norm'] or math.nan:.3f} | "
-        f"{values['tuples_per_second']:.1f} tuples/s {values['tokens_per_second'] / 1e3:.1f}k tokens/s | "
-        f"padding {values['padding']:.0%} | imbalance {values['imbalance']:.0%} | "
-        f"{values['peak_gib']:.2f} GiB"
-    )
+def is_sealed(body) -> bool:
+    """Whether nothing has changed since `seal`."""
+    return isinstance(body, dict) and seal({key: body[key] for key in body if key != "check"}) == body
 
 
-def claim(folder: Path) -> FileLock:
-    """Take a run's folder as long as this process lives; the lock ends with it, however it ends.
+def read_json(path: Path):
+    """What a JSON file holds; later duplicates win, as in any reader. Raises ValueError when it is none."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_strictly(path: Path) -> tuple[object, list[str]]:
+    """What a JSON file written by a person holds, and what in it is ambiguous: a key given twice, NaN, infinity.
 
     Raises:
-        SystemExit: another run has it.
+        ValueError: it is no JSON.
+        OSError: it cannot be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    problems = []
+
+    def pairs(items: list) -> dict:
+        names = Counter(name for name, _ in items)
+        problems.extend(f"{name}: given twice in {path}; keep one" for name in sorted(names) if names[name] > 1)
+        return dict(items)
+
+    def constant(name: str) -> int:
+        problems.append(f"{path}: {name} is no number")
+        return 0
+
+    text = path.read_text(encoding="utf-8")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise SystemExit(f"run.py: {folder}: another run is at work there: choose another experiment_id") from None
-    return lock
-
-
-def write_manifest(path: Path, accelerator: Accelerator, data: dict) -> None:
-    """What ran, where, on what: versions, commit, hardware, processes, checksums of the data."""
-    cuda = accelerator.device.type == "cuda"
-    manifest = {
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
-        "commit": _commit(),
-        "hardware": torch.cuda.get_device_name()
-        if cuda
-        else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "num_processes": accelerator.num_processes,
-        "mixed_precision": accelerator.mixed_precision,
-        "data": data,
-    }
-    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-
-
-def _commit() -> str | None:
-    """This repository's commit, "-dirty" with local changes; None where git or the repository is missing."""
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
-    except OSError:
-        return None
-
-
-class Metrics:
-    """Where numbers go: metrics.jsonl, timings.jsonl, and accelerate's trackers (TensorBoard and others).
-
-    metrics.jsonl is a function of the configuration alone: a resumed run writes the bytes of an uninterrupted one. What
-    the clock says goes into timings.jsonl. On every process but the main one this does nothing.
-
-    Args:
-        sizes: bytes of the two files when the run was last saved; what a killed run wrote after that is dropped.
-    """
-
-    FILES = ("metrics", "timings")
-
-    def __init__(self, accelerator: Accelerator, folder: Path, sizes: dict[str, int]):
-        self.accelerator, self.files = accelerator, {}
-        for name in self.FILES if accelerator.is_main_process else ():
-            file = self.files[name] = open(folder / f"{name}.jsonl", "ab")
-            if file.tell() < sizes.get(name, 0):
-                accelerator.print(f"{file.name}: shorter than this run left it: lines of earlier steps are gone")
-            file.truncate(min(file.tell(), sizes.get(name, 0)))
-
-    def write(self, step: int, kind: str, values: dict, tags: dict[str, float], timings: dict | None = None) -> None:
-        """A line {"step", "kind", **values} of metrics.jsonl, one of timings.jsonl; `tags` go to the trackers."""
-        for name, content in (("metrics", values), ("timings", timings)) if self.files else ():
-            if content is not None:
-                line = json.dumps({"step": step, "kind": kind} | content, allow_nan=False) + "\n"
-                self.files[name].write(line.encode())
-                self.files[name].flush()
-        if self.files:
-            self.accelerator.log(tags, step=step)
-
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each file, all of them on the disk."""
-        for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
-        return {name: os.fstat(file.fileno()).st_size for name, file in self.files.items()}
-
-    def close(self) -> None:
-        """Flush everything."""
-        for file in self.files.values():
-            file.close()
-        for tracker in self.accelerator.trackers if self.files else ():
-            tracker.finish()
-
-
-def peak_gib(device: torch.device) -> float:
-    """The most memory this process has held, GiB: on CUDA of the device's allocator, elsewhere resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant), problems
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 import transformers
 
-from backbone import load_backbone
-from data import Batch, Feed
+from data.batch import Batch
+from data.feed import Feed
+from data.plan import Plan, split_sizes
+from data.token_store import open_store
 from losses import hard_negative_loss, in_batch_loss
 from model import Embedder
-from plan import Plan, split_sizes
-from token_store import open_store
+from modeling.backbone import load_backbone
 
 VARIANTS = {  # name -> (backend, activation checkpointing)
     "padded + checkpointing (published)": ("padded", True),
@@ -43,7 +44,7 @@ def main() -> None:
     torch.set_num_threads(1)  # CPU seconds of one thread are what a noisy machine can be asked
     store = open_store(flags.store)
     plan = Plan((split_sizes(len(store.tuples))[0],), flags.batch, 0)
-    _, batch = Feed([store], [flags.negatives], plan, flags.max_length).training(0)
+    _, batch = Feed([store], [flags.negatives], plan, flags.max_length).training(1)
     real, longest = len(batch.tokens), int(batch.lengths.max()) * len(batch.lengths)
     print(f"{len(batch.lengths)} texts, {real:,} tokens; padded {longest:,}, {1 - real / longest:.0%} of them padding")
 

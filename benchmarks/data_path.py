@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from benchmarks import step
-from data import Feed
-from disk import seal, write_json
-from plan import Plan, split_sizes
-from store_writer import StoreWriter
-from token_store import ARRAYS, FORMAT, array_shapes, open_store
+from data.feed import Feed
+from data.plan import Plan, split_sizes
+from data.store_writer import StoreWriter
+from data.token_store import ARRAYS, FORMAT, array_shapes, open_store
+from utils import seal, write_json
 
 TEXTS, ROWS, SLOTS, BATCH, DRAWN, BATCHES = 200_000, 8_000, 24, 16, 7, 200
 
@@ -84,7 +84,7 @@ def build_large(folder: Path) -> None:
 def one_step(folder: Path) -> float:
     """Seconds of a training step on such a batch, the faster of two."""
     store = open_store(folder / "toy")
-    batch = Feed([store], [DRAWN], Plan((split_sizes(ROWS)[0],), BATCH, 0), 512).training(0)[1]
+    batch = Feed([store], [DRAWN], Plan((split_sizes(ROWS)[0],), BATCH, 0), 512).training(1)[1]
     batch = replace(batch, tokens=batch.tokens % step.CONFIG.vocab_size)
     return min(step.ours(batch, "segments", False) for _ in range(2))
 
@@ -124,14 +124,14 @@ def large(folder: Path) -> tuple[float, float]:
     """Seconds and MiB to open a store of six million tuples and to lay out its plan."""
     before, began = resident(), time.perf_counter()
     store = open_store(folder / "large")
-    Plan((split_sizes(len(store.tuples))[0],), 512, 0).step(0)
+    Plan((split_sizes(len(store.tuples))[0],), 512, 0).step(1)
     return time.perf_counter() - began, resident() - before
 
 
 def timed(batch) -> float:
     """Seconds a batch, the median."""
     spent = []
-    for number in range(BATCHES):
+    for number in range(1, BATCHES + 1):
         began = time.perf_counter()
         batch(number)
         spent.append(time.perf_counter() - began)

@@ -21,15 +21,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Qwen3Config
 
-import bounded
-import fusion
-import memory
-from backbone import add_lora
 from benchmarks.lengths import SHAPES, packed, padding_ratio, tuples
 from benchmarks.step import Alone, frozen
-from data import Batch, cut
-from model import Embedder, backend_candidates, settle_backend
-from objective import Objective
+from data.batch import Batch, split_by_budget
+from model import Embedder, backend_candidates, choose_backend
+from modeling.backbone import add_lora
+from training import kernels, memory, two_pass
+from training.objective import Objective
 
 SIZES = {  # name -> (vocabulary, width, MLP width, layers, heads, key-value heads, head width)
     "toy": (512, 64, 128, 2, 4, 2, 16),
@@ -82,8 +80,8 @@ def measure(size: str, lora: bool, device: torch.device, ceiling: float, flags: 
     model = build(config, lora, device)
     candidates = backend_candidates("auto", device.type == "cpu", False, one_call=False, half=device.type == "cuda")
     with autocast(device):
-        problems = settle_backend(model, candidates)
-        problems += fusion.use_liger(model) if flags.liger else []
+        problems = choose_backend(model, candidates)
+        problems += kernels.use_liger(model) if flags.liger else []
     assert not problems, problems
     best, difference = model.backend, disagreement(model, device)
     print(f"\nQwen3-{size}, {'LoRA' if lora else 'full'}: {best}, difference to padded {difference:.1e}")
@@ -92,7 +90,7 @@ def measure(size: str, lora: bool, device: torch.device, ceiling: float, flags: 
         cost = memory.cost_of(model)
         free = memory.for_activations(memory.free_bytes(device, 1), model, model.layers(), sharded=False)
         if flags.compile:
-            compiled = fusion.compile_layers(model)
+            compiled = kernels.compile_layers(model)
             assert not compiled, compiled
             COMPILED[id(model)] = [layer._compiled_call_impl for layer in model.layers()]
     for shape in SHAPES:
@@ -143,13 +141,13 @@ def step(model: Embedder, batch: Batch, variant: Variant, device: torch.device) 
     """Seconds, peak GiB and loss of one step; the update has a learning rate of 0, so that all steps are alike."""
     model.backend = variant.backend
     model.recompute(variant.every)
-    model.multiple = fusion.MULTIPLE if variant.compiled else 1
+    model.multiple = kernels.MULTIPLE if variant.compiled else 1
     for layer, calls in zip(model.layers(), COMPILED.get(id(model), []), strict=False):
         layer._compiled_call_impl = calls if variant.compiled else None
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS.setdefault(id(model), torch.optim.AdamW(trained, 0.0, fused=True))
     goal = Objective(0.05, {model.hidden_size: 1.0})
-    batch = Batch(**vars(batch) | {"cuts": tuple(cut(batch.lengths, variant.budget))})
+    batch = Batch(**vars(batch) | {"cuts": tuple(split_by_budget(batch.lengths, variant.budget))})
     embed = Unmasked(model) if variant.backend == "padded" else model
 
     def forward(*texts) -> Tensor:
@@ -164,7 +162,7 @@ def step(model: Embedder, batch: Batch, variant: Variant, device: torch.device) 
         torch.cuda.reset_peak_memory_stats()
     wait(device)
     began = time.perf_counter()
-    terms = bounded.backward(Alone, forward, batch, 0, loss_of)
+    terms = two_pass.backward(Alone, forward, batch, 0, loss_of)
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
     optimizer.zero_grad()

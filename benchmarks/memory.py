@@ -12,8 +12,8 @@ import argparse
 import torch
 from transformers import AutoModel, Qwen3Config
 
-import memory
 from model import Embedder
+from training import memory
 
 SIZES = {  # name -> (width, MLP width, layers, heads)
     "0.6B": (1024, 3072, 28, 16),

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from transformers import AutoModel, Qwen3Config
 
-import bounded
 from benchmarks.lengths import packed, tuples
 from benchmarks.step import Alone
-from data import Batch, cut
+from data.batch import Batch, split_by_budget
 from model import Embedder
-from objective import Objective
+from training import two_pass
+from training.objective import Objective
 
 CONFIG = {"vocab_size": 4096, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2,
           "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}  # fmt: skip
@@ -56,7 +56,7 @@ def measure(count: int) -> tuple[int, int, float, float, float]:
     order = np.concatenate([lengths[:, 0], lengths[:, 1], lengths[:, 2]])
     tokens, cu_seqlens, flat = packed(order, CONFIG["vocab_size"])
     mask, places = torch.ones(count, 1, dtype=torch.bool), torch.arange(len(flat))
-    cuts = tuple(cut(flat, BUDGET))
+    cuts = tuple(split_by_budget(flat, BUDGET))
     facts = {"counts": (count,), "begin": 0, "negatives": count, "heaviest": len(tokens)}
     batch = Batch(tokens, cu_seqlens, places, mask, torch.arange(count), places.numpy(), flat, cuts, **facts)
     torch.manual_seed(0)
@@ -69,7 +69,7 @@ def measure(count: int) -> tuple[int, int, float, float, float]:
         return goal.total(terms, embeddings), terms
 
     before, began = _peak(), time.perf_counter()
-    bounded.backward(Alone, model, batch, 0, loss_of)
+    two_pass.backward(Alone, model, batch, 0, loss_of)
     optimizer.step()
     embeddings = 4 * len(flat) * CONFIG["hidden_size"] * 4 / 2**20
     return len(tokens), batch.parts, _peak() - before, embeddings, time.perf_counter() - began

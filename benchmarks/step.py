@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Qwen3Config
 
-import bounded
-import fusion
 from benchmarks.lengths import MEASURED, SHAPES, packed, padding_ratio, tuples
-from data import Batch, cut
+from data.batch import Batch, split_by_budget
 from model import Embedder, rectangle
-from objective import Objective
+from training import kernels, two_pass
+from training.objective import Objective
 
 CONFIG = Qwen3Config(vocab_size=16384, hidden_size=256, intermediate_size=768, num_hidden_layers=3,
                      num_attention_heads=4, num_key_value_heads=2, head_dim=64)  # fmt: skip
@@ -111,17 +110,17 @@ def ours(batch: Batch, backend: str, checkpointing: bool, budget: int = 0, compi
     """A step of this repository."""
     model = Embedder(backbone(), backend, checkpointing).train()
     if compiled:
-        assert not fusion.compile_layers(model)
+        assert not kernels.compile_layers(model)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     goal = Objective(0.05, {CONFIG.hidden_size: 1.0})
-    batch = Batch(**vars(batch) | {"cuts": tuple(cut(batch.lengths, budget))})
+    batch = Batch(**vars(batch) | {"cuts": tuple(split_by_budget(batch.lengths, budget))})
 
     def loss_of(embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         terms = goal.terms(batch, embeddings, True)
         return goal.total(terms, embeddings), terms
 
     began = time.perf_counter()
-    bounded.backward(Alone, model, batch, 0, loss_of)
+    two_pass.backward(Alone, model, batch, 0, loss_of)
     optimizer.step()
     return time.perf_counter() - began
 

@@ -35,8 +35,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 import tokenize_data_qwen
-from store_writer import StoreWriter, text_key
-from token_store import open_store
+from data.store_writer import StoreWriter, text_key
+from data.token_store import open_store
 
 ROWS, MORE, SLOTS, SOURCE = 6_000, 24_000, 24, Path(__file__).parent.parent
 HELD = (500_000, 1_000_000, 2_000_000)  # distinct texts

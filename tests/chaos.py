@@ -1,7 +1,7 @@
 """Kill a run again and again, anywhere, and compare what it ends in with a run that nobody touched.
 
     make chaos                     200 kills at random moments in one run, then each named point once
-    python -m pytest tests/test_chaos.py        10 and each named point once
+    python -m pytest tests/runtime/test_chaos.py        10 and each named point once
 
 Two gloo processes train the toy: LoRA with dropout, Matryoshka, three datasets, a state at every step. One of them,
 or both, get SIGKILL; who is left must end by itself; every state that lies there must be whole; the same command goes
@@ -26,15 +26,12 @@ import toy
 from accelerate import Accelerator
 from processes import free_port, launcher_environment, server, through_the_door
 
-import checkpoint
-import engine
-import model_folder
-import objective
-import resume
-import store_writer
-import token_store
 import tokenize_data_qwen
 import utils
+from data import store_writer, token_store
+from export import model_folder
+from runtime import checkpoint, engine, resume
+from training import objective
 
 LIMIT = 30.0  # seconds in which a process must end after another was killed
 WORLD = 2
@@ -124,13 +121,13 @@ def _trainer(rank: int, port: int, config: dict, point: str | None, log: str) ->
     os.environ.pop("ACCELERATE_USE_CPU", None)
     os.environ |= launcher_environment(rank, WORLD, port)
     torch.set_num_threads(1)
-    begin = engine.Watch.__init__
+    begin = engine.Heartbeat.__init__
 
     def watch(self, *words) -> None:
         Path(f"{log}.met").touch()  # from here on nobody needs the launcher to end
         begin(self, *words)
 
-    engine.Watch.__init__ = watch
+    engine.Heartbeat.__init__ = watch
     if point:
         victim, where, name, replacement = POINTS[point]
         if rank == victim:

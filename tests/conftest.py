@@ -19,14 +19,14 @@ from accelerate.state import AcceleratorState, GradientState
 
 import run
 import tokenize_data_qwen
-from data import Feed
+from data.feed import Feed
 
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)  # the same examples on every run
 hypothesis.settings.load_profile("fixed")
 
 
 @dataclass(frozen=True)
-class Ground:
+class ToyWorld:
     """Folders of the toy world, read-only for tests."""
 
     root: Path
@@ -36,9 +36,9 @@ class Ground:
 
 
 @pytest.fixture(scope="session")
-def ground(tmp_path_factory) -> Ground:
+def toy_world(tmp_path_factory) -> ToyWorld:
     root = tmp_path_factory.mktemp("ground")
-    made = Ground(root, toy.make_backbone(root / "backbone"), toy.write_raw(root / "raw"), root / "stores")
+    made = ToyWorld(root, toy.make_backbone(root / "backbone"), toy.write_raw(root / "raw"), root / "stores")
     assert tokenize(made.raw, made.stores, made.backbone) == 0
     return made
 
@@ -49,15 +49,15 @@ def tokenize(raw: Path, stores: Path, tokenizer: Path, *more: str) -> int:
     return tokenize_data_qwen.main([*folders, "--max_seq_length", "128", *more])
 
 
-def toy_settings(ground: Ground, folder: Path) -> dict:
+def toy_settings(toy_world: ToyWorld, folder: Path) -> dict:
     """A configuration that trains the toy in a second; tests change what they are about."""
     return {
-        "model_path": str(ground.backbone),
+        "model_path": str(toy_world.backbone),
         "experiment_id": "toy",
         "output_dir": str(folder / "output"),
         "tb_dir": str(folder / "tb"),
         "cache_dir": str(folder / "cache"),
-        "train_data_path": str(ground.stores),
+        "train_data_path": str(toy_world.stores),
         "train_batch_size": 8,
         "max_seq_length": 64,
         "num_hard_neg": 3,
@@ -86,8 +86,8 @@ def train_here(config: dict) -> Path:
 
 
 @pytest.fixture
-def settings(ground, tmp_path) -> dict:
-    return toy_settings(ground, tmp_path)
+def settings(toy_world, tmp_path) -> dict:
+    return toy_settings(toy_world, tmp_path)
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ import transformers
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-import assemble
-import engine
 import run
-from backbone import load_backbone
+from modeling.backbone import load_backbone
+from runtime import engine
+from training import setup
 
 ENGINES = {
     "ddp": {"ACCELERATE_USE_CPU": "true"},
@@ -113,7 +113,7 @@ def through_the_door(rank: int, world: int, config: dict) -> int:
 
 def compute_in(dtype: torch.dtype) -> None:
     """Models of this process are of this dtype throughout."""
-    assemble.load_backbone = lambda path, _: load_backbone(path, dtype)
+    setup.load_backbone = lambda path, _: load_backbone(path, dtype)
     if dtype == torch.float64:  # Transformers rounds to fp32 here, where a difference of 1e-16 can become one of 1e-7
         Qwen3RMSNorm.forward = lambda self, x: F.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon)
 
@@ -139,7 +139,7 @@ def _train(config: dict, dtype: torch.dtype) -> dict:
     path = Path(config["output_dir"]).with_suffix(f".{os.getpid()}.json")
     path.write_text(json.dumps(config))
     args, problems, unknown = run.arguments.parse(["--config", str(path)])
-    stores, tokenizer, problems = run.inspect(args, problems, unknown)
+    stores, tokenizer, problems = run.find_problems(args, problems, unknown)
     assert problems == []
     AcceleratorState._reset_state()
     GradientState._reset_state()
@@ -155,7 +155,7 @@ def _train(config: dict, dtype: torch.dtype) -> dict:
 
     accelerator.clip_grad_norm_ = recorded
     live.model.train()
-    for step in range(live.schedule.steps):
+    for step in range(1, live.schedule.steps + 1):
         found["norms"].append(run.train_step(live, step)[1])
     found["losses"] = live.meter.read(accelerator.num_processes)[0]
     found["weights"] = _whole(dict(live.model.named_parameters()))

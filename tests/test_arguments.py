@@ -11,6 +11,7 @@ import pytest
 
 import arguments
 from arguments import Args
+from tools.configuration_page import markdown_table
 
 ROOT = Path(__file__).parent.parent
 REQUIRED = {
@@ -192,4 +193,4 @@ def test_shipped_configs_carry_the_published_recipe():
 def test_help_and_readme_name_every_key():
     text, readme = arguments.help_text(), (ROOT / "README.md").read_text()
     assert all(f"--{f.name} " in text for f in fields(Args))
-    assert arguments.markdown_table() in readme, "the README's table of keys is not arguments.markdown_table()"
+    assert markdown_table() in readme

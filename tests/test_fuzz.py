@@ -22,10 +22,10 @@ from conftest import tokenize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import cache
-import checkpoint
 import run
 from arguments import Args
+from data import cache
+from runtime import checkpoint
 
 CASES = Counter()
 MANY = settings(max_examples=150, suppress_health_check=list(HealthCheck))
@@ -185,7 +185,7 @@ def broken_files(draw) -> tuple[str, str, bytes]:
     return kind.__name__, RAW[kind], kind(draw, toy.raw_rows(6, 2))
 
 
-def test_malformed_raw_files(ground, tmp_path):
+def test_malformed_raw_files(toy_world, tmp_path):
     raw = tmp_path / "raw"
     toy.write_parquet(raw / "sound.parquet", toy.raw_rows(5, 2))
 
@@ -196,7 +196,7 @@ def test_malformed_raw_files(ground, tmp_path):
         path = raw / f"broken.{suffix}"
         path.write_bytes(data)
         before = snapshot(tmp_path)
-        status, printed = spoken(lambda: tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval"))
+        status, printed = spoken(lambda: tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval"))
         assert status == 2, (kind, data[:300], printed)
         assert str(path) in printed
         assert snapshot(tmp_path) == before
@@ -209,8 +209,8 @@ def test_malformed_raw_files(ground, tmp_path):
 # ---------------------------------------------------------------------------------- stores and states
 
 
-def test_malformed_stores(ground, tmp_path):
-    shutil.copytree(ground.stores / "toy_classification", tmp_path / "data" / "toy_classification")
+def test_malformed_stores(toy_world, tmp_path):
+    shutil.copytree(toy_world.stores / "toy_classification", tmp_path / "data" / "toy_classification")
     path = tmp_path / "data" / "toy_classification" / "meta.json"
     good = json.loads(path.read_text())
     keys = ["format", "name", "task", "rows", "texts", "tokens", "negatives", "max_token_id", "eos_token_id", "sha256"]

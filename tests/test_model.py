@@ -21,8 +21,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from backbone import add_lora, attention_window, check_backbone, check_teacher, load_backbone
-from model import Embedder, FrozenEmbedder, backend_candidates, bucket_sizes, rectangle, settle_backend
+from model import Embedder, FrozenEmbedder, backend_candidates, bucket_sizes, choose_backend, rectangle
+from modeling.backbone import add_lora, attention_window, check_backbone, check_teacher, load_backbone
 
 LENGTHS = (5, 30, 1, 12, 2, 29, 17, 12)
 SMALL = {
@@ -88,10 +88,10 @@ def test_changing_one_text_moves_no_other_embedding(backend):
 def test_a_text_has_the_same_embedding_alone_and_in_company():
     model = Embedder(backbone(), "segments").eval()
     tokens, cu_seqlens, lengths = packed()
-    together = model(tokens, cu_seqlens, lengths)
+    process_group = model(tokens, cu_seqlens, lengths)
     for i, text in enumerate(tokens.split(cu_seqlens.diff().tolist())):
         alone = model(text, torch.tensor([0, len(text)], dtype=torch.int32), np.array([len(text)]))
-        torch.testing.assert_close(alone[0], together[i], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(alone[0], process_group[i], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("backend", ["segments", "buckets", "padded"])
@@ -166,10 +166,10 @@ def test_a_teacher_stays_frozen_and_in_eval_mode():
     assert not teacher(*packed()).requires_grad
 
 
-def test_every_backend_is_tried_before_training(ground):
+def test_every_backend_is_tried_before_training(toy_world):
     for backend in ("segments", "buckets", "padded"):
-        model = Embedder(load_backbone(str(ground.backbone), torch.float32)).train()
-        assert settle_backend(model, [backend]) == []
+        model = Embedder(load_backbone(str(toy_world.backbone), torch.float32)).train()
+        assert choose_backend(model, [backend]) == []
         assert (model.backend, model.training) == (backend, True)
 
 
@@ -185,7 +185,7 @@ def test_backends_are_tried_best_first():
 
 def test_a_model_that_looks_ahead_is_refused():
     config = BertConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"} | {"initializer_range": 0.02})
-    (problem,) = settle_backend(Embedder(backbone(config, torch.float32)), ["padded"])
+    (problem,) = choose_backend(Embedder(backbone(config, torch.float32)), ["padded"])
     assert problem.startswith("not causal")
 
 
@@ -195,9 +195,9 @@ def test_a_decoder_that_cannot_be_packed_gets_buckets_or_is_refused(kind):
     extra = {"layer_types": ["conv", "full_attention"], "num_key_value_heads": 2} if kind is Lfm2Config else {}
     config = kind(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **extra)
     model = Embedder(backbone(config, torch.float32))
-    assert settle_backend(model, ["segments", "buckets"]) == []
+    assert choose_backend(model, ["segments", "buckets"]) == []
     assert model.backend == "buckets"
-    (problem,) = settle_backend(Embedder(backbone(config, torch.float32)), ["segments"])
+    (problem,) = choose_backend(Embedder(backbone(config, torch.float32)), ["segments"])
     assert problem.startswith("attn_backend segments: cannot run here, or texts change each other's embeddings")
 
 
@@ -207,19 +207,19 @@ def test_sliding_windows_are_seen_and_get_buckets():
     assert attention_window(toy.config()) is None
     assert attention_window(Qwen2Config(**SMALL, sliding_window=4, use_sliding_window=False)) is None
     model = backbone(windowed)
-    assert settle_backend(Embedder(model), ["buckets"]) == []
+    assert choose_backend(Embedder(model), ["buckets"]) == []
     reference = Embedder(model, "padded")(*packed())
     torch.testing.assert_close(Embedder(model, "buckets")(*packed()), reference, rtol=1e-10, atol=1e-10)
 
 
-def test_weights_are_fp32_whatever_the_folder_holds(ground, tmp_path):
-    load_backbone(str(ground.backbone), torch.bfloat16).save_pretrained(tmp_path)
+def test_weights_are_fp32_whatever_the_folder_holds(toy_world, tmp_path):
+    load_backbone(str(toy_world.backbone), torch.bfloat16).save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).dtype == torch.bfloat16
     assert {p.dtype for p in load_backbone(str(tmp_path), torch.float32).parameters()} == {torch.float32}
 
 
-def test_what_does_not_fit_is_said_before_a_weight_is_loaded(ground, tmp_path):
-    path = str(ground.backbone)
+def test_what_does_not_fit_is_said_before_a_weight_is_loaded(toy_world, tmp_path):
+    path = str(toy_world.backbone)
     assert check_backbone(path, 511, 64, "auto", ["q_proj", "mlp.up_proj"])[1] == []
     _, problems = check_backbone(path, 512, 4096, "auto", ["q_proj", "w_pack"])
     assert len(problems) == 3
@@ -233,7 +233,7 @@ def test_what_does_not_fit_is_said_before_a_weight_is_loaded(ground, tmp_path):
     assert "no readable model config" in check_backbone(str(tmp_path / "empty"), 0, 64, "auto")[1][0]
 
 
-def test_a_window_shorter_than_the_texts_is_refused_for_packed_rows(ground, tmp_path):
+def test_a_window_shorter_than_the_texts_is_refused_for_packed_rows(toy_world, tmp_path):
     backbone(MistralConfig(**SMALL, sliding_window=16), torch.float32).save_pretrained(tmp_path)
     assert "no further than 16 tokens back" in check_backbone(str(tmp_path), 0, 64, "segments")[1][0]
     for backend in ("auto", "buckets", "padded"):
@@ -241,9 +241,9 @@ def test_a_window_shorter_than_the_texts_is_refused_for_packed_rows(ground, tmp_
     assert check_backbone(str(tmp_path), 0, 16, "segments")[1] == []
 
 
-def test_missing_and_damaged_weights_are_found_before_they_are_loaded(ground, tmp_path):
+def test_missing_and_damaged_weights_are_found_before_they_are_loaded(toy_world, tmp_path):
     folder = tmp_path / "model"
-    shutil.copytree(ground.backbone, folder)
+    shutil.copytree(toy_world.backbone, folder)
     weights = folder / "model.safetensors"
     data = weights.read_bytes()
     weights.write_bytes(data[:-100])
@@ -261,12 +261,12 @@ def test_missing_and_damaged_weights_are_found_before_they_are_loaded(ground, tm
     assert "not an index of safetensors files" in check_backbone(str(folder), 0, 64, "auto")[1][0]
 
 
-def test_a_student_wider_than_its_teacher_is_refused(ground, tmp_path):
+def test_a_student_wider_than_its_teacher_is_refused(toy_world, tmp_path):
     toy.config(hidden_size=16).save_pretrained(tmp_path)
-    student = AutoConfig.from_pretrained(ground.backbone)
+    student = AutoConfig.from_pretrained(toy_world.backbone)
     assert "hidden size 16, but the student's is 32" in check_teacher(str(tmp_path), student, 0)[-1]
-    assert check_teacher(str(ground.backbone), student, 511) == []
-    assert "token id 512" in check_teacher(str(ground.backbone), student, 512)[0]
+    assert check_teacher(str(toy_world.backbone), student, 511) == []
+    assert "token id 512" in check_teacher(str(toy_world.backbone), student, 512)[0]
 
 
 @pytest.mark.parametrize(("every", "again"), [(False, 0), (True, 4), (1, 4), (2, 2), (3, 2)])

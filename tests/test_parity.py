@@ -10,7 +10,7 @@ import torch
 from transformers import get_scheduler
 
 from losses import distillation_loss, hard_negative_loss, in_batch_loss, matryoshka_weights, over_prefixes
-from schedule import Schedule
+from training.schedule import Schedule
 
 T = 0.05
 
@@ -70,8 +70,8 @@ def test_schedule_is_the_published_one(kind):
     for step in range(100):
         published = optimizer.param_groups[0]["lr"]
         expected = max(published, schedule.floor) if step == 0 else published  # the first update had a rate of 0
-        assert schedule.rate(step) == pytest.approx(expected, rel=1e-9)
+        assert schedule.rate(step + 1) == pytest.approx(expected, rel=1e-9)
         optimizer.step()
         scheduler.step()
         optimizer.param_groups[0]["lr"] = max(optimizer.param_groups[0]["lr"], schedule.floor)
-    assert schedule.rate(99) >= schedule.floor
+    assert schedule.rate(100) >= schedule.floor

@@ -25,15 +25,14 @@ from conftest import read_metrics, tokenize
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import assemble
-import cache
-import plan
 import run
-from backbone import load_backbone
+from data import cache, plan
+from data.store_writer import StoreWriter, text_key
 from losses import hard_negative_loss, in_batch_loss
 from model import Embedder
-from store_writer import StoreWriter, text_key
-from utils import claim
+from modeling.backbone import load_backbone
+from runtime.resume import lock_folder
+from training import setup
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "tiny_run.json"
@@ -95,9 +94,9 @@ def test_the_resolved_configuration_runs_again_to_the_same_weights(train, tmp_pa
         assert torch.equal(weight, weights(second / "step_6")[name])
 
 
-def test_training_moves_every_weight_and_lowers_the_loss(train, ground):
+def test_training_moves_every_weight_and_lowers_the_loss(train, toy_world):
     folder = train(train_steps=60, log_interval=10, learning_rate=5e-3)
-    before = weights(ground.backbone)
+    before = weights(toy_world.backbone)
     assert all(not torch.equal(before[name], weight) for name, weight in weights(folder / "step_60").items())
     losses = [line["losses"]["toy_retrieval"]["in_batch"] for line in read_metrics(folder, "train")]
     assert losses[-1] < losses[0] - 1
@@ -123,19 +122,19 @@ def test_golden_losses(train):
         assert norm == pytest.approx(golden_norm, rel=1e-4)
 
 
-def test_the_first_step_is_the_equations(train, ground, settings):
+def test_the_first_step_is_the_equations(train, toy_world, settings):
     """Loss and gradient norm of step 1 worked out from the store by hand, one text at a time."""
     folder = train(train_steps=1, log_interval=1, max_seq_length=128)
     (line,) = read_metrics(folder, "train")
     args = run.arguments.parse(["--config", str(folder / "args.json")])[0]
-    stores, _ = cache.prepare(ground.stores, Path(settings["cache_dir"]))
+    stores, _ = cache.prepare(toy_world.stores, Path(settings["cache_dir"]))
     order = plan.Plan(tuple(plan.split_sizes(len(store.tuples))[0] for store in stores), 8, 0)
-    what = order.step(0)
+    what = order.step(1)
     store = stores[what.dataset]
     rows = plan.split_rows(what.rows, len(store.tuples))
     chosen = plan.choose_negatives(store.tuples[rows, 2:], args.negatives_for(store.task), 0, 0, rows)
 
-    model = Embedder(load_backbone(str(ground.backbone), torch.float32), "padded").train()
+    model = Embedder(load_backbone(str(toy_world.backbone), torch.float32), "padded").train()
 
     def embed(number: int) -> torch.Tensor:
         ids = torch.from_numpy(store.tokens[store.offsets[number] : store.offsets[number + 1]].astype(np.int64))
@@ -174,16 +173,16 @@ def test_backends_and_checkpointing_do_not_change_the_training(train):
     assert max(line["padding"] for line in runs["padded"]) > 0.2
 
 
-def only(ground, tmp_path, name: str = "toy_retrieval") -> str:
+def only(toy_world, tmp_path, name: str = "toy_retrieval") -> str:
     """A data folder with one of the toy stores."""
     folder = tmp_path / "only"
     folder.mkdir()
-    (folder / name).symlink_to(ground.stores / name)
+    (folder / name).symlink_to(toy_world.stores / name)
     return str(folder)
 
 
-def test_gather_without_grad_changes_the_gradient_on_one_process_too(train, ground, tmp_path):
-    path = only(ground, tmp_path)
+def test_gather_without_grad_changes_the_gradient_on_one_process_too(train, toy_world, tmp_path):
+    path = only(toy_world, tmp_path)
     full = train(experiment_id="full", train_steps=1, log_interval=1, train_data_path=path)
     detached = train(
         experiment_id="detached", train_steps=1, log_interval=1, train_data_path=path, gather_with_grad=False
@@ -193,8 +192,8 @@ def test_gather_without_grad_changes_the_gradient_on_one_process_too(train, grou
     assert abs(a["grad_norm"] - b["grad_norm"]) > 0.01 * a["grad_norm"]
 
 
-def test_temperature_and_matryoshka_reach_the_loss(train, ground, tmp_path):
-    path = only(ground, tmp_path)
+def test_temperature_and_matryoshka_reach_the_loss(train, toy_world, tmp_path):
+    path = only(toy_world, tmp_path)
 
     def first_loss(**keys) -> float:
         folder = train(experiment_id=f"r{len(list(tmp_path.glob('output/*')))}", train_steps=1, log_interval=1,
@@ -206,7 +205,7 @@ def test_temperature_and_matryoshka_reach_the_loss(train, ground, tmp_path):
     assert matryoshka > plain  # the full width has weight 1, and every prefix adds to it
 
 
-def test_distillation_pulls_towards_the_teacher(train, ground, tmp_path):
+def test_distillation_pulls_towards_the_teacher(train, toy_world, tmp_path):
     teacher = toy.make_backbone(tmp_path / "teacher", hidden_size=48, seed=7)
     before = weights(teacher)
     folder = train(train_steps=30, log_interval=10, teacher_model_path=str(teacher), kd_weight=50.0, learning_rate=5e-3)
@@ -216,40 +215,40 @@ def test_distillation_pulls_towards_the_teacher(train, ground, tmp_path):
     assert weights(folder / "step_30")["norm.weight"].shape == (32,)  # the student's, and only it, was saved
 
 
-def test_a_student_that_is_its_teacher_has_nothing_to_learn(train, ground):
-    folder = train(train_steps=1, log_interval=1, teacher_model_path=str(ground.backbone), kd_weight=1.0)
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(train, toy_world):
+    folder = train(train_steps=1, log_interval=1, teacher_model_path=str(toy_world.backbone), kd_weight=1.0)
     for kinds in read_metrics(folder, "train")[0]["losses"].values():
         assert kinds["distillation"] < 1e-10
 
 
-def test_zero_negatives_and_distillation(train, ground):
-    folder = train(num_hard_neg=0, teacher_model_path=str(ground.backbone))
+def test_zero_negatives_and_distillation(train, toy_world):
+    folder = train(num_hard_neg=0, teacher_model_path=str(toy_world.backbone))
     for line in read_metrics(folder, "train"):
         assert all(kinds["hard"] == 0 for kinds in line["losses"].values())
         assert np.isfinite(line["grad_norm"])
 
 
-def test_a_lone_held_out_tuple_has_no_in_batch_measure(train, ground, tmp_path):
+def test_a_lone_held_out_tuple_has_no_in_batch_measure(train, toy_world, tmp_path):
     toy.write_parquet(tmp_path / "raw" / "small.parquet", toy.raw_rows(40, 2))
-    assert tokenize(tmp_path / "raw", tmp_path / "small", ground.backbone, "--task", "retrieval") == 0
+    assert tokenize(tmp_path / "raw", tmp_path / "small", toy_world.backbone, "--task", "retrieval") == 0
     folder = train(train_data_path=str(tmp_path / "small"), validation_steps=4)
     (line,) = read_metrics(folder, "validation")
     assert "hard" in line["measures"]["small"]
     assert "in_batch" not in line["measures"]["small"]  # it would be 0 and look like a triumph
 
 
-def test_missing_negatives_train(train, ground, tmp_path):
+def test_missing_negatives_train(train, toy_world, tmp_path):
     rows = toy.raw_rows(30, 4)
     for i, row in enumerate(rows):
         row |= {f"negative_{k}": None for k in range(1 + i % 5, 5)}  # 0 to 4 negatives a tuple
     toy.write_parquet(tmp_path / "raw" / "gappy.parquet", rows)
-    assert tokenize(tmp_path / "raw", tmp_path / "gappy", ground.backbone, "--task", "retrieval") == 0
+    assert tokenize(tmp_path / "raw", tmp_path / "gappy", toy_world.backbone, "--task", "retrieval") == 0
     folder = train(train_data_path=str(tmp_path / "gappy"), validation_steps=2)
     assert all(np.isfinite(line["grad_norm"]) for line in read_metrics(folder, "train"))
     assert read_metrics(folder, "validation")
 
 
-def test_lora_trains_saves_and_reads_back(train, ground):
+def test_lora_trains_saves_and_reads_back(train, toy_world):
     folder = train(use_lora=True, lora_target_modules=["q_proj", "up_proj"], learning_rate=1e-2, train_steps=10)
     adapter = load_file(folder / "step_10" / "adapter_model.safetensors")
     assert len(adapter) == 2 * 2 * 2
@@ -277,10 +276,10 @@ def test_bf16_compute_keeps_fp32_weights_and_stays_near(train, monkeypatch):
     assert {weight.dtype for weight in weights(automatic / "step_4").values()} == {torch.bfloat16}
 
 
-def test_a_dataset_smaller_than_a_batch_trains(train, ground, tmp_path):
+def test_a_dataset_smaller_than_a_batch_trains(train, toy_world, tmp_path):
     for name, rows in (("two", 2), ("one", 1)):
         toy.write_parquet(tmp_path / "raw" / f"{name}.parquet", toy.raw_rows(rows, 2))
-    assert tokenize(tmp_path / "raw", tmp_path / "small", ground.backbone, "--task", "retrieval") == 0
+    assert tokenize(tmp_path / "raw", tmp_path / "small", toy_world.backbone, "--task", "retrieval") == 0
     folder = train(train_data_path=str(tmp_path / "small"), train_steps=-1, train_epochs=3, validation_steps=1)
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3 * 2
     assert (folder / "epoch_3").is_dir()
@@ -307,15 +306,15 @@ def test_a_run_is_never_overwritten(train, settings, capsys):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_all_problems_at_once_and_before_the_model_loads(settings, ground, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(assemble, "load_backbone", lambda *_: pytest.fail("a model was loaded"))
+def test_all_problems_at_once_and_before_the_model_loads(settings, toy_world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(setup, "load_backbone", lambda *_: pytest.fail("a model was loaded"))
     other = tmp_path / "other"
     toy.make_tokenizer(other, vocab_size=330)
     toy.config(vocab_size=100, hidden_size=16).save_pretrained(other)
     error = refused(
         capsys,
         *flags(settings, model_path=other, max_seq_length=2000, report_to="tensorbord", use_lora="true",
-               lora_target_modules="qproj", teacher_model_path=ground.root / "nowhere"),
+               lora_target_modules="qproj", teacher_model_path=toy_world.root / "nowhere"),
     )  # fmt: skip
     for line in (
         "report_to: 'tensorbord' is none of",
@@ -342,9 +341,9 @@ def test_a_wrong_key_does_not_hide_what_else_is_wrong(settings, tmp_path, capsys
 
 
 @pytest.mark.parametrize("changes", [{"num_hard_neg": 0}, {"train_data_path": "bare"}])
-def test_data_that_no_loss_applies_to_are_refused(settings, ground, tmp_path, capsys, changes):
+def test_data_that_no_loss_applies_to_are_refused(settings, toy_world, tmp_path, capsys, changes):
     toy.write_parquet(tmp_path / "raw" / "labels.parquet", [{"query": f"q{i}", "passage": "yes"} for i in range(9)])
-    assert tokenize(tmp_path / "raw", tmp_path / "bare", ground.backbone, "--task", "classification") == 0
+    assert tokenize(tmp_path / "raw", tmp_path / "bare", toy_world.backbone, "--task", "classification") == 0
     if "train_data_path" in changes:
         changes = {"train_data_path": tmp_path / "bare"}
     error = refused(capsys, *flags(settings, **changes))
@@ -355,31 +354,33 @@ def test_data_that_no_loss_applies_to_are_refused(settings, ground, tmp_path, ca
 def test_two_runs_of_one_name_do_not_mix(train, settings):
     folder = train()
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    lock = claim(folder)  # as another process at work would hold it
+    lock = lock_folder(folder)  # as another process at work would hold it
     with pytest.raises(SystemExit, match="another run is at work there"):
         train()
     lock.release()
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_model_that_is_not_finite_stops_after_a_few_updates(train, ground, settings, tmp_path, monkeypatch, capsys):
+def test_a_model_that_is_not_finite_stops_after_a_few_updates(
+    train, toy_world, settings, tmp_path, monkeypatch, capsys
+):
     folder = tmp_path / "nan"
-    shutil.copytree(ground.backbone, folder)
+    shutil.copytree(toy_world.backbone, folder)
     weights = load_file(folder / "model.safetensors")
     weights["layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(SystemExit, match="a text's state is not finite"):
         train(model_path=str(folder))
-    monkeypatch.setattr(assemble, "settle_backend", lambda *_: [])
+    monkeypatch.setattr(setup, "settle_backend", lambda *_: [])
     with pytest.raises(AssertionError):  # exit status 1
         train(model_path=str(folder), log_interval=1, experiment_id="again")
     assert re.search(r"step 4: the gradient is nan: tuples .*; 4 updates in a row", capsys.readouterr().err)
     assert not list(Path(settings["output_dir"]).glob("*/step_*"))
 
 
-def test_a_model_whose_weights_are_another_ones_is_named(train, ground, tmp_path):
+def test_a_model_whose_weights_are_another_ones_is_named(train, toy_world, tmp_path):
     folder = tmp_path / "odd"
-    shutil.copytree(ground.backbone, folder)
+    shutil.copytree(toy_world.backbone, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 80}))
     with pytest.raises(SystemExit, match=r"its weights do not fit its config\.json"):
@@ -390,24 +391,26 @@ def test_a_tracker_that_is_not_installed_is_refused(settings, capsys):
     assert "report_to: swanlab is not installed" in refused(capsys, *flags(settings, report_to="swanlab"))
 
 
-def test_a_model_without_weights_and_a_cut_one_are_refused(settings, ground, tmp_path, capsys):
+def test_a_model_without_weights_and_a_cut_one_are_refused(settings, toy_world, tmp_path, capsys):
     folder = tmp_path / "model"
-    shutil.copytree(ground.backbone, folder)
+    shutil.copytree(toy_world.backbone, folder)
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
     assert "damaged or cut short" in refused(capsys, *flags(settings, model_path=folder))
     assert "damaged or cut short" in refused(capsys, *flags(settings, teacher_model_path=folder))
 
 
-def test_a_teacher_with_a_smaller_vocabulary_is_refused(settings, ground, tmp_path, capsys):
+def test_a_teacher_with_a_smaller_vocabulary_is_refused(settings, toy_world, tmp_path, capsys):
     folder = tmp_path / "teacher"
-    shutil.copytree(ground.backbone, folder)
+    shutil.copytree(toy_world.backbone, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
     assert "teacher_model_path: the data hold token id" in refused(capsys, *flags(settings, teacher_model_path=folder))
 
 
-def test_published_data_that_do_not_fit_the_model_are_refused_after_the_conversion(settings, ground, tmp_path, capsys):
+def test_published_data_that_do_not_fit_the_model_are_refused_after_the_conversion(
+    settings, toy_world, tmp_path, capsys
+):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "tasks.json").write_text('{"x": "retrieval"}')
     ids = [[600, 5]] * 4
@@ -426,7 +429,7 @@ def test_a_missing_model_says_how_to_get_one(settings, capsys, path):
     assert "hf download Qwen/Qwen3-0.6B" in refused(capsys, *flags(settings, model_path=path))
 
 
-def test_half_written_and_damaged_data_are_refused(settings, ground, tmp_path, capsys):
+def test_half_written_and_damaged_data_are_refused(settings, toy_world, tmp_path, capsys):
     folder = tmp_path / "data"
     (folder / "broken").mkdir(parents=True)
     (folder / "broken" / "tokens.npy").write_bytes(b"")
@@ -435,7 +438,7 @@ def test_half_written_and_damaged_data_are_refused(settings, ground, tmp_path, c
     assert "no dataset in it" in refused(capsys, *flags(settings, train_data_path=folder))
 
 
-def test_another_eos_is_refused(settings, ground, tmp_path, capsys):
+def test_another_eos_is_refused(settings, toy_world, tmp_path, capsys):
     writer = StoreWriter(tmp_path / "data" / "x", 0, {})
     writer.add_texts([text_key(b"a"), text_key(b"b")], np.array([1, 5, 2, 5]), np.array([2, 2]))
     writer.add_tuples(np.array([[0, 1]]))

@@ -13,10 +13,10 @@ import pytest
 import toy
 from conftest import tokenize
 
-import raw_tuples
 import tokenize_data_qwen
-from token_store import open_store
-from tokenizer import load_tokenizer
+from data import raw_files
+from data.token_store import open_store
+from modeling.tokenizer import load_tokenizer
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -44,23 +44,23 @@ def raw(tmp_path):
     return folder
 
 
-def test_stores_hold_the_texts_that_went_in(ground):
-    tokenizer, _ = load_tokenizer(str(ground.backbone))
-    store = open_store(ground.stores / "toy_retrieval")
+def test_stores_hold_the_texts_that_went_in(toy_world):
+    tokenizer, _ = load_tokenizer(str(toy_world.backbone))
+    store = open_store(toy_world.stores / "toy_retrieval")
     rows = toy.raw_rows(200, 24, seed=1)
     assert texts_of(store, tokenizer) == [list(row.values()) for row in rows]
     assert store.task == "retrieval"
-    labels = open_store(ground.stores / "toy_classification")
+    labels = open_store(toy_world.stores / "toy_classification")
     assert len(labels.offsets) - 1 < 3 * len(labels.tuples)  # two label texts, stored once each
     assert len(np.unique(labels.tuples[:, 1:])) == 2
 
 
-def test_same_input_same_bytes(ground, tmp_path):
-    assert tokenize(ground.raw, tmp_path / "again", ground.backbone) == 0
-    assert contents(tmp_path / "again") == contents(ground.stores)
+def test_same_input_same_bytes(toy_world, tmp_path):
+    assert tokenize(toy_world.raw, tmp_path / "again", toy_world.backbone) == 0
+    assert contents(tmp_path / "again") == contents(toy_world.stores)
 
 
-def test_column_styles_and_formats_give_the_same_store(ground, raw, tmp_path):
+def test_column_styles_and_formats_give_the_same_store(toy_world, raw, tmp_path):
     rows = toy.raw_rows(20, 3)
     toy.write_parquet(raw / "published.parquet", rows)
     write_jsonl(raw / "lines.jsonl", rows)
@@ -70,7 +70,7 @@ def test_column_styles_and_formats_give_the_same_store(ground, raw, tmp_path):
     lists = [{"query": r["query"], "pos": [r["passage"]], "neg": [r[k] for k in negatives]} for r in rows]
     toy.write_parquet(raw / "flag.parquet", lists)
     write_jsonl(raw / "flag_lines.jsonl", lists)
-    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval") == 0
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval") == 0
     stores = [open_store(tmp_path / "stores" / path.stem) for path in sorted(raw.iterdir())]
     assert len(stores) == 5
     for store in stores:
@@ -80,32 +80,32 @@ def test_column_styles_and_formats_give_the_same_store(ground, raw, tmp_path):
         assert np.array_equal(store.tuples, stores[0].tuples)
 
 
-def test_several_positives_give_several_tuples_and_lists_may_differ_in_length(ground, raw, tmp_path):
+def test_several_positives_give_several_tuples_and_lists_may_differ_in_length(toy_world, raw, tmp_path):
     write_jsonl(
         raw / "x.jsonl",
         [{"query": "q1", "pos": ["p1", "p2"], "neg": ["n1"]}, {"query": "q2", "pos": ["p3"], "neg": []}],
     )
-    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "x=clustering") == 0
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "x=clustering") == 0
     store = open_store(tmp_path / "stores" / "x")
-    tokenizer, _ = load_tokenizer(str(ground.backbone))
+    tokenizer, _ = load_tokenizer(str(toy_world.backbone))
     assert texts_of(store, tokenizer) == [["q1", "p1", "n1"], ["q1", "p2", "n1"], ["q2", "p3", None]]
     assert store.task == "clustering"
 
 
-def test_missing_negatives_are_allowed(ground, raw, tmp_path):
+def test_missing_negatives_are_allowed(toy_world, raw, tmp_path):
     rows = [{"query": "q1", "passage": "p1", "negative_1": None, "negative_2": "n"},
             {"query": "q2", "passage": "p2", "negative_1": "", "negative_2": None}]  # fmt: skip
     toy.write_parquet(raw / "some.parquet", rows)
     toy.write_parquet(raw / "none.parquet", [{"query": "q", "passage": "p"}] * 3)
-    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval") == 0
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval") == 0
     some = open_store(tmp_path / "stores" / "some")
     assert (some.tuples[:, 2:] >= 0).tolist() == [[False, True], [False, False]]
     assert open_store(tmp_path / "stores" / "none").tuples.shape == (3, 2)
 
 
-def test_done_files_are_skipped_and_other_inputs_are_refused(ground, raw, tmp_path, capsys):
+def test_done_files_are_skipped_and_other_inputs_are_refused(toy_world, raw, tmp_path, capsys):
     toy.write_parquet(raw / "a.parquet", toy.raw_rows(10, 2))
-    arguments = (raw, tmp_path / "stores", ground.backbone, "--task", "retrieval")
+    arguments = (raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval")
     assert tokenize(*arguments) == 0
     before, stamp = contents(tmp_path / "stores"), (tmp_path / "stores" / "a" / "meta.json").stat().st_mtime_ns
     capsys.readouterr()
@@ -125,12 +125,12 @@ def test_done_files_are_skipped_and_other_inputs_are_refused(ground, raw, tmp_pa
     assert open_store(tmp_path / "stores" / "a").meta["max_seq_length"] == 32
 
 
-def test_an_interrupted_run_continues_to_the_same_bytes(ground, raw, tmp_path, monkeypatch):
+def test_an_interrupted_run_continues_to_the_same_bytes(toy_world, raw, tmp_path, monkeypatch):
     toy.write_parquet(raw / "a.parquet", toy.raw_rows(50, 2))
     monkeypatch.setattr(tokenize_data_qwen, "BATCH_TEXTS", 28)
     monkeypatch.setattr(tokenize_data_qwen, "COMMIT_ROWS", 14)
     arguments = ("--task", "retrieval", "--max_rows", "33")
-    assert tokenize(raw, tmp_path / "whole", ground.backbone, *arguments) == 0
+    assert tokenize(raw, tmp_path / "whole", toy_world.backbone, *arguments) == 0
     calls, add = [], tokenize_data_qwen.add_tuples
 
     def dies_at_the_fifth(*args):
@@ -141,40 +141,40 @@ def test_an_interrupted_run_continues_to_the_same_bytes(ground, raw, tmp_path, m
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(tokenize_data_qwen, "add_tuples", dies_at_the_fifth)
-        tokenize(raw, tmp_path / "stores", ground.backbone, *arguments)
+        tokenize(raw, tmp_path / "stores", toy_world.backbone, *arguments)
     assert not (tmp_path / "stores" / "a").exists()
     skipped = []
-    read = raw_tuples.read
+    read = raw_files.read
 
     def spy(path, columns, rows, skip=0):
         skipped.append(skip)
         return read(path, columns, rows, skip)
 
-    monkeypatch.setattr(raw_tuples, "read", spy)
-    assert tokenize(raw, tmp_path / "stores", ground.backbone, *arguments) == 0
+    monkeypatch.setattr(raw_files, "read", spy)
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, *arguments) == 0
     assert skipped[-1] == 28  # four batches of seven had been committed: it went on there
     assert contents(tmp_path / "stores") == contents(tmp_path / "whole")
 
 
-def test_max_rows_samples_as_pandas_does(ground, raw, tmp_path):
+def test_max_rows_samples_as_pandas_does(toy_world, raw, tmp_path):
     rows = toy.raw_rows(40, 1)
     toy.write_parquet(raw / "a.parquet", rows)
-    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval", "--max_rows", "15") == 0
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval", "--max_rows", "15") == 0
     sampled = pandas.DataFrame(rows).sample(n=15, random_state=42)
-    tokenizer, _ = load_tokenizer(str(ground.backbone))
+    tokenizer, _ = load_tokenizer(str(toy_world.backbone))
     found = texts_of(open_store(tmp_path / "stores" / "a"), tokenizer)
     assert sorted(row[0] for row in found) == sorted(sampled["query"])
     assert [row[0] for row in found] == [row["query"] for i, row in enumerate(rows) if i in set(sampled.index)]
 
 
-def test_bad_rows_are_named_and_left_out_only_when_told(ground, raw, tmp_path, capsys):
+def test_bad_rows_are_named_and_left_out_only_when_told(toy_world, raw, tmp_path, capsys):
     rows = [{k: str(v) for k, v in row.items()} for row in toy.raw_rows(8, 2)]
     rows[2]["query"] = "  "
     rows[4]["query"] = None
     rows[5]["passage"] = ""
     rows[6]["negative_2"] = rows[6]["passage"]
     toy.write_parquet(raw / "a.parquet", rows)
-    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval") == 2
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval") == 2
     error = capsys.readouterr().err
     assert "3 problems" in error
     assert "2 rows with an empty or null query (row 2, 4, counted from 0)" in error
@@ -182,12 +182,12 @@ def test_bad_rows_are_named_and_left_out_only_when_told(ground, raw, tmp_path, c
     assert "1 row with a positive that is also its negative (row 6" in error
     assert "--skip_bad_rows true" in error
     assert not (tmp_path / "stores").exists()
-    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval", "--skip_bad_rows", "true") == 0
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval", "--skip_bad_rows", "true") == 0
     assert "4 skipped" in capsys.readouterr().out
     assert len(open_store(tmp_path / "stores" / "a").tuples) == 4
 
 
-def test_everything_wrong_is_said_at_once_and_nothing_is_written(ground, raw, tmp_path, capsys):
+def test_everything_wrong_is_said_at_once_and_nothing_is_written(toy_world, raw, tmp_path, capsys):
     (raw / "not_parquet.parquet").write_bytes(b"this is no Parquet file, whatever its name says")
     (raw / "empty.parquet").write_bytes(b"")
     (raw / "no_json.jsonl").write_text("query,passage\n")
@@ -197,7 +197,7 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_written(ground, raw, tm
     toy.write_parquet(raw / "bad name.parquet", toy.raw_rows(3, 1))
     toy.write_parquet(raw / "unknown.parquet", toy.raw_rows(3, 1))
     (raw / "tasks.json").write_text('{"numbers": "retrieval", "no_column": "sorting"}')
-    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "good=ranking") == 2
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "good=ranking") == 2
     error = capsys.readouterr().err
     for line in (
         "not_parquet.parquet: not a Parquet file",
@@ -224,27 +224,27 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_written(ground, raw, tm
         (["--max_seq_length", "1"], "--max_seq_length must be at least 2"),
     ],
 )
-def test_wrong_flags(ground, raw, tmp_path, capsys, flags, message):
+def test_wrong_flags(toy_world, raw, tmp_path, capsys, flags, message):
     toy.write_parquet(raw / "a.parquet", toy.raw_rows(3, 1))
-    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval", *flags) == 2
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval", *flags) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_folder_without_data_is_an_error(ground, raw, tmp_path, capsys):
-    assert tokenize(raw, tmp_path / "stores", ground.backbone) == 2
+def test_a_folder_without_data_is_an_error(toy_world, raw, tmp_path, capsys):
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone) == 2
     assert "no .parquet or .jsonl file" in capsys.readouterr().err
 
 
-def test_what_comes_late_in_a_large_jsonl_is_read(ground, raw, tmp_path):
+def test_what_comes_late_in_a_large_jsonl_is_read(toy_world, raw, tmp_path):
     # `datasets` fixes columns and types by the first 10 MB; a scan of all keys does not.
     filler = "word " * 1000
     rows = [{"query": f"q{i}", "passage": f"p{i} {filler}"} for i in range(2200)]
     rows.append({"query": "last", "passage": "p", "negative_2": "late", "meta": {"pos": 1}})
     write_jsonl(raw / "x.jsonl", rows)
     assert (raw / "x.jsonl").stat().st_size > 11e6
-    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval") == 0
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval") == 0
     store = open_store(tmp_path / "stores" / "x")
-    tokenizer, _ = load_tokenizer(str(ground.backbone))
+    tokenizer, _ = load_tokenizer(str(toy_world.backbone))
     assert texts_of(store, tokenizer)[-1] == ["last", "p", "late"]
     assert (store.tuples[:-1, 2] == -1).all()
 
@@ -259,49 +259,49 @@ def test_what_comes_late_in_a_large_jsonl_is_read(ground, raw, tmp_path):
         ("\udcff", "row 1 (counted from 0) is not UTF-8: save"),
     ],
 )
-def test_a_bad_line_is_named(ground, raw, tmp_path, capsys, line, message):
+def test_a_bad_line_is_named(toy_world, raw, tmp_path, capsys, line, message):
     text = '{"query": "q", "passage": "p"}\n\n' + line + "\n"
     (raw / "x.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
-    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval") == 2
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval") == 2
     assert message in capsys.readouterr().err
 
 
-def test_other_encodings_of_text_columns_are_read(ground, raw, tmp_path):
+def test_other_encodings_of_text_columns_are_read(toy_world, raw, tmp_path):
     rows = toy.raw_rows(9, 2)
     table = pa.Table.from_pylist(rows)
     pq.write_table(table, raw / "plain.parquet")
     wide = {name: table[name].cast(pa.large_string()) for name in table.column_names}
     pq.write_table(pa.table(wide | {"passage": table["passage"].dictionary_encode()}), raw / "other.parquet")
-    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval") == 0
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval") == 0
     plain, other = (open_store(tmp_path / "stores" / name) for name in ("plain", "other"))
     assert np.array_equal(plain.tokens, other.tokens)
     assert np.array_equal(plain.tuples, other.tuples)
 
 
-def test_negatives_that_are_cut_to_their_positive_are_left_out_and_counted(ground, raw, tmp_path, capsys):
+def test_negatives_that_are_cut_to_their_positive_are_left_out_and_counted(toy_world, raw, tmp_path, capsys):
     long = "one two three four five six seven eight nine ten"
     row = {"query": "q", "passage": f"{long} yes", "negative_1": f"{long} no", "negative_2": "other"}
     toy.write_parquet(raw / "x.parquet", [row])
-    assert tokenize(raw, tmp_path / "stores", ground.backbone, "--task", "retrieval", "--max_seq_length", "8") == 0
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval", "--max_seq_length", "8") == 0
     assert "1 negatives cut to their positive" in capsys.readouterr().out
     assert open_store(tmp_path / "stores" / "x").tuples[0, 2:].tolist() == [-1, 3]
 
 
-def test_a_folder_that_is_no_store_is_left_alone(ground, raw, tmp_path, capsys):
+def test_a_folder_that_is_no_store_is_left_alone(toy_world, raw, tmp_path, capsys):
     toy.write_parquet(raw / "x.parquet", toy.raw_rows(3, 1))
     mine = tmp_path / "stores" / "x" / "thesis.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    arguments = (raw, tmp_path / "stores", ground.backbone, "--task", "retrieval", "--overwrite", "true")
+    arguments = (raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval", "--overwrite", "true")
     assert tokenize(*arguments) == 2
     assert "is no token store and would be replaced" in capsys.readouterr().err
     assert mine.read_text() == "mine"
 
 
-def test_an_output_folder_below_a_file_is_refused(ground, raw, tmp_path, capsys):
+def test_an_output_folder_below_a_file_is_refused(toy_world, raw, tmp_path, capsys):
     toy.write_parquet(raw / "x.parquet", toy.raw_rows(3, 1))
     (tmp_path / "file").write_text("")
-    assert tokenize(raw, tmp_path / "file" / "stores", ground.backbone, "--task", "retrieval") == 2
+    assert tokenize(raw, tmp_path / "file" / "stores", toy_world.backbone, "--task", "retrieval") == 2
     assert "file is a file" in capsys.readouterr().err
 
 
@@ -310,7 +310,7 @@ def test_parquet_is_read_on_from_any_row_page_by_page(tmp_path, skip):
     path, names = tmp_path / "a.parquet", ["query", "passage"]
     texts = [f"text {number}" for number in range(30)]
     pq.write_table(pa.table({"query": texts, "passage": texts[::-1]}), path, row_group_size=10)
-    parts = list(raw_tuples.read(path, raw_tuples.find_columns(names), 7, skip))
+    parts = list(raw_files.read(path, raw_files.find_columns(names), 7, skip))
     assert all(len(part) <= 7 for part in parts)
     assert [row for part in parts for row in part.to_pylist()] == [
         {"query": query, "passage": passage} for query, passage in zip(texts[skip:], texts[::-1][skip:], strict=True)
@@ -322,7 +322,7 @@ def test_a_large_row_group_is_never_held_whole(tmp_path):
     texts = pa.array([f"{number}{text}" for number in range(200_000)])
     pq.write_table(pa.table({"query": texts, "passage": texts}), path, row_group_size=2**20, compression="none")
     held = []
-    for _ in raw_tuples.read(path, raw_tuples.find_columns(["query", "passage"]), 1000):
+    for _ in raw_files.read(path, raw_files.find_columns(["query", "passage"]), 1000):
         held.append(pa.total_allocated_bytes())
     assert len(held) == 200
     assert max(held) - texts.nbytes < path.stat().st_size / 4  # 43 MB in all

@@ -8,7 +8,7 @@ The base model is the one that the adapter names; merging is done, and saved, in
 import sys
 from pathlib import Path
 
-import model_folder
+from export import model_folder
 
 
 def main(argv: list[str]) -> int:

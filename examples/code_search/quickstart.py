@@ -20,9 +20,12 @@ from pathlib import Path
 
 import transformers
 
+from retrieval.encode import embed
+from retrieval.metrics import metrics
+from retrieval.search import BM25, top
 from tools.plot_run import plot
 
-from . import backbone, corpus, evaluate, tuples
+from . import backbone, corpus, tuples
 from .corpus import Function
 
 FOLDER = Path("quickstart")  # holds everything this command makes; an earlier one is kept as quickstart.N
@@ -88,13 +91,13 @@ def show_search(library: list[Function], untrained: Path, trained: Path, max_len
     queries = [tuples.instruct(tuples.SEARCH, function.query) for function in functions]
     rows = {}
     for name, folder in {"untrained backbone": untrained, "trained": trained}.items():
-        vectors = (evaluate.embed(folder, texts, max_length) for texts in (queries, passages))
-        rows[name] = evaluate.metrics(evaluate.top(*vectors, k=10))
-    rows["BM25"] = evaluate.metrics(tuples.Lexical(passages).search([f.query for f in functions], 10))
+        vectors = (embed(folder, texts, max_length) for texts in (queries, passages))
+        rows[name] = metrics(top(*vectors, k=10))
+    rows["BM25"] = metrics(BM25(passages).search([f.query for f in functions], 10))
     print(table(rows))
     title(f"what the trained model finds in all {len(library):,} of them")
-    asked = evaluate.embed(trained, [tuples.instruct(tuples.SEARCH, query) for query in QUERIES], max_length)
-    answers = evaluate.top(asked, evaluate.embed(trained, [f.passage for f in library], max_length), k=3)
+    asked = embed(trained, [tuples.instruct(tuples.SEARCH, query) for query in QUERIES], max_length)
+    answers = top(asked, embed(trained, [f.passage for f in library], max_length), k=3)
     for query, best in zip(QUERIES, answers, strict=True):
         print(query)
         for rank, function in enumerate((library[i] for i in best), start=1):

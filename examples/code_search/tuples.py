@@ -7,14 +7,13 @@ code_loops      classification   a function -> whether it loops, as a text; the 
 
 import json
 import random
-import re
 from collections import defaultdict
 from pathlib import Path
 
-import bm25s
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from retrieval.search import BM25
 
 from .corpus import Function
 
@@ -24,7 +23,6 @@ SMALL_PACKAGE = 300  # functions
 SEARCH = "Retrieve the most relevant code snippet for the given query."
 PACKAGES = "Identify the package that the given function belongs to."
 LOOPS = "Classify whether the given function contains a loop."
-_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 LABELS = ("The function runs straight through.", "The function contains a loop.")
 
 
@@ -48,7 +46,7 @@ def search_tuples(functions: list[Function], rng: random.Random, rows: int) -> l
     table = []
     for members in _groups(functions):
         chosen = [f for f in members if rng.random() < rows / len(functions)]
-        index = Lexical([f.passage for f in members])
+        index = BM25([f.passage for f in members])
         ranked = index.search([f.query for f in chosen], min(3 * NEGATIVES, len(members))) if chosen else []
         for own, candidates in zip(chosen, ranked, strict=True):
             others = [members[j] for j in candidates[SKIPPED_RANKS:]]
@@ -97,23 +95,6 @@ def loop_tuples(functions: list[Function], rng: random.Random, rows: int) -> lis
 def instruct(instruction: str, text: str) -> str:
     """A query as the reports write it."""
     return f"Instruct: {instruction}\nQuery: {text}"
-
-
-class Lexical:
-    """BM25 over passages; identifiers are split at underscores and capitals."""
-
-    def __init__(self, passages: list[str]):
-        self.index = bm25s.BM25()
-        self.index.index(_words(passages), show_progress=False)
-
-    def search(self, queries: list[str], k: int) -> np.ndarray:
-        """Numbers of the k best passages for each query, best first: int [queries, k]."""
-        return self.index.retrieve(_words(queries), k=k, show_progress=False, n_threads=-1, return_as="documents")
-
-
-def _words(texts: list[str]):
-    spaced = [_CAPITAL.sub(" ", text) for text in texts]
-    return bm25s.tokenize(spaced, token_pattern=r"[a-z]+|[0-9]+", stopwords="en", show_progress=False)
 
 
 def _write(path: Path, rows: list[tuple[str, ...]]) -> None:

@@ -1,0 +1,220 @@
+"""Which tuples at which step, which of their negatives, and on which process: numbers only, no data.
+
+The order of the data is a pure function of (seed, step, global batch): there is no iterator and no
+state, so to resume is to continue at an integer, and 1, 2 and 4 processes with the same global batch
+see the same batches. All randomness is a 64-bit counter hash, so it depends on no library's version.
+
+Rules, each pinned in tests/data/test_plan.py:
+
+- every training tuple of every dataset comes exactly once per epoch;
+- a global batch comes from one dataset. All batches are full but the last two of a dataset, which
+  share what is left evenly; a dataset smaller than one batch is one smaller batch. Nothing is
+  dropped and nothing is repeated, so no tuple can meet itself as a negative;
+- datasets are drawn with probability proportional to their number of batches until exhausted;
+- 1 % of each dataset, at least one tuple, is held out for validation (of a one-tuple dataset none).
+"""
+
+import heapq
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+HELD_OUT = 0.01  # share of each dataset, as published
+SPLIT_SEED = 0  # as published; not the run's seed, so that runs with other seeds share their validation set
+SORTED_ROWS = 4096  # up to here a whole permutation is made: a third of a millisecond
+_MIX = tuple((np.uint64(a), np.uint64(b)) for a, b in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)))
+_LAST = np.uint64(31)
+_ORDER, _ROWS, _NEGATIVES, _SPLIT, _DROPOUT = range(5)  # one stream of random numbers each
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one global batch holds: `rows` [m] int64 are training rows 0 .. n-1 of dataset number `dataset`."""
+
+    dataset: int
+    epoch: int
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of the training data.
+
+    Args:
+        sizes: training tuples of each dataset.
+        global_batch: tuples of one step, over all processes.
+        seed: the run's seed.
+    """
+
+    sizes: tuple[int, ...]
+    global_batch: int
+    seed: int
+
+    @cached_property
+    def batches(self) -> tuple[int, ...]:
+        """Global batches of each dataset in one epoch."""
+        return tuple(-(-size // self.global_batch) for size in self.sizes)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer updates of one pass over all datasets."""
+        return sum(self.batches)
+
+    def step(self, step: int) -> Step:
+        """The global batch of step 1, 2, 3, ..., counted over all epochs."""
+        epoch, within = divmod(step - 1, self.steps_per_epoch)
+        order = dataset_order(self.batches, _key(self.seed, _ORDER, epoch))
+        dataset = int(order[within])
+        number = int((order[:within] == dataset).sum())  # how many of its batches came before
+        positions = np.arange(*batch_bounds(self.sizes[dataset], self.global_batch, number))
+        return Step(dataset, epoch, shuffled(self.sizes[dataset], _key(self.seed, _ROWS, epoch, dataset), positions))
+
+    def dropout_seed(self, step: int, rank: int) -> int:
+        """What seeds the dropout of one process in step 1, 2, ...: no random state runs on from step to step."""
+        return _key(self.seed, _DROPOUT, step - 1, rank)
+
+
+def batch_bounds(rows: int, batch: int, number: int) -> tuple[int, int]:
+    """Where batch `number` of a dataset's epoch begins and ends: full batches, then two that share the rest evenly.
+
+    >>> [batch_bounds(10, 4, number) for number in range(3)]
+    [(0, 4), (4, 7), (7, 10)]
+
+    A last batch of a single tuple would have an in-batch loss of exactly 0 and weigh as much as any other.
+    """
+    count = -(-rows // batch)
+    tail = rows - max(count - 2, 0) * batch  # what the last two batches hold together
+    cuts = [number * batch, (number + 1) * batch]
+    return tuple(cut if cut <= rows - tail else rows if cut >= count * batch else rows - tail // 2 for cut in cuts)
+
+
+@lru_cache(maxsize=2)
+def dataset_order(counts: tuple[int, ...], key: int) -> np.ndarray:
+    """The dataset of each step of an epoch, int64 [sum(counts)].
+
+    F2LLM report: draw a source with probability proportional to its number of batches, until it is
+    exhausted. Done at once: give dataset i a Poisson process of rate counts[i] and take its first
+    counts[i] arrivals. In merged processes each next arrival belongs to i with probability
+    proportional to its rate, whatever came before; leaving out exhausted datasets keeps the odds of
+    the others. So sorting all arrival times is the published draw.
+    """
+    datasets = np.repeat(np.arange(len(counts)), counts)
+    gaps = -np.log1p(-_uniform(_hash(key, np.arange(len(datasets))))) / np.asarray(counts)[datasets]
+    starts = np.cumsum([0, *counts[:-1]])[datasets]  # where each dataset's gaps begin
+    sums = np.cumsum(gaps)
+    arrivals = sums - (sums - gaps)[starts]
+    return datasets[np.argsort(arrivals, kind="stable")]
+
+
+def shuffled(rows: int, key: int, positions: np.ndarray) -> np.ndarray:
+    """What stands at `positions` in the permutation of range(rows) that `key` names; int64, same shape.
+
+    Few rows are sorted by their hash. For many, a Feistel network over the next power of four is walked
+    until the value falls inside: bijective whatever the round function, and no array of `rows` numbers
+    is ever made (6 million rows would cost 48 MB and half a second an epoch, on every process).
+    """
+    if rows <= SORTED_ROWS:
+        return np.argsort(_hash(key, np.arange(rows)), kind="stable")[positions]
+    half = ((rows - 1).bit_length() + 1) // 2
+    values = positions.astype(np.int64)
+    outside = np.ones(values.shape, bool)
+    while outside.any():
+        left, right = values[outside] >> half, values[outside] & ((1 << half) - 1)
+        for table in _rounds(key, half):
+            left, right = right, left ^ table[right]
+        values[outside] = left << half | right
+        outside = values >= rows
+    return values
+
+
+@lru_cache(maxsize=64)
+def _rounds(key: int, half: int) -> np.ndarray:
+    """The round functions of a Feistel network on 2 * `half` bits, int64 [8, 2^half]: 256 KiB for 16 million rows.
+
+    As tables, because a batch asks for few values at a time: looking them up takes a sixth of the time of hashing.
+    """
+    mask = np.uint64((1 << half) - 1)
+    inputs = np.arange(1 << half)
+    return np.stack([_hash(key + number, inputs) & mask for number in range(8)]).astype(np.int64)
+
+
+def split_sizes(rows: int) -> tuple[int, int]:
+    """(training tuples, held-out tuples) of a dataset of `rows` tuples."""
+    held_out = max(1, int(rows * HELD_OUT)) if rows > 1 else 0
+    return rows - held_out, held_out
+
+
+def split_rows(rows: np.ndarray, size: int, held_out: bool = False) -> np.ndarray:
+    """Rows of a dataset of `size` tuples for rows of its training part (or of its held-out part), int64, same shape.
+
+    The held-out part is the head of one fixed permutation of the dataset, the training part its tail.
+    """
+    _, head = split_sizes(size)
+    return shuffled(size, _key(SPLIT_SEED, _SPLIT), rows if held_out else rows + head)
+
+
+def choose_negatives(negatives: np.ndarray, count: int, seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
+    """Draw `count` negatives a tuple without replacement, int [m, min(count, K)]; -1 where fewer exist.
+
+    A pure function of (seed, epoch, row): another process count, batch size or resume draws the same.
+
+    Args:
+        negatives: [m, K] text numbers, -1 = missing.
+        rows: [m] the tuples' rows in their store.
+    """
+    slots = negatives.shape[1]
+    keys = _hash(_key(seed, _NEGATIVES, epoch), rows[:, None] * max(slots, 1) + np.arange(slots))  # [m, K]
+    keys[negatives < 0] = np.iinfo(np.uint64).max  # missing ones sort last
+    chosen = np.argsort(keys, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(negatives, chosen, axis=1)
+
+
+def deal(costs: np.ndarray, world: int) -> list[np.ndarray]:
+    """Deal the rows of a global batch to `world` processes such that the costs of all come out alike.
+
+    Longest first, each to the process with the least so far. The loss does not depend on it: gathering is exact for
+    any number of rows on a process.
+
+    Args:
+        costs: [m] tokens of each row.
+
+    Returns:
+        The rows of each process, ascending; some processes have none where m < world.
+    """
+    if world == 1:
+        return [np.arange(len(costs))]
+    loads, hands = [(0, rank) for rank in range(world)], [[] for _ in range(world)]
+    for row in np.argsort(-costs, kind="stable").tolist():
+        load, rank = heapq.heappop(loads)
+        hands[rank].append(row)
+        heapq.heappush(loads, (load + int(costs[row]), rank))
+    return [np.array(sorted(hand), np.int64) for hand in hands]
+
+
+# --------------------------------------------------------------------------------- counter hashing
+
+
+@lru_cache(maxsize=1024)
+def _key(*numbers: int) -> int:
+    """One 62-bit key for a tuple of integers: a name for a stream of random numbers."""
+    key = 0
+    for number in numbers:
+        key = int(_hash(key, np.array([number]))[0]) >> 2
+    return key
+
+
+def _hash(key: int, values: np.ndarray) -> np.ndarray:
+    """uint64 hash of each value under `key`: the finaliser of splitmix64 (Steele, Lea, Flood 2014)."""
+    x = values.astype(np.uint64)
+    x += np.uint64(key * 0x9E3779B97F4A7C15 % 2**64)
+    for shift, factor in _MIX:  # in place: a batch hashes a hundred times, few numbers each time
+        x ^= x >> shift
+        x *= factor
+    x ^= x >> _LAST
+    return x
+
+
+def _uniform(hashes: np.ndarray) -> np.ndarray:
+    """float64 in [0, 1) from 64-bit hashes."""
+    return (hashes >> np.uint64(11)) * 2.0**-53

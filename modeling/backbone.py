@@ -1,0 +1,134 @@
+"""The decoder on disk: what of it fits the data, how it is loaded, and LoRA adapters around it.
+
+A folder and a hub id are the same to everything here. Safetensors only, no remote code.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from modeling.hub import not_found, where
+
+_INDEX = "model.safetensors.index.json"
+
+
+def check_backbone(
+    path: str, max_token_id: int, max_seq_length: int, backend: str, lora_targets: list[str] | str = ()
+) -> tuple[PreTrainedConfig | None, list[str]]:
+    """A backbone's config, and what does not fit data, backend and LoRA targets. Loads no weight."""
+    config, problems = read_config(path)
+    if config is None:
+        return None, problems
+    problems = _weight_problems(path) + _vocabulary_problems(config, max_token_id)
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit and max_seq_length > limit:
+        problems.append(f"max_seq_length {max_seq_length} is above the model's max_position_embeddings {limit}")
+    window = attention_window(config)
+    if window and window < max_seq_length and backend in ("segments", "varlen"):
+        problems.append(f"its tokens see no further than {window} tokens back: set attn_backend to auto or buckets")
+    return config, problems + _lora_problems(config, lora_targets)
+
+
+def check_teacher(path: str, student: PreTrainedConfig, max_token_id: int) -> list[str]:
+    """Why the model at `path` cannot teach this student, one line each."""
+    config, problems = read_config(path)
+    if config is None:
+        return problems
+    problems = _weight_problems(path) + _vocabulary_problems(config, max_token_id)
+    if student.hidden_size > config.hidden_size:
+        problems.append(
+            f"hidden size {config.hidden_size}, but the student's is {student.hidden_size}: a student learns the first "
+            "dimensions of its teacher, so take a teacher at least as wide"
+        )
+    return problems
+
+
+def attention_window(config: PreTrainedConfig) -> int | None:
+    """How many tokens back the sliding-window layers of a decoder see; None without such layers."""
+    window = getattr(config, "sliding_window", None)
+    layers = getattr(config, "layer_types", None)
+    if not window or getattr(config, "use_sliding_window", True) is False:
+        return None
+    return window if layers is None or "sliding_attention" in layers else None
+
+
+def read_config(path: str) -> tuple[PreTrainedConfig | None, list[str]]:
+    """The config of a backbone, a folder or a hub id; or None and why it cannot be read."""
+    try:
+        return AutoConfig.from_pretrained(path, **where(path)), []
+    except (OSError, ValueError, KeyError) as error:
+        return None, [not_found(path, str(error).strip().splitlines()[0])]
+
+
+def _vocabulary_problems(config: PreTrainedConfig, max_token_id: int) -> list[str]:
+    if max_token_id < config.vocab_size:
+        return []
+    return [
+        f"the data hold token id {max_token_id}, but the model's vocabulary has {config.vocab_size} entries: "
+        "tokenise again with the tokenizer of this model"
+    ]
+
+
+def _weight_problems(path: str) -> list[str]:
+    """What is wrong with the weight files of a local folder, as far as their headers and sizes tell."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return []  # a hub id: fetched, and checked, when it is loaded
+    try:
+        index = json.loads((folder / _INDEX).read_text()) if (folder / _INDEX).exists() else None
+        names = sorted(set(index["weight_map"].values())) if index is not None else ["model.safetensors"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{folder / _INDEX}: not an index of safetensors files"]
+    outside = [name for name in names if not isinstance(name, str) or name != Path(name).name]
+    if outside:
+        return [f"{folder / _INDEX}: {name!r} is not the name of a file beside it" for name in outside]
+    problems = []
+    for name in names:
+        try:
+            with safe_open(folder / name, framework="pt"):
+                pass
+        except FileNotFoundError:
+            problems.append(f"{folder / name}: no such file; weights must be safetensors")
+        except (SafetensorError, OSError) as error:
+            problems.append(f"{folder / name}: damaged or cut short ({error}): fetch it again")
+    return problems
+
+
+def _lora_problems(config: PreTrainedConfig, targets: list[str] | str) -> list[str]:
+    """LoRA targets that name no layer of the model, one line each. Builds the model without memory."""
+    if not targets or targets == "all-linear":
+        return []
+    with torch.device("meta"):
+        modules = AutoModel.from_config(config, trust_remote_code=False).named_modules()
+    layers = {name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear)}
+    missing = [target for target in targets if target.rpartition(".")[2] not in layers]
+    return [
+        f"lora_target_modules: no layer is called {name!r}; there are {', '.join(sorted(layers))}" for name in missing
+    ]
+
+
+def load_backbone(path: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The decoder of a folder or hub id, without its language-model head. Safetensors only, no remote code.
+
+    Raises:
+        ValueError: the weights are not those that the config describes.
+    """
+    try:
+        return AutoModel.from_pretrained(
+            path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **where(path)
+        )
+    except RuntimeError as error:  # Transformers has printed a table of what differs
+        raise ValueError(f"{path}: its weights do not fit its config.json ({str(error).splitlines()[0]})") from None
+
+
+def add_lora(backbone: PreTrainedModel, r: int, alpha: int, dropout: float, targets: list[str] | str) -> nn.Module:
+    """Freeze the backbone and add LoRA adapters to the modules whose names end in one of `targets`."""
+    config = LoraConfig(
+        task_type=TaskType.FEATURE_EXTRACTION, r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets
+    )
+    return get_peft_model(backbone, config)

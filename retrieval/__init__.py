@@ -1,0 +1,1 @@
+"""Encode, search and score, as an embedding model is used. Imports modeling, model, utils."""

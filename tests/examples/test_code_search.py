@@ -1,0 +1,126 @@
+"""The quickstart in small: the same command with a few hundred tuples and a few steps; and the parts that decide.
+
+python -m pytest tests/examples/test_code_search.py
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from examples.code_search import corpus, tuples
+from examples.code_search.corpus import Function
+
+ROOT = Path(__file__).parent.parent.parent
+
+SOURCE = '''
+class Box:
+    def total(self, items):
+        """Sum up the weights of all items in the box.
+
+        A second paragraph.
+        """
+        return sum(item.weight for item in items)
+
+    def empty(self):
+        """Only a docstring with enough words."""
+
+async def fetch(
+    url,
+):
+    """Load a page over the
+    network and return it."""
+    # a comment
+    return await get(url)
+
+def short():
+    """Too short."""
+    return 1
+
+def helper():
+    return 2
+'''
+
+
+def test_functions_are_read_with_their_first_paragraph_and_without_their_docstring():
+    total, fetch = corpus.functions_of_source(SOURCE, "box.inner")
+    assert (total.package, total.module, total.name, total.own_name) == ("box", "box.inner", "Box.total", "total")
+    assert total.query == "Sum up the weights of all items in the box."
+    assert total.passage == "def total(self, items):\n    return sum(item.weight for item in items)"
+    assert total.has_loop
+    assert fetch.query == "Load a page over the network and return it."
+    assert fetch.passage == "async def fetch(\n    url,\n):\n    # a comment\n    return await get(url)"
+    assert not fetch.has_loop
+    assert corpus.functions_of_source("def broken(:", "m") == []
+
+
+@pytest.mark.parametrize("text", ["See above.", ":param x: the value of it", "== == == == a bb cc dd", "one two three"])
+def test_what_nobody_would_search_for_is_no_query(text):
+    assert not corpus.is_sentence(text)
+
+
+def function(i: int, package: str = "p", **changes) -> Function:
+    values = {
+        "package": package, "module": f"{package}.m", "name": f"f{i}", "query": f"Find the number {i} of all of them",
+        "passage": f"def f{i}(): return {i}", "has_loop": bool(i % 2),
+    }  # fmt: skip
+    return Function(**values | changes)
+
+
+def test_duplicates_and_held_out_functions_are_left_out():
+    functions = [
+        function(0),
+        function(1),
+        function(2, query="find the NUMBER 0 of all of them"),
+        function(3, passage="x"),
+    ]
+    assert corpus.distinct(functions) == [functions[0], functions[1], functions[3]]
+    assert corpus.distinct(functions, others=[function(9, passage="x")]) == [functions[0], functions[1]]
+
+
+def test_all_three_tasks_are_written_in_the_published_layout(tmp_path):
+    functions = [function(i, f"package{i % 5}") for i in range(400)]
+    tuples.write_tuples(functions, tmp_path / "a", 300, 40)
+    tuples.write_tuples(functions, tmp_path / "b", 300, 40)
+    search, packages, loops = (
+        pq.read_table(tmp_path / "a" / f"code_{n}.parquet").to_pylist() for n in ("search", "packages", "loops")
+    )
+    names = ["query", "passage", *(f"negative_{k}" for k in range(1, 25))]
+    assert list(search[0]) == list(packages[0]) == names
+    assert list(loops[0]) == names[:3]
+    package_of, loop_of = {f.passage: f.package for f in functions}, {f.passage: f.has_loop for f in functions}
+    for row in search:
+        assert row["query"].startswith(
+            "Instruct: Retrieve the most relevant code snippet for the given query.\nQuery: "
+        )
+        assert len({row[name] for name in names[1:]}) == 25  # 24 negatives, all different, none the positive
+    for row in packages:
+        own = package_of[row["passage"]]
+        assert package_of[row["query"].partition("\nQuery: ")[2]] == own
+        assert own not in {package_of[row[name]] for name in names[2:]}
+    for row in loops:
+        assert row["passage"] == tuples.LABELS[loop_of[row["query"].partition("\nQuery: ")[2]]]
+        assert {row["passage"], row["negative_1"]} == set(tuples.LABELS)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()  # deterministic
+
+
+def test_the_whole_command_in_small(tmp_path):
+    """Build, tokenise, warm up, launch on two processes, evaluate, plot: as `make quickstart`, but for the sizes."""
+    for path in ROOT.iterdir():
+        if path.suffix == ".py" or path.name in ("configs", "examples", "tools"):
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+    sizes = "--rows 600 --others 60 --train_steps 6 --log_interval 2 --train_batch_size 16 --validation_steps 5"
+    command = [sys.executable, "-m", "examples.code_search.quickstart", *sizes.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "python tokenize_data_qwen.py --tokenizer_path quickstart/models/tiny-qwen3" in done.stdout
+    assert "accelerate launch --config_file configs/accelerate_cpu.yaml" in done.stdout
+    for line in ("nDCG@10", "untrained backbone", "trained", "BM25", "encode bytes as base64", "  3. "):
+        assert line in done.stdout, line
+    output = tmp_path / "quickstart" / "output" / "code_search"
+    assert (output / "step_6" / "modules.json").exists()
+    assert (output / "training.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,244 @@
+"""Saved folders: every reader gets the training's own vectors, and the probe notices when one would not.
+
+python -m pytest tests/export/test_model_folder.py
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+from export import model_folder
+from export.model_folder import Facts
+from model import Embedder
+from modeling.backbone import add_lora, load_backbone
+from tools import merge_adapter
+
+LIMIT = 24
+TEXTS = ["The river is old.", "价格 — naïve café?", "one two three " * 50, "a"]
+
+
+def facts(**changes) -> Facts:
+    values = {
+        "hidden_size": 32, "max_seq_length": LIMIT, "query_instruction": "Find it.", "base_model": "toy",
+        "matryoshka_dims": [], "training": {"steps": 3}, "datasets": {"toy": 1234},
+    }  # fmt: skip
+    return Facts(**values | changes)
+
+
+@pytest.fixture
+def tokenizer(toy_world):
+    return AutoTokenizer.from_pretrained(toy_world.backbone)
+
+
+@pytest.fixture
+def backbone(toy_world):
+    return load_backbone(str(toy_world.backbone), torch.float32).eval()
+
+
+def training_vectors(backbone, tokenizer, texts: list[str]) -> torch.Tensor:
+    """What the training forward makes of these texts, cut to LIMIT tokens, as unit vectors."""
+    tokens, lengths, _ = model_folder.make_encoder(tokenizer, LIMIT)(texts)
+    cu_seqlens = F.pad(torch.from_numpy(lengths).cumsum(0), (1, 0)).int()
+    with torch.no_grad():
+        embeddings = Embedder(backbone, "segments").eval()(torch.from_numpy(tokens).long(), cu_seqlens, lengths)
+        return F.normalize(embeddings, dim=-1)
+
+
+def assert_same_vectors(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert expected.std() > 0.05  # not all the same
+    assert (found.cpu() - expected).abs().max() <= 1e-5
+
+
+def test_sentence_transformers_gives_the_training_vectors(backbone, tokenizer, tmp_path, recwarn):
+    model_folder.save(tmp_path / "m", backbone, tokenizer, facts(), torch.float32)
+    loaded = SentenceTransformer(str(tmp_path / "m"), device="cpu")
+    assert not [w for w in recwarn if "sentence_transformers" in str(w.filename) and "deprecat" in str(w.message)]
+    assert loaded.max_seq_length == LIMIT
+    assert loaded.similarity_fn_name == "cosine"
+    assert_same_vectors(loaded.encode(TEXTS, convert_to_tensor=True), training_vectors(backbone, tokenizer, TEXTS))
+    prompted = [model_folder.query_prompt("Find it.") + text for text in TEXTS]
+    expected = training_vectors(backbone, tokenizer, prompted)
+    assert_same_vectors(loaded.encode_query(TEXTS, convert_to_tensor=True), expected)
+    assert_same_vectors(
+        loaded.encode_document(TEXTS, convert_to_tensor=True), training_vectors(backbone, tokenizer, TEXTS)
+    )
+
+
+def test_transformers_gives_the_training_vectors(backbone, tokenizer, tmp_path):
+    model_folder.save(tmp_path / "m", backbone, tokenizer, facts(), torch.float32)
+    model, read = AutoModel.from_pretrained(tmp_path / "m"), AutoTokenizer.from_pretrained(tmp_path / "m")
+    batch = read(TEXTS, padding=True, truncation=True, max_length=LIMIT, return_tensors="pt")
+    with torch.no_grad():
+        states = model(**batch).last_hidden_state
+    pooled = states[torch.arange(len(TEXTS)), batch["attention_mask"].sum(1) - 1]
+    assert_same_vectors(F.normalize(pooled, dim=-1), training_vectors(backbone, tokenizer, TEXTS))
+
+
+def test_files_say_what_every_reader_looks_for(backbone, tokenizer, tmp_path):
+    dims = [8, 16, 32]
+    model_folder.save(tmp_path / "m", backbone, tokenizer, facts(matryoshka_dims=dims), torch.bfloat16)
+
+    def read(name: str):
+        return json.loads((tmp_path / "m" / name).read_text())
+
+    config = read("config.json")
+    assert config["architectures"] == ["Qwen3Model"]
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert config["dtype"] == "bfloat16"
+    assert len(config["layer_types"]) == config["num_hidden_layers"]
+    assert config["matryoshka_dimensions"] == dims
+    assert [module["type"] for module in read("modules.json")] == [
+        f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Normalize")
+    ]
+    pooling = read("1_Pooling/config.json")
+    assert pooling["word_embedding_dimension"] == 32
+    assert [mode for mode, on in pooling.items() if mode.startswith("pooling_mode_") and on] == [
+        "pooling_mode_lasttoken"
+    ]
+    assert pooling["pooling_mode"] == "lasttoken"
+    assert read("sentence_bert_config.json") == {"max_seq_length": LIMIT, "do_lower_case": False}
+    assert read("config_sentence_transformers.json")["prompts"] == {
+        "query": "Instruct: Find it.\nQuery: ",
+        "document": "",
+    }
+    assert {tensor.dtype for tensor in load_file(tmp_path / "m" / "model.safetensors").values()} == {torch.bfloat16}
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "| toy | 1,234 |" in card
+    assert "first 8, 16 dimensions" in card
+    assert not list(tmp_path.glob(".*"))  # nothing is left aside
+
+
+def test_a_folder_is_never_overwritten(backbone, tokenizer, tmp_path):
+    model_folder.save(tmp_path / "m", backbone, tokenizer, facts(), torch.float32)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "m").rglob("*")}
+    with pytest.raises(FileExistsError):
+        model_folder.save(tmp_path / "m", backbone, tokenizer, facts(), torch.float32)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "m").rglob("*")} == before
+
+
+def test_a_folder_that_fails_its_check_gets_no_name(backbone, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="wrong"):
+        model_folder.save(tmp_path / "m", backbone, tokenizer, facts(), torch.float32, check=lambda folder: ["wrong"])
+    assert not (tmp_path / "m").exists()
+    assert (tmp_path / ".m.partial" / "model.safetensors").exists()
+
+
+def test_others_may_read_what_is_saved(backbone, tokenizer, tmp_path):
+    model_folder.save(tmp_path / "m", backbone, tokenizer, facts(), torch.float32)
+    assert len({path.stat().st_mode for path in (tmp_path / "m").rglob("*") if path.is_file()}) == 1
+
+
+@pytest.fixture
+def adapted(toy_world):
+    """A backbone with adapters that are not zero."""
+    torch.manual_seed(3)
+    model = add_lora(
+        load_backbone(str(toy_world.backbone), torch.float32), 4, 8, 0.1, ["q_proj", "v_proj", "down_proj"]
+    )
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.2)
+    return model.eval()
+
+
+def test_an_adapter_and_its_merge_reload_to_the_same_vectors(adapted, backbone, tokenizer, tmp_path):
+    expected = training_vectors(adapted, tokenizer, TEXTS)
+    assert (expected - training_vectors(backbone, tokenizer, TEXTS)).abs().max() > 0.05  # the adapters do something
+    model_folder.save(tmp_path / "adapter", adapted, tokenizer, facts(), torch.float32)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["task_type"] == "FEATURE_EXTRACTION"
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+
+    in_peft = PeftModel.from_pretrained(
+        load_backbone(config["base_model_name_or_path"], torch.float32), tmp_path / "adapter"
+    )
+    assert_same_vectors(training_vectors(in_peft, tokenizer, TEXTS), expected)
+    in_st = SentenceTransformer(str(tmp_path / "adapter"), device="cpu")
+    assert_same_vectors(in_st.encode(TEXTS, convert_to_tensor=True), expected)
+
+    assert merge_adapter.main([str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 0
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    merged = SentenceTransformer(str(tmp_path / "merged"), device="cpu")
+    assert_same_vectors(merged.encode(TEXTS, convert_to_tensor=True), expected)
+    assert_same_vectors(
+        training_vectors(load_backbone(str(tmp_path / "merged"), torch.float32), tokenizer, TEXTS), expected
+    )
+    assert merge_adapter.main([str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 2  # exists already
+    assert Path(config["base_model_name_or_path"]).is_absolute()  # the adapter is loaded from anywhere
+    assert merge_adapter.main([str(tmp_path / "nowhere"), str(tmp_path / "other")]) == 2
+
+
+def test_an_adapter_on_a_bf16_base_is_merged_in_fp32(toy_world, adapted, tokenizer, tmp_path):
+    load_backbone(str(toy_world.backbone), torch.bfloat16).save_pretrained(tmp_path / "base")
+    torch.manual_seed(3)
+    model = add_lora(load_backbone(str(tmp_path / "base"), torch.float32), 4, 8, 0.1, ["q_proj"]).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=1e-3)  # far below what bf16 resolves beside a weight of 0.2
+    expected = training_vectors(model, tokenizer, TEXTS)
+    model_folder.save(tmp_path / "adapter", model, tokenizer, facts(), torch.float32)
+    assert merge_adapter.main([str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 0
+    merged = load_backbone(str(tmp_path / "merged"), torch.float32)
+    assert_same_vectors(training_vectors(merged, tokenizer, TEXTS), expected)
+
+
+# ------------------------------------------------------------------------------------------ probe
+
+
+@pytest.fixture
+def saved(backbone, tokenizer, tmp_path):
+    """A good folder and what `probe` needs to know about the live model."""
+    model_folder.save(tmp_path / "m", backbone, tokenizer, facts(), torch.float32)
+    batch = model_folder.probe_batch(tokenizer, LIMIT)
+    with torch.no_grad():
+        live = Embedder(backbone)(*batch, batch[1].diff().numpy())
+    return tmp_path / "m", *batch, live
+
+
+def test_probe_passes_a_good_folder(saved):
+    assert saved[2].diff()[-1] == LIMIT  # one probe text is cut
+    assert model_folder.probe(*saved, tolerance=1e-5) == []
+
+
+def test_probe_notices_changed_weights(saved):
+    path = saved[0] / "model.safetensors"
+    weights = load_file(path)
+    weights["layers.0.mlp.up_proj.weight"] *= 1.1
+    save_file(weights, path, metadata={"format": "pt"})
+    assert "embeddings differ from the live model's" in model_folder.probe(*saved, tolerance=1e-5)[0]
+
+
+def test_probe_notices_a_tokenizer_without_eos(saved, toy_world):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (saved[0] / name).write_bytes((toy_world.backbone / name).read_bytes())
+    assert "its tokenizer gives other ids" in model_folder.probe(*saved, tolerance=1e-5)[0]
+
+
+def test_probe_notices_nan(saved):
+    folder, tokens, cu_seqlens, live = saved
+    assert model_folder.probe(folder, tokens, cu_seqlens, live * float("nan"), tolerance=1e-5) != []
+
+
+def test_probe_notices_a_model_that_looks_ahead(saved, monkeypatch):
+    class LooksAhead(torch.nn.Module):
+        def forward(self, input_ids, use_cache):
+            states = input_ids.double().flip(1).cumsum(1).flip(1)[..., None].expand(-1, -1, 32)
+            return type("Output", (), {"last_hidden_state": states})
+
+    monkeypatch.setattr(model_folder, "_load", lambda path, dtype: LooksAhead())
+    assert any("not causal" in problem for problem in model_folder.probe(*saved, tolerance=1e9))
+
+
+def test_the_toy_tokenizer_adds_no_eos_by_itself(tokenizer):
+    # As Qwen's does not: otherwise the tests above would show nothing.
+    assert tokenizer("a")["input_ids"][-1] != tokenizer.eos_token_id

@@ -1,0 +1,112 @@
+"""Kernels for packed rows: called as each version of each of them wants it.
+
+A CUDA kernel itself cannot run here; stand-ins have its signature.
+
+python -m pytest tests/modeling/test_attention.py
+"""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import backend_candidates, explain_backend
+from modeling import attention
+
+LENGTHS = np.array([5, 1, 7])
+STARTS = torch.tensor([0, 5, 6, 13], dtype=torch.int32)
+
+
+@pytest.fixture(autouse=True)
+def asked_anew():
+    attention.kernel.cache_clear()
+    yield
+    attention.kernel.cache_clear()
+
+
+def plain(q, k, v, starts, scale):
+    """[T, heads, d], text by text."""
+    parts = zip(*(x.split(starts.diff().tolist()) for x in (q, k, v)), strict=True)
+    out = [
+        F.scaled_dot_product_attention(
+            *(x.transpose(0, 1)[None] for x in part), is_causal=True, scale=scale, enable_gqa=True
+        )
+        for part in parts
+    ]
+    return torch.cat(out, dim=2)[0].transpose(0, 1)
+
+
+def torch_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
+    assert (is_causal, max_q, max_k) == (True, 7, 7)
+    return plain(query, key, value, cu_seq_q, None)
+
+
+def torch_2_11(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
+):
+    assert (window_size, max_q) == ((-1, 0), 7)
+    return plain(query, key, value, cu_seq_q, scale)
+
+
+def torch_2_13(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False
+):
+    assert enable_gqa
+    return torch_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+
+
+def flash_2(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False
+):
+    assert (causal, max_seqlen_k) == (True, 7)
+    return plain(q, k, v, cu_seqlens_q, softmax_scale)
+
+
+def flash_3(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None, causal=False):
+    return flash_2(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, 0.0, softmax_scale, causal), None
+
+
+@pytest.mark.parametrize("scaling", [None, 0.3])
+@pytest.mark.parametrize("stand_in", [torch_2_10, torch_2_11, torch_2_13, flash_2, flash_3])
+def test_every_signature_gives_what_segments_give(monkeypatch, stand_in, scaling):
+    monkeypatch.setattr(attention, "KERNELS", (("missing_module", "f"), ("stand_in", "varlen")))
+    monkeypatch.setitem(sys.modules, "stand_in", SimpleNamespace(varlen=stand_in))
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 13, 8, dtype=torch.bfloat16) for heads in (4, 2, 2))
+    rest = {"attention_mask": None, "scaling": scaling, "text_lengths": LENGTHS}
+    expected, _ = attention.segments(None, query, key, value, **rest)
+    found, _ = attention.varlen(None, query, key, value, text_starts=STARTS, **rest)
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    with pytest.raises(ValueError, match="bf16 or fp16"):
+        attention.varlen(None, query.float(), key.float(), value.float(), text_starts=STARTS, **rest)
+    with pytest.raises(ValueError, match="no dropout"):
+        attention.varlen(None, query, key, value, text_starts=STARTS, dropout=0.1, **rest)
+    with pytest.raises(ValueError, match="no mask"):
+        attention.varlen(None, query, key, value, **rest | {"attention_mask": torch.ones(1)}, text_starts=STARTS)
+
+
+def test_the_kernel_is_taken_where_it_can_run(monkeypatch):
+    chosen = {"on_cpu": False, "windowed": False, "one_call": False, "half": True}
+    assert backend_candidates("auto", **chosen) == ["varlen", "buckets"]  # torch has one
+    assert backend_candidates("auto", **chosen | {"one_call": True}) == ["varlen", "segments", "padded"]
+    assert backend_candidates("auto", **chosen | {"half": False}) == ["buckets"]
+    assert backend_candidates("auto", **chosen | {"windowed": True}) == ["buckets"]
+    assert backend_candidates("auto", **chosen | {"on_cpu": True}) == ["segments", "buckets"]
+    assert explain_backend("varlen", "auto", False, False, True) == "torch.nn.attention.varlen.varlen_attn"
+    monkeypatch.setattr(attention, "KERNELS", ())
+    attention.kernel.cache_clear()
+    assert backend_candidates("auto", **chosen) == ["buckets"]
+    reasons = [
+        ("segments", "segments", True, False, False, "as asked"),
+        ("segments", "auto", True, False, False, "no GPU"),
+        ("buckets", "auto", False, True, True, "it has sliding-window layers"),
+        ("buckets", "auto", False, False, False, "kernels for packed texts take bf16 or fp16"),
+        ("buckets", "auto", False, False, True, "no kernel for packed texts is installed"),
+        ("buckets", "auto", True, False, False, "packed texts were not exact when tried"),
+    ]
+    for backend, asked, on_cpu, windowed, half, said in reasons:
+        assert explain_backend(backend, asked, on_cpu, windowed, half) == said

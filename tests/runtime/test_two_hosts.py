@@ -1,0 +1,84 @@
+"""Two machines by the README's two commands, to the losses of one process.
+
+python -m pytest -s tests/runtime/test_two_hosts.py        says which of the two ran
+
+As root on Linux with iproute2 the machines are two network namespaces joined by a veth pair: they have no other way to
+each other, and the cache is built on both. Elsewhere both launches run on the loopback device.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import read_metrics
+from processes import free_port
+
+ROOT = Path(__file__).parent.parent.parent
+ADDRESSES = ("10.213.7.1", "10.213.7.2")
+
+
+def ip(words: str) -> bool:
+    return subprocess.run(["ip", *words.split()], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def hosts():
+    """For each machine: what stands before a command on it, and its environment; and the first one's address."""
+    names = [f"f2llm{os.getpid()}{side}" for side in "ab"]
+    pair = [f"ve{os.getpid() % 10**6}{side}" for side in "ab"]
+    made = shutil.which("ip") and all(ip(f"netns add {name}") for name in names)
+    made = made and ip(f"link add {pair[0]} type veth peer name {pair[1]}")
+    for name, device, address in zip(names, pair, ADDRESSES, strict=True):
+        made = made and ip(f"link set {device} netns {name}") and ip(f"-n {name} addr add {address}/24 dev {device}")
+        made = made and ip(f"-n {name} link set {device} up") and ip(f"-n {name} link set lo up")
+    if made:
+        print("\ntwo network namespaces joined by a veth pair")
+        prefixes = [["ip", "netns", "exec", name] for name in names]
+        yield [(p, {"GLOO_SOCKET_IFNAME": d}) for p, d in zip(prefixes, pair, strict=True)], ADDRESSES[0]
+    else:
+        print("\nnamespaces were refused: two launches on the loopback device")
+        yield [([], {})] * 2, "127.0.0.1"
+    for name in names:
+        ip(f"netns del {name}")
+
+
+def test_two_machines_train_what_one_process_trains(hosts, settings, tmp_path):
+    machines, address = hosts
+    keys = {"train_steps": 4, "log_interval": 1, "validation_steps": 2, "use_mrl": True}
+    port, running = free_port(), []
+    for rank, (prefix, environment) in enumerate(machines):
+        # Each machine has its own cache folder, as without a shared file system; outputs are the main process's.
+        own = {"experiment_id": "two", "train_batch_size": 4, "cache_dir": str(tmp_path / f"cache{rank}")}
+        path = tmp_path / f"two{rank}.json"
+        path.write_text(json.dumps(settings | keys | own))
+        flags = f"--num_machines 2 --num_processes 2 --machine_rank {rank} --main_process_ip {address} "
+        flags += f"--main_process_port {port}"
+        launch = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate_cpu.yaml", *flags.split()]
+        command = [*prefix, sys.executable, *launch, "run.py", "--config", str(path)]
+        log = open(tmp_path / f"two{rank}.log", "w")
+        running.append(
+            subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT)
+        )
+        time.sleep(1)
+    codes = [process.wait(timeout=180) for process in running]
+    logs = [(tmp_path / f"two{rank}.log").read_text() for rank in range(2)]
+    assert codes == [0, 0], "\n".join(logs)
+    assert "processes: 2" in logs[0]
+    assert all("verified toy_retrieval" in log for log in logs)  # one cache build on each machine
+    assert ["step 4/4" in log for log in logs] == [True, False]  # one writer
+
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(settings | keys | {"experiment_id": "one", "train_batch_size": 8}))
+    subprocess.run([sys.executable, "run.py", "--config", str(path)], cwd=ROOT, check=True, capture_output=True)
+    two, one = (Path(settings["output_dir"]) / name for name in ("two", "one"))
+    for kind, values in (("train", "losses"), ("validation", "measures")):
+        lines = list(zip(read_metrics(two, kind), read_metrics(one, kind), strict=True))
+        assert lines
+        for ours, theirs in lines:
+            for name, expected in theirs[values].items():
+                assert ours[values][name] == pytest.approx(expected, rel=2e-5)

@@ -1,0 +1,264 @@
+"""Four processes train what one trains: raw gradients and weights of the door's own train_step, over gloo.
+
+python -m pytest tests/training/test_distributed.py
+
+Every process runs run.setup and run.train_step under DDP or FSDP2. The toy has all that is unequal: three datasets of
+30, 14 and 2 training tuples in global batches of 12 (so 12, 9, 9; 7, 7; 2 rows: unequal on 2 and 4 processes, none at
+all on some of 3 and 4), and tuples with 0 to 4 negatives.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import toy
+from conftest import tokenize
+from processes import on_processes, train_steps
+
+from data.feed import Feed
+from data.plan import Plan, split_sizes
+from data.token_store import open_store
+from losses import in_batch_loss, matryoshka_weights
+from training import objective
+from training.objective import Objective
+from training.records import Meter
+from utils import all_rows, gather
+
+LORA = {"use_lora": True, "lora_dropout": 0.0, "lora_target_modules": "q_proj,up_proj"}
+VARIANTS = {
+    "both losses": {},
+    "in-batch alone": {"num_hard_neg": 0, "teacher_model_path": "teacher", "kd_weight": 0.0},
+    "matryoshka": {"use_mrl": True},
+    "distillation": {"teacher_model_path": "teacher", "kd_weight": 3.0},
+    "checkpointing": {"gradient_checkpointing": True},
+    "detached": {"gather_with_grad": False},
+    "detached, matryoshka, distillation": {"gather_with_grad": False, "use_mrl": True, "teacher_model_path": "teacher"},
+    "in parts, matryoshka, distillation": {
+        "max_tokens_per_forward": 150,
+        "use_mrl": True,
+        "teacher_model_path": "teacher",
+        "kd_weight": 3.0,
+    },
+    "LoRA": LORA,
+    "LoRA, matryoshka, distillation": LORA | {"use_mrl": True, "teacher_model_path": "teacher"},
+    "LoRA, detached, checkpointing": LORA | {"gather_with_grad": False, "gradient_checkpointing": True},
+}
+STEPS = 6  # one epoch of the toy
+
+
+@pytest.fixture(scope="module")
+def world_of_toys(toy_world, tmp_path_factory):
+    """Data of unequal sizes with missing negatives, and a teacher wider than the student."""
+    root = tmp_path_factory.mktemp("distributed")
+    for name, rows in (("retrieval", 31), ("clustering", 15), ("tiny", 3)):
+        table = toy.raw_rows(rows, 4, seed=rows)
+        for i, row in enumerate(table):
+            row |= {f"negative_{k}": None for k in range(1 + i % 5, 5)}  # 0 to 4 negatives a tuple
+        toy.write_parquet(root / "raw" / f"{name}.parquet", table)
+    (root / "raw" / "tasks.json").write_text(
+        json.dumps({"retrieval": "retrieval", "clustering": "clustering", "tiny": "retrieval"})
+    )
+    assert tokenize(root / "raw", root / "stores", toy_world.backbone) == 0
+    toy.make_backbone(root / "teacher", hidden_size=48, seed=7)
+    return root
+
+
+def configuration(root, toy_world, world: int, name: str, **changes) -> dict:
+    base = {
+        "model_path": str(toy_world.backbone), "experiment_id": f"w{world}", "output_dir": str(root / f"out{world}"),
+        "tb_dir": str(root), "cache_dir": str(root / "cache"), "train_data_path": str(root / "stores"),
+        "train_batch_size": 12 // world, "max_seq_length": 64, "num_hard_neg": 3, "train_steps": STEPS,
+        "warmup_steps": 0, "scheduler_type": "constant_with_warmup", "min_lr": 0.0, "report_to": "none",
+        "gradient_checkpointing": False,
+    }  # fmt: skip
+    config = base | VARIANTS[name] | changes
+    if world == 1:
+        config.pop("max_tokens_per_forward", None)  # parts on several processes against one pass on one
+    if "teacher_model_path" in config:
+        config["teacher_model_path"] = str(root / config["teacher_model_path"])
+    return config
+
+
+def configurations(root, toy_world, world: int) -> list[dict]:
+    """Each variant standing still, so that six steps show six gradients at the same weights, and moving."""
+    rates = (1e-30, 1e-4)
+    made = [configuration(root, toy_world, world, name, learning_rate=rate) for name in VARIANTS for rate in rates]
+    return [config | {"experiment_id": f"{config['experiment_id']}-{i}"} for i, config in enumerate(made)]
+
+
+@pytest.fixture(scope="module", params=["fp64", "fp32"])
+def reference(request, world_of_toys, toy_world):
+    """What one process makes of the whole batch, by precision."""
+    dtype = {"fp64": torch.float64, "fp32": torch.float32}[request.param]
+    root = world_of_toys / request.param
+    root.mkdir()
+    for name in ("stores", "teacher"):
+        (root / name).symlink_to(world_of_toys / name)
+    return root, dtype, on_processes(1, train_steps, configurations(root, toy_world, 1), dtype)[0]
+
+
+def relative_error(found: dict, expected: dict) -> float:
+    assert found.keys() == expected.keys()
+    difference = sum(float(((found[name] - expected[name]) ** 2).sum()) for name in expected)
+    return (difference / sum(float((expected[name] ** 2).sum()) for name in expected)) ** 0.5
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_processes_have_the_gradients_and_weights_of_one(reference, toy_world, world, kind):
+    root, dtype, alone = reference
+    limit, moved_limit = (1e-12, 1e-12) if dtype == torch.float64 else (2e-6, 1e-6)
+    root = root / f"{kind}{world}"
+    root.mkdir()
+    for name in ("stores", "teacher"):
+        (root / name).symlink_to(root.parent / name)
+    found = on_processes(world, train_steps, configurations(root, toy_world, world), dtype, kind=kind)[0]
+    wrapper = {"ddp": "DistributedDataParallel", "fsdp": "FSDPEmbedder"}[kind]
+    worst, moved = 0.0, 0.0
+    for number, (ours, theirs) in enumerate(zip(found, alone, strict=True)):
+        name = list(VARIANTS)[number // 2]
+        assert ours["engine"] == wrapper
+        assert ours["teacher"] in (None, "DTensor" if kind == "fsdp" else "Parameter")
+        assert len(ours["gradients"]) == STEPS
+        still, compared = number % 2 == 0, 0
+        for step, (gradient, expected) in enumerate(zip(ours["gradients"], theirs["gradients"], strict=True)):
+            norm = sum(float((value**2).sum()) for value in expected.values()) ** 0.5
+            if norm == 0:  # clustering without negatives has no loss
+                assert all((value == 0).all() for value in gradient.values())
+            elif still:
+                compared += norm > 1e-3
+                worst = max(worst, relative_error(gradient, expected))
+                assert worst <= limit, f"{name}, step {step}"
+                assert ours["norms"][step] == pytest.approx(norm, rel=1e-5)  # of the whole, not of a shard
+        assert compared >= (4 if name == "in-batch alone" else STEPS) * still, name
+        for dataset, kinds in theirs["losses"].items():
+            assert ours["losses"][dataset] == pytest.approx(kinds, rel=1e-5), name
+        largest = max(float(np.abs(ours["weights"][key] - value).max()) for key, value in theirs["weights"].items())
+        assert largest <= moved_limit, f"{name}: weights after {STEPS} steps"
+        moved = max(moved, largest)
+    print(f"{kind} x {world}, {dtype}: gradients {worst:.1e} apart, weights after {STEPS} steps {moved:.1e}")
+
+
+def test_the_toy_moves_and_its_variants_differ(reference):
+    _, _, alone = reference
+    for still, moved in zip(alone[::2], alone[1::2], strict=True):
+        names = [name for name in still["weights"] if name in still["gradients"][0]]
+        assert max(float(np.abs(moved["weights"][n] - still["weights"][n]).max()) for n in names) > 1e-4
+    gradients = dict(zip(VARIANTS, (run["gradients"] for run in alone[::2]), strict=True))
+    for other in ("in-batch alone", "matryoshka", "distillation", "detached"):
+        assert max(map(relative_error, gradients[other], gradients["both losses"])) > 1e-2, other
+    assert max(map(relative_error, gradients["checkpointing"], gradients["both losses"])) < 1e-6
+    assert all(len(step) == 2 * 2 * 2 for step in gradients["LoRA"])  # A and B of two modules in two layers
+
+
+# ---------------------------------------------------------------------- one process of two, simulated
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("settings", [
+    {}, {"prefixes": matryoshka_weights(32)}, {"gather_with_grad": False}, {"kd_weight": 2.0},
+], ids=["plain", "matryoshka", "detached", "distillation"])  # fmt: skip
+def test_parts_of_all_processes_average_to_the_whole(world_of_toys, monkeypatch, settings, world):
+    """Every rank's part worked out in this process: their average has the value and the gradient of the whole."""
+    stores = [open_store(world_of_toys / "stores" / name) for name in ("clustering", "retrieval", "tiny")]
+    plan = Plan(tuple(split_sizes(len(store.tuples))[0] for store in stores), 12, 0)
+    goal = Objective(0.05, **{"prefixes": {32: 1.0}} | settings)
+    for step in range(1, plan.steps_per_epoch + 1):
+        dataset, whole = Feed(stores, [3, 3, 3], plan, 64).training(step)
+        task = stores[dataset].task == "retrieval"
+        table = torch.randn(stores[dataset].meta["texts"], 32, dtype=torch.float64).requires_grad_()  # by text number
+        taught = torch.randn(len(table), 48, dtype=torch.float64) if "kd_weight" in settings else None
+
+        def value(batch, table=table, taught=taught, task=task):
+            numbers = torch.zeros(len(batch.lengths), dtype=torch.long)
+            numbers[batch.index] = torch.from_numpy(batch.texts).long()  # [u]
+            embeddings = table[numbers]
+            return goal.total(
+                goal.terms(batch, embeddings, task, None if taught is None else taught[numbers]), embeddings
+            )
+
+        expected = value(whole)
+        (gradient,) = torch.autograd.grad(expected, table)
+        assert gradient.norm() > 1e-3
+        batches = [Feed(stores, [3, 3, 3], plan, 64, rank, world).training(step)[1] for rank in range(world)]
+        positives = torch.cat([table[batch.texts[batch.rows : 2 * batch.rows]] for batch in batches])
+        if not goal.gather_with_grad:
+            positives = positives.detach()
+        monkeypatch.setattr(objective, "gather", lambda rows, counts, positives=positives: positives)
+        average = sum(value(batch) for batch in batches) / world
+        monkeypatch.setattr(objective, "gather", gather)
+        torch.testing.assert_close(average, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(torch.autograd.grad(average, table)[0], gradient, rtol=1e-12, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------ gather
+
+
+def part(rows: torch.Tensor, counts: list[int], rank: int) -> torch.Tensor:
+    return rows.split(counts)[rank]
+
+
+def local_gradients(rank: int, world: int, queries, positives, counts: list[int]):
+    """Loss and gradients of own queries against all positives, scaled by b * W / B."""
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    q = part(queries, counts, rank).numpy().copy()
+    q, p = torch.from_numpy(q).requires_grad_(), part(positives, counts, rank).clone().requires_grad_()
+    candidates = gather(p, counts)
+    targets = torch.arange(counts[rank]) + sum(counts[:rank])
+    loss = in_batch_loss(q, candidates, targets, 0.05) * counts[rank] * world / sum(counts)
+    loss.backward()
+    dist.all_reduce(loss := loss.detach())
+    return candidates.detach().numpy(), q.grad.numpy(), p.grad.numpy(), loss.item() / world
+
+
+@pytest.mark.parametrize("counts", [[4, 4], [3, 1], [2, 0, 5], [1, 2, 3, 1]])
+def test_gathered_in_batch_loss_has_the_gradient_of_one_process(counts):
+    torch.manual_seed(0)
+    total, world = sum(counts), len(counts)
+    queries, positives = torch.randn(2, total, 8, dtype=torch.float64)
+    q, p = queries.clone().requires_grad_(), positives.clone().requires_grad_()
+    reference = in_batch_loss(q, p, torch.arange(total), 0.05)
+    reference.backward()
+    assert p.grad.norm() > 1e-3
+
+    found = on_processes(world, local_gradients, queries, positives, counts)
+    for rank, (candidates, q_grad, p_grad, loss) in enumerate(found):
+        assert torch.equal(torch.from_numpy(candidates), positives)
+        assert loss == pytest.approx(reference.item(), rel=1e-12)
+        # Data parallelism averages over processes: what a process holds counts 1 / world.
+        torch.testing.assert_close(torch.from_numpy(q_grad) / world, part(q.grad, counts, rank), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(torch.from_numpy(p_grad) / world, part(p.grad, counts, rank), rtol=1e-12, atol=1e-14)
+
+
+def stacked(rank: int, world: int):
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    return all_rows(torch.tensor([float(rank), 10.0]), world).tolist()
+
+
+def test_all_rows_stacks_a_vector_of_every_process():
+    expected = [[0.0, 10.0], [1.0, 10.0], [2.0, 10.0]]
+    assert on_processes(3, stacked) == [expected] * 3
+    assert all_rows(torch.tensor([1.0]), 1).tolist() == [[1.0]]
+
+
+def collectives_of_a_log_line(rank: int, world: int, datasets: int) -> tuple[int, dict, dict]:
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    calls = []
+    for name in ("all_gather", "all_reduce", "broadcast", "gather", "all_gather_object"):
+        setattr(dist, name, lambda *a, call=getattr(dist, name), **k: calls.append(call) or call(*a, **k))
+    meter = Meter([f"d{i}" for i in range(datasets)], ["in_batch", "hard"], torch.device("cpu"))
+    meter.add(rank, {"hard": torch.tensor(1.0 + rank)}, rows=1 + 2 * rank)
+    meter.add(7, {"in_batch": torch.tensor(4.0 * rank)}, rows=1)
+    meter.count(tuples=10, tokens=100, computed=200)
+    losses, shares, _ = meter.read(world)
+    return len(calls), losses, shares
+
+
+@pytest.mark.parametrize("datasets", [8, 502])
+def test_a_log_line_costs_one_collective_whatever_the_number_of_datasets(datasets):
+    for calls, losses, rates in on_processes(2, collectives_of_a_log_line, datasets):
+        assert calls == 1
+        assert losses == {"d0": {"hard": 1.0}, "d1": {"hard": 2.0}, "d7": {"in_batch": 2.0}}  # (0 + 4) / 2 rows
+        assert rates["padding"] == 0.5

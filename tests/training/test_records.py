@@ -1,0 +1,134 @@
+"""The gather between processes, the meter and the records.
+
+python -m pytest tests/training/test_records.py
+"""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from runtime.engine import use_all_cores
+from training import records
+from training.records import Meter, Metrics, format_means, format_train_line, task_means, write_manifest
+from utils import gather
+
+
+def test_gather_of_one_process_is_the_tensor_itself():
+    rows = torch.randn(3, 4, requires_grad=True)
+    assert gather(rows, [3]) is rows
+
+
+def test_meter_weighs_means_by_rows():
+    meter = Meter(["a", "b"], ["in_batch", "hard"], torch.device("cpu"))
+    meter.add(0, {"in_batch": torch.tensor(1.0), "hard": torch.tensor(4.0)}, 10)
+    meter.add(0, {"in_batch": torch.tensor(4.0)}, 5)
+    meter.add(1, {"hard": torch.tensor(0.5, requires_grad=True)}, 2)
+    meter.count(tuples=17, tokens=300, computed=400, heaviest=300)
+    losses, shares, timings = meter.read(world=1)
+    assert losses == {"a": {"in_batch": pytest.approx(2.0), "hard": 4.0}, "b": {"hard": 0.5}}
+    assert shares["padding"] == 0.25
+    assert timings["tokens_per_second"] / timings["tuples_per_second"] == pytest.approx(300 / 17)
+    assert timings["peak_gib"] > 0
+    losses, _, timings = meter.read(world=1)  # starts again
+    assert losses == {}
+    assert timings["tuples_per_second"] == 0
+
+
+def test_task_means_weigh_datasets_the_same():
+    losses = {"a": {"hard": 1.0, "in_batch": 5.0}, "b": {"hard": 3.0}, "c": {"hard": 7.0}}
+    means = task_means(losses, {"a": "retrieval", "b": "retrieval", "c": "clustering"})
+    assert means == {("retrieval", "hard"): 2.0, ("retrieval", "in_batch"): 5.0, ("clustering", "hard"): 7.0}
+    assert format_means(means) == "retrieval hard 2.0000 in_batch 5.0000 | clustering hard 7.0000"
+    rates = {"tuples_per_second": 3.0, "tokens_per_second": 4e3, "padding": 0.5, "imbalance": 0.125, "peak_gib": 1.5}
+    assert format_train_line(7, 9, means, {"lr": 1e-5, "grad_norm": 2.0} | rates) == (
+        "step 7/9 | retrieval hard 2.0000 in_batch 5.0000 | clustering hard 7.0000 | lr 1.00e-05 | grad 2.000 | "
+        "3.0 tuples/s 4.0k tokens/s | padding 50% | imbalance 12% | 1.50 GiB"
+    )
+
+
+class Accelerator(SimpleNamespace):
+    """As much of accelerate's as the writers touch."""
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.logged.append("end")
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_metrics_go_to_the_files_and_the_trackers_of_the_main_process_only(tmp_path, main):
+    accelerator = Accelerator(is_main_process=main, logged=[])
+    accelerator.trackers = [accelerator]
+    metrics = Metrics(accelerator, tmp_path, {})
+    metrics.write(3, "train", {"lr": 0.5}, {"tag": 1.0}, {"seconds": 2.0})
+    metrics.write(4, "validation", {}, {"tag": 2.0})
+    sizes = metrics.sizes()
+    metrics.close()
+    assert (tmp_path / "metrics.jsonl").exists() == main
+    if main:
+        lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert lines == [{"step": 3, "kind": "train", "lr": 0.5}, {"step": 4, "kind": "validation"}]
+        assert json.loads((tmp_path / "timings.jsonl").read_text()) == {"step": 3, "kind": "train", "seconds": 2.0}
+        assert accelerator.logged == [(3, {"tag": 1.0}), (4, {"tag": 2.0}), "end"]
+        with open(tmp_path / "metrics.jsonl", "a") as file:
+            file.write('{"step": 5, ')  # what a killed run left
+        Metrics(accelerator, tmp_path, sizes).close()
+        assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_meter_goes_on_from_its_state():
+    first, second = (Meter(["a", "b"], ["hard"], torch.device("cpu")) for _ in range(2))
+    first.add(1, {"hard": torch.tensor(3.0)}, 2)
+    first.count(tuples=2, tokens=9, computed=12, heaviest=9)
+    second.load(first.state())
+    for meter in (first, second):
+        meter.add(1, {"hard": torch.tensor(1.0)}, 2)
+    assert first.read(1)[:2] == second.read(1)[:2]
+
+
+def test_the_clock_stands_still_while_paused(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(records.time, "perf_counter", lambda: now[0])
+    meter = Meter(["a"], ["hard"], torch.device("cpu"))
+    meter.count(tuples=10)
+    now[0] = 2.0
+    with meter.paused():
+        now[0] = 100.0
+    now[0] += 3.0
+    assert meter.read(world=1)[2]["tuples_per_second"] == 10 / 5
+
+
+@pytest.mark.parametrize(("variable", "used"), [("1", True), (None, True), ("3", False)])
+def test_cores_are_used_where_nobody_chose_a_number(monkeypatch, variable, used):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setattr(records.os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    use_all_cores(torch.device("cpu"))
+    assert chosen == ([4] if used else [])
+    use_all_cores(torch.device("meta"))  # not on devices
+    assert chosen == ([4] if used else [])
+
+
+def test_a_machine_without_git_has_a_manifest(tmp_path, monkeypatch):
+    def no_git(*_, **__):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(records.subprocess, "run", no_git)
+    accelerator = Accelerator(device=torch.device("cpu"), num_processes=1, mixed_precision="no")
+    write_manifest(tmp_path / "manifest.json", accelerator, {})
+    assert json.loads((tmp_path / "manifest.json").read_text())["commit"] is None
+
+
+def test_manifest_says_what_ran(tmp_path):
+    accelerator = Accelerator(device=torch.device("cpu"), num_processes=2, mixed_precision="no")
+    write_manifest(tmp_path / "manifest.json", accelerator, {"toy": "abc"})
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert (manifest["num_processes"], manifest["data"]) == (2, {"toy": "abc"})
