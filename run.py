@@ -16,7 +16,6 @@ from functools import partial
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,12 +23,13 @@ import arguments
 from data.batch import Batch
 from data.feed import describe
 from export import model_folder
-from runtime import checkpoint, engine, resume
+from runtime import checkpoint, engine, processes, resume
 from training import two_pass
 from training.objective import LOSSES, MEASURES
 from training.preflight import find_problems
 from training.records import Meter, format_means, format_train_line, task_means
 from training.setup import Run, setup
+from utils import RunError
 
 
 def main(argv: list[str]) -> int:
@@ -47,11 +47,11 @@ def main(argv: list[str]) -> int:
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)  # peft asks
     try:
         return check_and_train(argv)
-    except (OSError, FloatingPointError, SafetensorError) as error:
-        if not (line := engine.user_message(error)):
+    except Exception as error:
+        if not (line := processes.user_message(error)):
             raise
         print(line, file=sys.stderr)
-        return engine.FAILED
+        return processes.FAILED
 
 
 def check_and_train(argv: list[str]) -> int:
@@ -67,7 +67,7 @@ def check_and_train(argv: list[str]) -> int:
     if speaks:
         print("\n".join(describe(stores)), flush=True)
     if not args.cache_only:
-        with engine.process_group(args.trackers(), args.tb_dir, args.process_timeout) as accelerator:
+        with processes.process_group(args.trackers(), args.tb_dir, args.process_timeout) as accelerator:
             return train(setup(args, accelerator, stores, tokenizer))
     return 0
 
@@ -80,7 +80,7 @@ def train(run: Run) -> int:
     args, steps, per_epoch = run.args, run.schedule.steps, run.feed.plan.steps_per_epoch
     if run.steps_done >= steps:
         run.accelerator.print(f"{run.folder}: this run is finished: {steps:,} steps were trained")
-    hidden, asked, saved = None if run.accelerator.is_main_process else True, engine.StopSignal(), time.monotonic()
+    hidden, asked, saved = None if run.accelerator.is_main_process else True, processes.StopSignal(), time.monotonic()
     bar = tqdm(total=steps, initial=run.steps_done, desc="training", unit="step", disable=hidden)
     run.model.train()
     for step in range(run.steps_done + 1, steps + 1):
@@ -99,7 +99,7 @@ def train(run: Run) -> int:
             if epoch_ends:
                 save(run, f"epoch_{epoch}", done)
             late = args.save_every_minutes and time.monotonic() - saved > 60 * args.save_every_minutes
-            stop, late = engine.on_any_process(run.accelerator, [asked.stop, late])
+            stop, late = processes.on_any_process(run.accelerator, [asked.stop, late])
             if due or last or epoch_ends or stop or late:
                 save_state(run, done)
                 saved = time.monotonic()
@@ -108,7 +108,7 @@ def train(run: Run) -> int:
     bar.close()
     run.metrics.close()
     asked.forget()
-    return engine.STOPPED if asked.stop or (run.steps_done < steps and done < steps) else 0
+    return processes.STOPPED if asked.stop or (run.steps_done < steps and done < steps) else 0
 
 
 def train_step(run: Run, step: int) -> tuple[float, float]:
@@ -144,14 +144,14 @@ def skip_or_stop(run: Run, step: int, norm: float) -> None:
     """Say that an update was left out for its gradient, and end the run when too many in a row were.
 
     Raises:
-        FloatingPointError: on every process.
+        RunError: on every process.
     """
     run.skipped = 0 if math.isfinite(norm) else run.skipped + 1
     if not run.skipped:
         return
     what = f"step {step}: the gradient is {norm}: {run.feed.sources(step)}"
     if run.skipped > run.args.max_skipped_steps:
-        raise FloatingPointError(f"{what}; {run.skipped} updates in a row. A lower learning_rate may help.")
+        raise RunError(f"{what}; {run.skipped} updates in a row. A lower learning_rate may help.")
     tqdm.write(f"{what}; this update is left out", file=sys.stderr) if run.accelerator.is_main_process else None
 
 
@@ -235,9 +235,7 @@ def save_state(run: Run, step: int) -> None:
     tensors = resume.capture(accelerator, run.model, run.optimizer, run.meter.state())
     if accelerator.is_main_process:
         if broken := resume.broken(tensors):
-            raise FloatingPointError(
-                f"step {step}: {broken} is not finite: nothing is saved, and older states are kept"
-            )
+            raise RunError(f"step {step}: {broken} is not finite: nothing is saved, and older states are kept")
         facts = {"ground": run.identity, "sizes": run.metrics.sizes(), "skipped": run.skipped}
         path = checkpoint.write(run.folder / "state", step, tensors, facts, run.args.save_total_limit)
         size, took = sum(file.stat().st_size for file in path.iterdir()) / 1e6, time.monotonic() - began

@@ -1,4 +1,7 @@
-"""The ground floor: what processes share, and files that survive a power cut. No other topic comes in here."""
+"""The ground floor: what processes share, files that survive a power cut, a few words. No other topic comes in here.
+
+Three sections: processes, files, words.
+"""
 
 import hashlib
 import json
@@ -76,15 +79,43 @@ def remove(path: Path) -> None:
     path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
 
 
-def write_json(path: Path, value) -> None:
+def write_json(path: Path, value, indent: int = 2) -> None:
     """Replace `path` in one step: it holds the old value or the new one, never a part."""
     aside = path.with_name(path.name + ".tmp")
     with open(aside, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
+        json.dump(value, file, indent=indent, ensure_ascii=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def aside_of(folder: Path) -> Path:
+    """Where a folder is written until it is whole: .NAME.partial beside it."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def publish(folder: Path) -> None:
+    """Give what stands in `aside_of(folder)` its name, when all of it is on the disk.
+
+    A folder that has the name already gives it up first and is removed last, so a kill at any moment leaves the old
+    folder or the new one, whole, under the name or under `.NAME.old`.
+    """
+    aside = aside_of(folder)
+    for path in [*aside.rglob("*"), aside]:
+        flush(path)
+    retired = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        os.replace(folder, retired)
+    os.replace(aside, folder)
+    flush(folder.parent)
+    remove(retired)
 
 
 def seal(body: dict) -> dict:
@@ -125,3 +156,24 @@ def read_strictly(path: Path) -> tuple[object, list[str]]:
         return json.loads(text, object_pairs_hook=pairs, parse_constant=constant), problems
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+# ------------------------------------------------------------------------------------------ words
+
+
+class RunError(Exception):
+    """A run cannot start or go on, for a reason that a person can act on: the message is all they need to read."""
+
+
+def plural(count: int, noun: str) -> str:
+    """A count and its noun.
+
+    >>> plural(1, "step"), plural(2000, "step")
+    ('1 step', '2,000 steps')
+    """
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

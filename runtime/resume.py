@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from runtime import checkpoint
-from utils import all_rows
+from utils import RunError, all_rows
 
 Tensors = dict[str, dict[str, Tensor]]  # file stem -> name -> tensor
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -84,7 +84,7 @@ def find(accelerator: Accelerator, choice: str, folder: Path, identity: dict) ->
         ground: what the run stands on now.
 
     Raises:
-        SystemExit: the state is damaged, or stands on something else than this run.
+        RunError: the state is damaged, or stands on something else than this run.
     """
     found, wrong = None, ""
     if accelerator.is_main_process and choice != "never":
@@ -94,13 +94,13 @@ def find(accelerator: Accelerator, choice: str, folder: Path, identity: dict) ->
             else:
                 found = checkpoint.read(Path(choice))
         except ValueError as error:
-            wrong = f"run.py: resume: {error}"
+            wrong = f"resume: {error}"
     step, facts, wrong = from_main(accelerator, (found[0], found[1], wrong) if found else (0, {}, wrong))
     if facts and (changes := differences(identity, facts["ground"])):
-        wrong = "\n  ".join([f"run.py: {folder.parent}: cannot go on, because this has changed:", *changes])
+        wrong = "\n  ".join([f"{folder.parent}: cannot go on, because this has changed:", *changes])
         wrong += "\nrun.py: put it back, or choose another experiment_id"
     if wrong:
-        raise SystemExit(wrong)
+        raise RunError(wrong)
     return step, facts, found[2] if found else None
 
 
@@ -127,12 +127,12 @@ def lock_folder(folder: Path) -> FileLock:
     """Take a run's folder as long as this process lives; the lock ends with it, however it ends.
 
     Raises:
-        SystemExit: another run has it.
+        RunError: another run has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise SystemExit(f"run.py: {folder}: another run is at work there: choose another experiment_id") from None
+        raise RunError(f"{folder}: another run is at work there: choose another experiment_id") from None
     return lock

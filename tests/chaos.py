@@ -24,14 +24,13 @@ from pathlib import Path
 import torch
 import toy
 from accelerate import Accelerator
-from processes import free_port, launcher_environment, server, through_the_door
+from harness import free_port, launcher_environment, server, through_the_door
 
 import tokenize_data_qwen
-import utils
 from data import store_writer, token_store
 from export import model_folder
-from runtime import checkpoint, engine, resume
-from training import objective
+from runtime import checkpoint, heartbeat, processes, resume
+from training import objective, records
 
 LIMIT = 30.0  # seconds in which a process must end after another was killed
 WORLD = 2
@@ -89,9 +88,9 @@ POINTS = {  # name -> (rank, where, attribute, its replacement)
     "before the backward pass": (1, Accelerator, "backward", before),
     "in the gather": (1, objective, "gather", before),
     "in the optimizer's step": (0, torch.optim.AdamW, "step", after),
-    "in the collective that agrees to stop": (1, engine, "on_any", before),
+    "in the collective that agrees to stop": (1, processes, "on_any_process", before),
     "in validation": (1, objective.Objective, "measures", before),
-    "in the middle of a log line": (0, utils.Metrics, "write", lambda f: after(f, spoil=half_a_line)),
+    "in the middle of a log line": (0, records.Metrics, "write", lambda f: after(f, spoil=half_a_line)),
     "while a state is gathered": (1, resume, "capture", before),
     "in the middle of a shard": (0, checkpoint, "save_file", lambda f: after(f, spoil=half)),
     "before a state's rename": (0, os, "replace", lambda f: before(f, to_state)),
@@ -121,13 +120,13 @@ def _trainer(rank: int, port: int, config: dict, point: str | None, log: str) ->
     os.environ.pop("ACCELERATE_USE_CPU", None)
     os.environ |= launcher_environment(rank, WORLD, port)
     torch.set_num_threads(1)
-    begin = engine.Heartbeat.__init__
+    begin = heartbeat.Heartbeat.__init__
 
     def watch(self, *words) -> None:
         Path(f"{log}.met").touch()  # from here on nobody needs the launcher to end
         begin(self, *words)
 
-    engine.Heartbeat.__init__ = watch
+    heartbeat.Heartbeat.__init__ = watch
     if point:
         victim, where, name, replacement = POINTS[point]
         if rank == victim:

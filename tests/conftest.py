@@ -72,13 +72,13 @@ def toy_settings(toy_world: ToyWorld, folder: Path) -> dict:
 
 
 def train_here(config: dict) -> Path:
-    """Train in this process; returns the run's folder."""
+    """Train in this process; returns the run's folder. Raises RunError where the run ends with one."""
     folder = Path(config["output_dir"])
     folder.parent.mkdir(exist_ok=True)
     path = folder.parent / "config.json"
     path.write_text(json.dumps(config))
     try:
-        assert run.main(["--config", str(path)]) == 0
+        assert run.check_and_train(["--config", str(path)]) == 0
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()

@@ -33,6 +33,7 @@ from model import Embedder
 from modeling.backbone import load_backbone
 from runtime.resume import lock_folder
 from training import setup
+from utils import RunError
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "tiny_run.json"
@@ -355,7 +356,7 @@ def test_two_runs_of_one_name_do_not_mix(train, settings):
     folder = train()
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     lock = lock_folder(folder)  # as another process at work would hold it
-    with pytest.raises(SystemExit, match="another run is at work there"):
+    with pytest.raises(RunError, match="another run is at work there"):
         train()
     lock.release()
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
@@ -369,7 +370,7 @@ def test_a_model_that_is_not_finite_stops_after_a_few_updates(
     weights = load_file(folder / "model.safetensors")
     weights["layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(SystemExit, match="a text's state is not finite"):
+    with pytest.raises(RunError, match="a text's state is not finite"):
         train(model_path=str(folder))
     monkeypatch.setattr(setup, "settle_backend", lambda *_: [])
     with pytest.raises(AssertionError):  # exit status 1
@@ -383,7 +384,7 @@ def test_a_model_whose_weights_are_another_ones_is_named(train, toy_world, tmp_p
     shutil.copytree(toy_world.backbone, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 80}))
-    with pytest.raises(SystemExit, match=r"its weights do not fit its config\.json"):
+    with pytest.raises(RunError, match=r"its weights do not fit its config\.json"):
         train(model_path=str(folder))
 
 

@@ -18,7 +18,7 @@ from data.plan import Plan
 from data.token_store import TokenStore
 from modeling.backbone import check_backbone, check_teacher
 from modeling.tokenizer import fingerprint, fitting_tokenizer
-from runtime import engine
+from training.records import tracker_problems
 from training.schedule import Schedule
 
 # What may change between a run and its resume: it alters nothing that is trained.
@@ -69,7 +69,7 @@ def check_outputs(args: Args, unknown: set[str]) -> list[str]:
             problems.append(f"{folder}: holds a run already: choose another experiment_id, or --resume auto to go on")
     if args.resume not in ("auto", "never") and not (Path(args.resume) / "state.json").exists():
         problems.append(f"resume: {args.resume!r} is neither auto, never, nor the folder of a state, state/step_N")
-    return problems + engine.tracker_problems([] if "report_to" in unknown else args.trackers())
+    return problems + tracker_problems([] if "report_to" in unknown else args.trackers())
 
 
 def check_machine(args: Args, unknown: set[str]) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import Tensor
 
 from utils import all_rows
@@ -153,6 +154,18 @@ def _commit() -> str | None:
         )
     except OSError:
         return None
+
+
+def tracker_problems(names: list[str]) -> list[str]:
+    """Why numbers cannot be sent to these trackers, one line each."""
+    installed = {str(getattr(name, "value", name)) for name in get_available_trackers()}
+    problems = []
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            problems.append(f"report_to: {name!r} is none of {', '.join(LOGGER_TYPE_TO_CLASS)}, none")
+        elif name not in installed:
+            problems.append(f"report_to: {name} is not installed: pip install {name}, or take another")
+    return problems
 
 
 class Metrics:

@@ -26,7 +26,7 @@ from training.objective import LOSSES, Objective
 from training.preflight import run_identity
 from training.records import Meter, Metrics, write_manifest
 from training.schedule import Schedule
-from utils import all_rows
+from utils import RunError, all_rows
 
 
 @dataclass
@@ -79,7 +79,8 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
     )
     folder = Path(args.output_dir) / args.experiment_id
     identity = run_identity(args, schedule, plan, stores, tokenizer, model)
-    passing = engine.check_deepspeed(accelerator, folder, bool(args.max_tokens_per_forward))
+    passing = engine.is_deepspeed(accelerator)
+    check_deepspeed(accelerator, folder, bool(args.max_tokens_per_forward))
     accelerator.wait_for_everyone()  # all have looked before anything is written
     lock = lock_folder(folder) if accelerator.is_main_process else None
     steps_done, facts, tensors = resume.find(accelerator, args.resume, folder / "state", identity)
@@ -113,13 +114,28 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
     )  # fmt: skip
 
 
+def check_deepspeed(accelerator: Accelerator, folder: Path, parts: bool) -> None:
+    """Refuse what does not go with DeepSpeed, which keeps weights and moments in a way of its own.
+
+    Raises:
+        RunError: the step shall run in parts, or the folder holds a run.
+    """
+    if not engine.is_deepspeed(accelerator):
+        return
+    if parts:
+        raise RunError("max_tokens_per_forward: not under DeepSpeed; take configs/accelerate_config.yaml")
+    if (folder / "args.json").exists():
+        raise RunError(f"{folder}: holds a run already, and DeepSpeed's do not resume: choose another experiment_id")
+    accelerator.print("DeepSpeed: an interrupted run cannot go on; configs/accelerate_config.yaml can")
+
+
 def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenEmbedder | None, str]:
     """The model on its device, tried out; its teacher; and for people, how and why attention is computed."""
     set_seed(args.seed)  # the same adapters on every process
     try:
         backbone = load_backbone(args.model_path, torch.float32)
     except ValueError as error:
-        raise SystemExit(f"run.py: model_path: {error}") from None
+        raise RunError(f"model_path: {error}") from None
     if args.use_lora:
         backbone = add_lora(backbone, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_targets())
     sharded, on_cpu = engine.is_sharded(accelerator), accelerator.device.type == "cpu"
@@ -138,7 +154,7 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
         if args.compile and not problems:
             problems = kernels.compile_layers(model)
     if problems:
-        raise SystemExit("\n".join(f"run.py: {args.model_path}: {problem}" for problem in problems))
+        raise RunError("\n".join(f"{args.model_path}: {problem}" for problem in problems))
     teacher = None
     if args.teacher_model_path:
         dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32

@@ -20,7 +20,7 @@ import pytest
 import torch
 import toy
 from conftest import read_metrics
-from processes import (
+from harness import (
     free_port,
     launcher_environment,
     on_processes,
@@ -35,6 +35,7 @@ import run
 import utils
 from data.feed import Feed
 from runtime import engine
+from utils import RunError
 
 ROOT = Path(__file__).parent.parent.parent
 LORA = {"use_lora": True, "lora_dropout": 0.0, "lora_target_modules": "q_proj,up_proj"}
@@ -114,7 +115,7 @@ def test_buckets_under_fsdp_are_refused(config):
 def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(engine, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
-    with pytest.raises(SystemExit, match="2 processes were launched, but each of them is alone"):
+    with pytest.raises(RunError, match="2 processes were launched, but each of them is alone"):
         engine.start([], "")
 
 

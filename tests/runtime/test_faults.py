@@ -20,12 +20,12 @@ import pytest
 import torch
 from chaos import final
 from conftest import interrupted, tokenize, toy_settings
-from processes import free_port, launcher_environment, server, through_the_door
+from harness import free_port, launcher_environment, server, through_the_door
 from safetensors.torch import load_file, save_file
 
 import run
 import tokenize_data_qwen
-from runtime import engine
+from runtime import processes
 from training import objective
 
 SECONDS = 30  # from a fault to the end of all; a run without one may take longer on a busy machine
@@ -409,7 +409,7 @@ def test_one_process_of_two(keys, whole, fault):
     keys |= {"train_batch_size": 12}
     began = time.monotonic()
     found = ends(keys, fault, world=2)
-    assert [code for code, _ in found] == [engine.FAILED] * 2, found
+    assert [code for code, _ in found] == [processes.FAILED] * 2, found
     assert ("on fire" in found[1][1]) or fault is interrupted_by_hand
     assert "ended, because of process 1" in found[0][1]
     TABLE.append(

@@ -16,13 +16,14 @@ import torch
 import toy
 from chaos import final
 from conftest import Killed, interrupted, read_metrics, tokenize, toy_settings, train_here
-from processes import on_processes, through_the_door
+from harness import on_processes, through_the_door
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run
 from data.feed import Feed
-from runtime import checkpoint, engine
+from runtime import checkpoint, processes
+from utils import RunError
 
 LORA = {"use_lora": True, "lora_dropout": 0.2, "lora_target_modules": "q_proj,up_proj"}
 
@@ -94,7 +95,7 @@ def test_tensorboard_has_one_curve(train, keys, tmp_path, monkeypatch):
 def test_two_processes_resume_to_the_same_bytes(keys, kind):
     keys |= {"train_batch_size": 12} | LORA
     assert on_processes(2, through_the_door, keys | {"experiment_id": "whole"}, kind=kind) == [0, 0]
-    assert on_processes(2, stopped, 8, keys, kind=kind) == [engine.STOPPED] * 2
+    assert on_processes(2, stopped, 8, keys, kind=kind) == [processes.STOPPED] * 2
     assert on_processes(2, through_the_door, keys, kind=kind) == [0, 0]
     output = Path(keys["output_dir"])
     ours, theirs = final(output / "toy"), final(output / "whole")
@@ -123,7 +124,7 @@ def test_another_number_of_processes_and_another_engine_go_on(keys):
     for world, kind, stop in ways:
         config = keys | {"train_batch_size": 24 // world, "checkpointing_steps": 0}
         function = (stopped, stop) if stop else (through_the_door,)
-        assert on_processes(world, *function, config, kind=kind) == [engine.STOPPED if stop else 0] * world
+        assert on_processes(world, *function, config, kind=kind) == [processes.STOPPED if stop else 0] * world
     folders = [Path(keys["output_dir"]) / name for name in ("toy", "alone")]
     for kind, values in (("train", "losses"), ("validation", "measures")):
         ours, theirs = (read_metrics(folder, kind) for folder in folders)
@@ -153,7 +154,7 @@ def test_changed_ground_is_refused_with_the_difference(train, keys, toy_world, b
         assert tokenize(tmp_path / "raw", tmp_path / "other", toy_world.backbone) == 0
         changes = {"train_data_path": str(tmp_path / "other")}
     before = {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()}
-    with pytest.raises(SystemExit) as refused:
+    with pytest.raises(RunError) as refused:
         train(**keys | changes)
     assert "cannot go on, because this has changed" in str(refused.value)
     assert line in str(refused.value)
@@ -197,7 +198,7 @@ def test_a_damaged_state_is_passed_over_loudly(train, keys, begun, once, capsys,
 def test_where_no_state_is_whole_nothing_is_trained(train, keys, begun):
     for path in (begun / "state").glob("*/weights.safetensors"):
         path.write_bytes(b"")
-    with pytest.raises(SystemExit, match="no state in it is whole"):
+    with pytest.raises(RunError, match="no state in it is whole"):
         train(**keys)
 
 
@@ -260,7 +261,7 @@ def test_an_update_with_a_broken_gradient_is_left_out_and_named(train, keys, mon
 def test_too_many_broken_updates_in_a_row_end_the_run(keys, monkeypatch, capsys):
     monkeypatch.setattr(run, "train_step", broken_gradient(set(range(7, 21))))
     flags = [word for key, value in (keys | {"max_skipped_steps": 2}).items() for word in (f"--{key}", str(value))]
-    assert run.main(flags) == engine.FAILED
+    assert run.main(flags) == processes.FAILED
     assert re.search(r"step 9: the gradient is nan.*3 updates in a row", capsys.readouterr().err)
     folder = Path(keys["output_dir"]) / "toy"
     assert [path.name for path in (folder / "state").iterdir()] == ["step_5"]

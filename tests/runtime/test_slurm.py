@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from processes import free_port
+from harness import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = {  # scancel tells all processes of a step, in whatever session they are, not the shell

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import read_metrics
-from processes import free_port
+from harness import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 ADDRESSES = ("10.213.7.1", "10.213.7.2")

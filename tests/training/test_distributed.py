@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import toy
 from conftest import tokenize
-from processes import on_processes, train_steps
+from harness import on_processes, train_steps
 
 from data.feed import Feed
 from data.plan import Plan, split_sizes

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from runtime import engine
 from runtime.engine import use_all_cores
 from training import records
 from training.records import Meter, Metrics, format_means, format_train_line, task_means, write_manifest
@@ -106,7 +107,7 @@ def test_cores_are_used_where_nobody_chose_a_number(monkeypatch, variable, used)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if variable:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    monkeypatch.setattr(records.os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: range(8))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     chosen = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)

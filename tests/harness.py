@@ -57,7 +57,7 @@ def server():
     here = Path(__file__).parent
     os.environ["PYTHONPATH"] = f"{here}{os.pathsep}{here.parent}"  # where the server finds what it imports ahead
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["processes"])
+    context.set_forkserver_preload(["harness"])
     return context
 
 

@@ -1,0 +1,44 @@
+"""From final hidden states to one embedding for each text.
+
+A pooling is given all states end to end and where each text begins and ends among them, so one function serves every
+layout of a batch. To add one, write it here under the name that Sentence Transformers has for it: the model uses it, and
+a saved folder says so (export/model_folder.py).
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+
+def last_token(states: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """The state of each text's last token, EOS, which alone has seen the whole text (F2LLM report).
+
+    Args:
+        states: [N, d] final hidden states; what lies between two texts is padding.
+        first, last: [n] int64, where each text's first and last token stand in `states`.
+
+    Returns:
+        [n, d].
+    """
+    return states[last]
+
+
+POOLINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"lasttoken": last_token}
+DEFAULT = "lasttoken"  # of both reports
+
+
+def pooling_of(folder: Path) -> str:
+    """The pooling that a model folder was trained with; the default where it does not say.
+
+    Raises:
+        ValueError: it names one that is not known here.
+    """
+    path = folder / "1_Pooling" / "config.json"
+    if not path.exists():
+        return DEFAULT
+    name = json.loads(path.read_text(encoding="utf-8")).get("pooling_mode", DEFAULT)
+    if name not in POOLINGS:
+        raise ValueError(f"{path}: pooling {name!r} is none of {', '.join(POOLINGS)}")
+    return name

@@ -1,0 +1,93 @@
+"""Processes that start together, stop together when one is told to, and end together when one fails."""
+
+import errno
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from runtime.engine import start
+from runtime.heartbeat import Heartbeat
+from utils import RunError
+
+# Exit statuses, the same on every process of a run.
+FINISHED = 0
+REFUSED = 2  # something stood against the run, and nothing was started
+STOPPED = 75  # told to stop, and can go on: EX_TEMPFAIL
+DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # no fault of the code
+
+
+@contextmanager
+def process_group(trackers: list[str], logging_dir: str, silence: float) -> Iterator[Accelerator]:
+    """Start accelerate; inside, an exception on any process ends all of them, with its message printed once.
+
+    Args:
+        silence: seconds without a sign of life after which a process counts as hanging.
+    """
+    accelerator = start(trackers, logging_dir)
+    if accelerator.num_processes == 1:
+        yield accelerator
+        accelerator.state.destroy_process_group()
+        return
+    heartbeat = Heartbeat(accelerator.process_index, accelerator.num_processes, silence, user_message)
+    try:
+        yield accelerator
+    except BaseException as error:
+        heartbeat.fail(error)
+    heartbeat.stop()
+    dist.barrier()  # the store lives in one of the processes
+    dist.destroy_process_group()
+
+
+def user_message(error: BaseException) -> str | None:
+    """What a user should read instead of a traceback; None where a traceback tells more."""
+    if isinstance(error, KeyboardInterrupt):
+        return "run.py: interrupted"
+    if isinstance(error, RunError):
+        return f"run.py: {error}"
+    if _is_disk_error(error):
+        return (
+            f"run.py: the disk refuses what is written: {error}\n"
+            "run.py: what was saved before is whole: make room, and the same command goes on from there"
+        )
+    return None
+
+
+def _is_disk_error(error: BaseException) -> bool:
+    if isinstance(error, SafetensorError):
+        return "os error" in str(error)
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
+
+
+class StopSignal:
+    """Whether this process was told to stop: SIGTERM before a machine is taken away, SIGUSR1 by a scheduler.
+
+    The signal only leaves a mark; the loop looks at it between two steps, so a second one hurts nothing.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self):
+        self.stop = False
+        self.before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+
+    def _note(self, *_) -> None:
+        self.stop = True
+
+    def forget(self) -> None:
+        """Put back what the signals did before."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def on_any_process(accelerator: Accelerator, flags: list[bool]) -> list[bool]:
+    """Whether each flag is set on any process: all of them act alike. One small collective a step."""
+    if accelerator.num_processes == 1:
+        return [bool(flag) for flag in flags]
+    marks = torch.tensor([float(bool(flag)) for flag in flags], device=accelerator.device)
+    dist.all_reduce(marks, op=dist.ReduceOp.MAX)
+    return [mark > 0 for mark in marks.tolist()]
