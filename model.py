@@ -7,8 +7,8 @@ attention backend; all give the same embeddings and gradients (tests/test_model.
     padded      one rectangle [n, longest] with a mask, the published layout; the reference
     buckets     length-sorted rectangles without a mask: the decoder is causal and padding stands on
                 the right, so no real token ever sees a pad
-    segments    one row [1, T], attention called once a text; no padding at all; the fastest on CPU
-    varlen      the same row, all texts in one kernel; CUDA in bf16 or fp16 (attention.py)
+    segments    one row [1, T], attention called once per text; no padding at all; the fastest on CPU
+    varlen      the same row, all texts in one kernel; CUDA in bf16 or fp16 (modeling/attention.py)
 
 Lengths decide where a text ends, never token ids: with eos = pad, or a literal pad token inside a
 text, a mask made from ids hides real tokens. Packed rows go in with `attention_mask=None` and
@@ -23,23 +23,34 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling import attention
+from modeling.packing import buckets, places_in_rectangle, rectangle, round_up
+from modeling.pooling import DEFAULT as DEFAULT_POOLING
+from modeling.pooling import POOLINGS
 
 _BUCKET_TOKENS = 16384  # rectangle of one bucket at most, padding included; large enough to fill a GPU
 
 
 class Embedder(nn.Module):
-    """A decoder with last-token pooling.
+    """A decoder with pooling: from texts to one vector each.
 
     Args:
         backbone: any causal decoder of Transformers, or a PeftModel around one.
         backend: varlen, segments, buckets or padded; `choose_backend` may choose another.
         gradient_checkpointing: recompute activations in the backward pass: of every k-th layer, True = of all.
+        pooling: name in modeling.pooling.POOLINGS.
     """
 
-    def __init__(self, backbone: nn.Module, backend: str = "segments", gradient_checkpointing: bool | int = False):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        backend: str = "segments",
+        gradient_checkpointing: bool | int = False,
+        pooling: str = DEFAULT_POOLING,
+    ):
         super().__init__()
         self.backbone = backbone
         self.backend = backend
+        self.pooling = pooling
         self.multiple = 1  # packed rows are rounded up to a multiple of so many tokens
         attention.register()
         if gradient_checkpointing:
@@ -49,7 +60,9 @@ class Embedder(nn.Module):
         """Recompute the activations of every `every`-th layer in the backward pass; 1 = of all, 0 = of none."""
         if every:
             enable = getattr(self.backbone, "activation_checkpointing_enable", None)  # its name since Transformers 5.23
-            (enable or self.backbone.gradient_checkpointing_enable)({"use_reentrant": False})
+            if enable is None:
+                enable = self.backbone.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         for number, layer in enumerate(self.layers()):
             layer.gradient_checkpointing = bool(every) and number % every == 0
 
@@ -72,6 +85,10 @@ class Embedder(nn.Module):
         """d, the width of an embedding."""
         return self.backbone.config.hidden_size
 
+    def decoder(self) -> PreTrainedModel:
+        """The model of Transformers, within adapters or not."""
+        return self.backbone.get_base_model() if hasattr(self.backbone, "peft_config") else self.backbone
+
     def forward(self, tokens: Tensor, cu_seqlens: Tensor, lengths: np.ndarray) -> Tensor:
         """Embed n texts.
 
@@ -81,11 +98,15 @@ class Embedder(nn.Module):
             lengths: [n] tokens of each, on the host.
 
         Returns:
-            [n, d] last-token states, not normalised, fp32 (fp64 for an fp64 model).
+            [n, d] pooled states, not normalised, fp32 (fp64 for an fp64 model).
         """
-        run = {"buckets": self._buckets, "padded": self._padded}.get(self.backend, self._packed)
-        states = run(tokens, cu_seqlens, lengths)
-        return states.to(torch.promote_types(states.dtype, torch.float32))
+        if attention.is_packed(self.backend):
+            embeddings = self._embed_packed_row(tokens, cu_seqlens, lengths)
+        elif self.backend == "buckets":
+            embeddings = self._embed_buckets(tokens, lengths)
+        else:
+            embeddings = self._embed_padded(tokens, cu_seqlens, lengths)
+        return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
 
     def states(self, function: str, **inputs) -> Tensor:
         """[n, L, d] final hidden states of `input_ids` [n, L], with the attention function of this name."""
@@ -93,50 +114,60 @@ class Embedder(nn.Module):
             self.decoder().set_attn_implementation(function)
         return self.backbone(use_cache=False, **inputs).last_hidden_state
 
-    def decoder(self) -> PreTrainedModel:
-        """The model of Transformers, within adapters or not."""
-        return self.backbone.get_base_model() if hasattr(self.backbone, "peft_config") else self.backbone
+    def pool(self, states: Tensor, first: Tensor, last: Tensor) -> Tensor:
+        """One vector for each text, [n, d], from states [N, d] and where its first and last token stand, [n] both."""
+        return POOLINGS[self.pooling](states, first, last)
 
-    def _packed(self, tokens: Tensor, cu_seqlens: Tensor, lengths: np.ndarray) -> Tensor:
-        last = cu_seqlens[1:] - 1  # [n]
-        tokens, cu_seqlens, lengths = rounded_up(tokens, cu_seqlens, lengths, self.multiple)
+    def _embed_packed_row(self, tokens: Tensor, cu_seqlens: Tensor, lengths: np.ndarray) -> Tensor:
+        first, last = cu_seqlens[:-1], cu_seqlens[1:] - 1  # [n], of the texts that count
+        tokens, cu_seqlens, lengths = round_up(tokens, cu_seqlens, lengths, self.multiple)
         starts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff(), output_size=len(tokens))
         positions = torch.arange(len(tokens), device=tokens.device) - starts  # [T], from 0 in each text
-        packed = {"input_ids": tokens[None], "position_ids": positions[None], "attention_mask": None}
-        texts = {"text_lengths": lengths, "text_starts": cu_seqlens}
-        states = self.states(attention.NAMES[self.backend], **packed, **texts)  # [1, T, d]
-        return states[0, last]  # [n, d]
+        states = self.states(
+            attention.NAMES[self.backend],
+            input_ids=tokens[None],
+            position_ids=positions[None],
+            attention_mask=None,
+            text_lengths=lengths,
+            text_starts=cu_seqlens,
+        )  # [1, T, d]
+        return self.pool(states[0], first, last)
 
-    def _padded(self, tokens: Tensor, cu_seqlens: Tensor, lengths: np.ndarray) -> Tensor:
-        ids, real = rectangle(tokens, cu_seqlens.diff(), int(lengths.max()))  # [n, longest] both
-        return last_token_pool(self.states("sdpa", input_ids=ids, attention_mask=real.long()), cu_seqlens.diff())
+    def _embed_padded(self, tokens: Tensor, cu_seqlens: Tensor, lengths: np.ndarray) -> Tensor:
+        longest = int(lengths.max())
+        on_device = cu_seqlens.diff()
+        ids, real = rectangle(tokens, on_device, longest)  # [n, longest] both
+        states = self.states("sdpa", input_ids=ids, attention_mask=real.long())  # [n, longest, d]
+        return self.pool(states.flatten(0, 1), *places_in_rectangle(on_device, longest))
 
-    def _buckets(self, tokens: Tensor, cu_seqlens: Tensor, lengths: np.ndarray) -> Tensor:
-        order, ends, pooled = np.argsort(-lengths, kind="stable"), np.cumsum(lengths), []
-        for group in np.split(order, np.cumsum(bucket_sizes(lengths[order].tolist(), _BUCKET_TOKENS))[:-1]):
-            pieces = [tokens[ends[i] - lengths[i] : ends[i]] for i in group]
-            ids = nn.utils.rnn.pad_sequence(pieces, batch_first=True)  # [group, longest]; a pad is any id
-            last = torch.from_numpy(lengths[group]).to(tokens.device, non_blocking=True)
-            pooled.append(last_token_pool(self.states("sdpa", input_ids=ids), last))
-        back = torch.from_numpy(np.argsort(order)).to(tokens.device, non_blocking=True)
+    def _embed_buckets(self, tokens: Tensor, lengths: np.ndarray) -> Tensor:
+        ends = np.cumsum(lengths)
+        groups = buckets(lengths, _BUCKET_TOKENS)
+        pooled = []
+        for group in groups:
+            texts = [tokens[ends[i] - lengths[i] : ends[i]] for i in group]
+            ids = nn.utils.rnn.pad_sequence(texts, batch_first=True)  # [group, longest]; a pad is any id
+            on_device = torch.from_numpy(lengths[group]).to(tokens.device, non_blocking=True)
+            states = self.states("sdpa", input_ids=ids)  # [group, longest, d]
+            pooled.append(self.pool(states.flatten(0, 1), *places_in_rectangle(on_device, ids.shape[1])))
+        back = torch.from_numpy(np.argsort(np.concatenate(groups))).to(tokens.device, non_blocking=True)
         return torch.cat(pooled)[back]  # [n, d], in the order of the batch
 
-    def computed(self, lengths: np.ndarray) -> int:
+    def computed_positions(self, lengths: np.ndarray) -> int:
         """Positions that a forward pass on texts of these lengths computes, padding included."""
-        if self.backend in attention.NAMES:
-            return -(-int(lengths.sum()) // self.multiple) * self.multiple
+        if attention.is_packed(self.backend):
+            gap = -int(lengths.sum()) % self.multiple
+            return int(lengths.sum()) + gap
         if self.backend == "padded":
             return int(lengths.max()) * len(lengths)
-        ordered = np.sort(lengths)[::-1]
-        firsts = np.cumsum([0, *(sizes := bucket_sizes(ordered.tolist(), _BUCKET_TOKENS))])[:-1]
-        return int((ordered[firsts] * sizes).sum())
+        return sum(int(lengths[group].max()) * len(group) for group in buckets(lengths, _BUCKET_TOKENS))
 
 
 class FrozenEmbedder(Embedder):
     """A teacher: no gradient, and never in training mode, whatever is called on the model around it."""
 
-    def __init__(self, backbone: nn.Module, backend: str = "segments"):
-        super().__init__(backbone, backend)
+    def __init__(self, backbone: nn.Module, backend: str = "segments", pooling: str = DEFAULT_POOLING):
+        super().__init__(backbone, backend, pooling=pooling)
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "FrozenEmbedder":
@@ -144,73 +175,7 @@ class FrozenEmbedder(Embedder):
         return super().train(False)
 
 
-def last_token_pool(states: Tensor, lengths: Tensor) -> Tensor:
-    """The state of each row's last real token: states [n, L, d], lengths [n] -> [n, d]."""
-    return states[torch.arange(len(lengths), device=states.device), lengths - 1]
-
-
-def rectangle(tokens: Tensor, lengths: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    """Packed texts as right-padded ids [n, longest], and where they are real, bool [n, longest]."""
-    real = torch.arange(longest, device=tokens.device) < lengths[:, None]
-    return tokens.new_zeros(real.shape).masked_scatter(real, tokens), real
-
-
-def rounded_up(
-    tokens: Tensor, cu_seqlens: Tensor, lengths: np.ndarray, multiple: int
-) -> tuple[Tensor, Tensor, np.ndarray]:
-    """The packed row with one more text behind it, so that its tokens are a multiple of `multiple`."""
-    gap = -len(tokens) % multiple
-    if not gap:
-        return tokens, cu_seqlens, lengths
-    ends = torch.cat([cu_seqlens, cu_seqlens[-1:] + gap])
-    return nn.functional.pad(tokens, (0, gap)), ends, np.append(lengths, gap)
-
-
-def bucket_sizes(lengths: list[int], budget: int) -> list[int]:
-    """Cut descending `lengths` into runs of texts for rectangles of at most `budget` tokens (or one text).
-
-    A run also ends where a text is shorter than 3/4 of the run's longest, so at most a quarter is padding.
-    """
-    sizes, longest, count = [], lengths[0], 0
-    for length in lengths:
-        if count and (longest * (count + 1) > budget or 4 * length < 3 * longest):
-            sizes.append(count)
-            longest, count = length, 0
-        count += 1
-    return [*sizes, count]
-
-
-def backend_candidates(backend: str, on_cpu: bool, windowed: bool, one_call: bool, half: bool = False) -> list[str]:
-    """The backends to try, best first.
-
-    Args:
-        backend: what the user said; "auto" leaves it to this function.
-        half: the decoder computes in bf16 or fp16.
-        windowed: some layers have a sliding window, which a packed row would not honour.
-        one_call: every process must call the decoder equally often; buckets differ between processes.
-    """
-    if backend != "auto":
-        return [backend]
-    packed = ["varlen"] if half and not on_cpu and not windowed and attention.kernel() else []
-    packed += ["segments"] if (on_cpu or one_call) and not windowed else []
-    return packed + (["padded"] if one_call else ["buckets"])
-
-
-def explain_backend(backend: str, asked: str, on_cpu: bool, windowed: bool, half: bool) -> str:
-    """Why the model has this backend, for people; the arguments are those of `backend_candidates`."""
-    if backend == asked:
-        return "as asked"
-    if backend == "varlen":
-        return attention.kernel().__name__
-    if backend == "segments" and on_cpu:
-        return "no GPU"
-    if windowed:
-        return "it has sliding-window layers"
-    if not on_cpu and not half:
-        return "kernels for packed texts take bf16 or fp16"
-    if not on_cpu and attention.kernel() is None:
-        return "no kernel for packed texts is installed"
-    return "packed texts were not exact when tried"
+# --------------------------------------------------------------------------- the choice of a backend
 
 
 def choose_backend(model: Embedder, candidates: list[str]) -> list[str]:
@@ -221,23 +186,28 @@ def choose_backend(model: Embedder, candidates: list[str]) -> list[str]:
 
     Args:
         model: in fp32 or fp64, before any engine wraps it, under the autocast of the training; its mode is put back.
+        candidates: from `modeling.attention.backend_candidates`.
 
     Returns:
         Why the model cannot be trained, one line each.
     """
     mode = model.training
     model.eval()
+    problems = _try_backends(model, candidates)
+    model.train(mode)
+    return problems
+
+
+def _try_backends(model: Embedder, candidates: list[str]) -> list[str]:
     if not _is_finite(model):
         return ["a text's state is not finite: the weights are damaged"]
-    causal = _is_causal(model)
-    for model.backend in candidates:
-        if causal and (settled := _keeps_apart(model)):
-            break
-    model.train(mode)
-    if not causal:
+    if not _is_causal(model):
         return ["not causal: the state of a token depends on what follows it"]
-    wrong = f"attn_backend {candidates[-1]}: cannot run here, or texts change each other's embeddings; set it to auto"
-    return [] if settled else [wrong]
+    for backend in candidates:
+        model.backend = backend
+        if _keeps_texts_apart(model):
+            return []
+    return [f"attn_backend {candidates[-1]}: cannot run here, or texts change each other's embeddings; set it to auto"]
 
 
 @torch.no_grad()
@@ -250,26 +220,31 @@ def _is_finite(model: Embedder) -> bool:
 def _is_causal(model: Embedder) -> bool:
     """Whether changing the last tokens leaves the states before them as they were."""
     tokens = torch.arange(9, device=next(model.parameters()).device)
-    changed = torch.cat([tokens[:4], tokens[:5].flip(0)])
-    before, after = (model.states("sdpa", input_ids=ids[None])[0, :4] for ids in (tokens, changed))
-    return _near(after, before, 1e-6)
+    other_end = torch.cat([tokens[:4], tokens[:5].flip(0)])
+    before = model.states("sdpa", input_ids=tokens[None])[0, :4]
+    after = model.states("sdpa", input_ids=other_end[None])[0, :4]
+    return _is_near(after, before, 1e-6)
 
 
 @torch.no_grad()
-def _keeps_apart(model: Embedder) -> bool:
+def _keeps_texts_apart(model: Embedder) -> bool:
     """Whether a text has in company the embedding that it has alone, whatever its neighbour is."""
     tokens = torch.arange(9, device=next(model.parameters()).device)
-    batch = {"cu_seqlens": tokens.new_tensor([0, 7, 9], dtype=torch.int32), "lengths": np.array([7, 2])}
+    other_neighbour = torch.cat([tokens[:7].flip(0), tokens[7:]])
+    cu_seqlens = tokens.new_tensor([0, 7, 9], dtype=torch.int32)
+    lengths = np.array([7, 2])
     try:
-        first, second = (model(ids, **batch)[1] for ids in (tokens, torch.cat([tokens[:7].flip(0), tokens[7:]])))
+        beside_one = model(tokens, cu_seqlens, lengths)[1]
+        beside_other = model(other_neighbour, cu_seqlens, lengths)[1]
     except (TypeError, ValueError, RuntimeError):  # an attention that takes no packed row
         return False
-    alone = model.states("sdpa", input_ids=tokens[None, 7:])[0, -1]
+    states = model.states("sdpa", input_ids=tokens[None, 7:])[0]  # [2, d]
+    alone = model.pool(states, tokens.new_tensor([0]), tokens.new_tensor([1]))[0]
     rounding = 3e-2 if torch.is_autocast_enabled(tokens.device.type) else 1e-3
-    return _near(first, second, 1e-6) and _near(first, alone, rounding)
+    return _is_near(beside_one, beside_other, 1e-6) and _is_near(beside_one, alone, rounding)
 
 
-def _near(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+def _is_near(found: Tensor, expected: Tensor, tolerance: float) -> bool:
     """1e-6 for passes of the same shape, which round the same; 1e-3 for others. A leak may be small: a random
     short convolution of Lfm2 moves its neighbour by 1e-4, a random BERT looks ahead by 2e-3."""
     return bool((found - expected).norm() <= tolerance * expected.norm())

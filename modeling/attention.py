@@ -3,7 +3,11 @@
     segments    F.scaled_dot_product_attention once a text; any device and precision
     varlen      one kernel for all texts, CUDA, bf16 or fp16: FlashAttention 3 or 2 where installed, else torch's own
 
-Both are registered with Transformers, which hands them what `model.Embedder` gives its decoder: the texts' lengths.
+Both are registered with Transformers, which hands them what `model.Embedder` gives its decoder: the texts' lengths. The
+other two backends, buckets and padded, run rectangles with Transformers' own attention (modeling/packing.py).
+
+To add a backend for packed rows: write its function here, name it in NAMES and FUNCTIONS, and say in
+`backend_candidates` when it is tried; its name joins the choices of `attn_backend` in arguments.py.
 """
 
 import inspect
@@ -25,13 +29,6 @@ KERNELS = (  # module, function; the first that is installed is taken
 )
 
 
-def register() -> None:
-    """Make both known to Transformers; what stands there already stays (fusion.py keeps them from being compiled)."""
-    for backend, function in (("segments", segments), ("varlen", varlen)):
-        if NAMES[backend] not in AttentionInterface():
-            AttentionInterface.register(NAMES[backend], function)
-
-
 def segments(module, query, key, value, attention_mask, scaling=None, dropout=0.0, text_lengths=None, **_):
     """query [1, heads, T, head_dim] -> [1, T, heads, head_dim].
 
@@ -39,11 +36,13 @@ def segments(module, query, key, value, attention_mask, scaling=None, dropout=0.
         ValueError: a mask came, or no lengths: texts would see each other.
     """
     _only_packed(attention_mask, text_lengths)
-    parts = zip(*(x.split(text_lengths.tolist(), dim=2) for x in (query, key, value)), strict=True)
-    out = [
-        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=True)
-        for q, k, v in parts
-    ]
+    sizes = text_lengths.tolist()
+    queries, keys, values = (x.split(sizes, dim=2) for x in (query, key, value))
+    out = []
+    for q, k, v in zip(queries, keys, values, strict=True):  # [1, heads, length of one text, head_dim]
+        out.append(
+            F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=True)
+        )
     return torch.cat(out, dim=2).transpose(1, 2), None
 
 
@@ -85,9 +84,15 @@ def _adapted(function: Callable) -> Callable:
     """One way to call kernels whose signatures differ: torch 2.10 has `is_causal`, later ones a window and, from 2.12
     on, a flag for grouped queries that must then be given; FlashAttention says `causal` and may return a tuple."""
     known = inspect.signature(function).parameters
-    options: dict = {"enable_gqa": True} if "enable_gqa" in known else {}
-    causal = next((name for name in ("causal", "is_causal") if name in known), None)
-    options |= {causal: True} if causal else {"window_size": (-1, 0)}
+    options: dict = {}
+    if "enable_gqa" in known:
+        options["enable_gqa"] = True
+    if "causal" in known:
+        options["causal"] = True
+    elif "is_causal" in known:
+        options["is_causal"] = True
+    else:
+        options["window_size"] = (-1, 0)  # everything before a token, nothing behind it
     scale_name = next((name for name in ("softmax_scale", "scale") if name in known), None)
 
     def call(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, scale: float) -> Tensor:
@@ -103,3 +108,60 @@ def _adapted(function: Callable) -> Callable:
 def _only_packed(mask: Tensor | None, lengths) -> None:
     if lengths is None or mask is not None:
         raise ValueError("packed attention needs text_lengths and no mask: without them texts would see each other")
+
+
+FUNCTIONS = {"segments": segments, "varlen": varlen}
+
+
+def register() -> None:
+    """Make the functions known to Transformers; what stands there already stays (kernels.py wraps them otherwise)."""
+    for backend, function in FUNCTIONS.items():
+        if NAMES[backend] not in AttentionInterface():
+            AttentionInterface.register(NAMES[backend], function)
+
+
+# ------------------------------------------------------------------------------------------ choice
+
+
+def is_packed(backend: str) -> bool:
+    """Whether a backend takes all texts of a batch as one packed row."""
+    return backend in NAMES
+
+
+def backend_candidates(backend: str, on_cpu: bool, windowed: bool, one_call: bool, half: bool = False) -> list[str]:
+    """The backends to try, best first.
+
+    Args:
+        backend: what the user said; "auto" leaves it to this function.
+        on_cpu: there is no GPU.
+        windowed: some layers have a sliding window, which a packed row would not honour.
+        one_call: every process must call the decoder equally often; buckets differ between processes.
+        half: the decoder computes in bf16 or fp16.
+    """
+    if backend != "auto":
+        return [backend]
+    candidates = []
+    if not windowed:
+        if half and not on_cpu and kernel():
+            candidates.append("varlen")
+        if on_cpu or one_call:
+            candidates.append("segments")
+    candidates.append("padded" if one_call else "buckets")
+    return candidates
+
+
+def explain_backend(backend: str, asked: str, on_cpu: bool, windowed: bool, half: bool) -> str:
+    """Why the model has this backend, for people; the arguments are those of `backend_candidates`."""
+    if backend == asked:
+        return "as asked"
+    if backend == "varlen":
+        return kernel().__name__
+    if backend == "segments" and on_cpu:
+        return "no GPU"
+    if windowed:
+        return "it has sliding-window layers"
+    if not on_cpu and not half:
+        return "kernels for packed texts take bf16 or fp16"
+    if not on_cpu and kernel() is None:
+        return "no kernel for packed texts is installed"
+    return "packed texts were not exact when tried"

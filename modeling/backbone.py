@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from modeling.attention import is_packed
 from modeling.hub import not_found, where
 
 _INDEX = "model.safetensors.index.json"
@@ -29,7 +30,7 @@ def check_backbone(
     if limit and max_seq_length > limit:
         problems.append(f"max_seq_length {max_seq_length} is above the model's max_position_embeddings {limit}")
     window = attention_window(config)
-    if window and window < max_seq_length and backend in ("segments", "varlen"):
+    if window and window < max_seq_length and is_packed(backend):
         problems.append(f"its tokens see no further than {window} tokens back: set attn_backend to auto or buckets")
     return config, problems + _lora_problems(config, lora_targets)
 

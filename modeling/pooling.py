@@ -1,8 +1,8 @@
 """From final hidden states to one embedding for each text.
 
 A pooling is given all states end to end and where each text begins and ends among them, so one function serves every
-layout of a batch. To add one, write it here under the name that Sentence Transformers has for it: the model uses it, and
-a saved folder says so (export/model_folder.py).
+layout of a batch. To add one, write it here under the name that Sentence Transformers has for it, without its prefix
+`pooling_mode_`: the model uses it (model.py), and a saved folder says so (export/model_folder.py).
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 
-def last_token(states: Tensor, first: Tensor, last: Tensor) -> Tensor:
+def last_token_pool(states: Tensor, first: Tensor, last: Tensor) -> Tensor:
     """The state of each text's last token, EOS, which alone has seen the whole text (F2LLM report).
 
     Args:
@@ -25,7 +25,7 @@ def last_token(states: Tensor, first: Tensor, last: Tensor) -> Tensor:
     return states[last]
 
 
-POOLINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"lasttoken": last_token}
+POOLINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"lasttoken": last_token_pool}
 DEFAULT = "lasttoken"  # of both reports
 
 

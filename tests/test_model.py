@@ -21,8 +21,10 @@ from transformers import (
     Qwen2Config,
 )
 
-from model import Embedder, FrozenEmbedder, backend_candidates, bucket_sizes, choose_backend, rectangle
+from model import Embedder, FrozenEmbedder, choose_backend
+from modeling.attention import backend_candidates
 from modeling.backbone import add_lora, attention_window, check_backbone, check_teacher, load_backbone
+from modeling.packing import bucket_sizes, rectangle
 
 LENGTHS = (5, 30, 1, 12, 2, 29, 17, 12)
 SMALL = {
@@ -137,7 +139,7 @@ def test_computed_positions_are_what_each_backend_runs():
         model, seen = Embedder(backbone(), backend), []
         model.backbone.embed_tokens.register_forward_hook(lambda _, ids, __, seen=seen: seen.append(ids[0].numel()))
         model(*packed())
-        assert model.computed(lengths) == sum(seen)
+        assert model.computed_positions(lengths) == sum(seen)
 
 
 def test_lora_trains_adapters_only_and_its_dropout_is_on():

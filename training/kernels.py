@@ -33,8 +33,9 @@ def use_liger(model: Embedder) -> list[str]:
         return [f"liger: has no kernels for a {decoder.config.model_type}: set it to false"]
     apply = known[decoder.config.model_type]
     # Its default replaces the forward pass by one with a language-model head.
-    wanted = {name: value for name, value in _LIGER.items() if name in inspect.signature(apply).parameters}
-    return _tried(model, "liger", lambda: apply(model=decoder, **wanted))
+    known_options = inspect.signature(apply).parameters
+    options = {name: value for name, value in _LIGER.items() if name in known_options}
+    return _try_change(model, "liger", lambda: apply(model=decoder, **options))
 
 
 def compile_layers(model: Embedder, backend: str = "inductor") -> list[str]:
@@ -44,9 +45,9 @@ def compile_layers(model: Embedder, backend: str = "inductor") -> list[str]:
     MULTIPLE tokens by a text that nobody reads. Training or not, gradients or not, recomputed or not have theirs.
     Attention stays as it is: it depends on the lengths of the texts, and would be compiled anew for each batch.
     """
-    if model.backend not in attention.NAMES:
+    if not attention.is_packed(model.backend):
         return [f"compile: with attn_backend segments or varlen, not {model.backend}: set it to false"]
-    return _tried(model, "compile", lambda: _compile(model, backend))
+    return _try_change(model, "compile", lambda: _compile(model, backend))
 
 
 def _compile(model: Embedder, backend: str) -> None:
@@ -54,14 +55,15 @@ def _compile(model: Embedder, backend: str) -> None:
         import_module("torch._inductor.config").fallback_random = True
     # Above its limit torch runs layers uncompiled, without a word: training, validation, parts and recomputing take 8.
     import_module("torch._dynamo").config.recompile_limit = 64
-    whole = getattr(attention, model.backend)
-    AttentionInterface.register(attention.NAMES[model.backend], torch.compiler.disable(whole))
+    uncompiled = torch.compiler.disable(attention.FUNCTIONS[model.backend])
+    AttentionInterface.register(attention.NAMES[model.backend], uncompiled)
     for layer in model.layers():
         layer.compile(backend=backend)  # in place: names in checkpoints stay
     model.multiple = MULTIPLE
 
 
-def _tried(model: Embedder, name: str, change: Callable[[], None]) -> list[str]:
+def _try_change(model: Embedder, name: str, change: Callable[[], None]) -> list[str]:
+    """Change the model, and say why it must not stay so: it cannot run, or embeds otherwise."""
     before = _embeddings(model)
     try:
         change()
@@ -69,12 +71,14 @@ def _tried(model: Embedder, name: str, change: Callable[[], None]) -> list[str]:
     except (RuntimeError, ImportError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__} {error}".split())[:300]
         return [f"{name}: cannot run here ({reason}): set it to false"]
-    far = float((after - before).norm() / before.norm())
-    return [] if far < CLOSE else [f"{name}: embeddings come out {far:.1%} away: set it to false"]
+    difference = float((after - before).norm() / before.norm())
+    if difference < CLOSE:
+        return []
+    return [f"{name}: embeddings come out {difference:.1%} away: set it to false"]
 
 
 def _embeddings(model: Embedder) -> Tensor:
-    """Of three short texts, with a backward pass that leaves no gradient behind."""
+    """Embeddings of three short texts, [3, d], with a backward pass that leaves no gradient behind."""
     mode = model.training
     lengths = np.array([40, 17, 7])
     tokens = torch.arange(64, device=next(model.parameters()).device)

@@ -6,6 +6,7 @@ of the device. From the two follow the cheapest policy for a usual step, and the
     python -m pytest tests/training/test_memory.py
 """
 
+import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,31 +30,35 @@ _PROBE = 64  # tokens of each of four texts, and twice as many
 class Cost:
     """Bytes that a token keeps on the device until its backward pass."""
 
-    layers: int
-    layer: float  # in one decoder layer, all of its activations
-    light: float  # in one whose activations are recomputed: its input
-    rest: float  # outside the layers
+    layers: int  # of the decoder that can be recomputed
+    per_layer: float  # in one decoder layer, all of its activations
+    per_recomputed_layer: float  # in one whose activations are recomputed: its input
+    outside_layers: float
 
-    def per_token(self, every: int) -> float:
-        """At the peak, with every `every`-th layer recomputed, 0 = none.
+    def per_token(self, recompute_every: int) -> float:
+        """At the peak, with every `recompute_every`-th layer recomputed, 0 = none.
 
         On top of what is kept stand the gradients inside one layer and, where there is recomputing, one layer's
         activations once more.
         """
-        light = -(-self.layers // every) if every else 0
-        whole = self.layers - light + 1 + (light > 0)
-        return self.rest + light * self.light + whole * self.layer
+        recomputed = math.ceil(self.layers / recompute_every) if recompute_every else 0
+        whole = self.layers - recomputed + 1
+        if recomputed:
+            whole += 1
+        return self.outside_layers + recomputed * self.per_recomputed_layer + whole * self.per_layer
 
 
 @dataclass(frozen=True)
 class Policy:
     """What was chosen."""
 
-    every: int  # recompute every `every`-th layer; 0 = none
-    limit: int  # tokens of a forward pass; 0 = any number
+    recompute_every: int  # recompute every such layer; 0 = none
+    token_limit: int  # tokens of a forward pass; 0 = any number
 
 
-def choose(cost: Cost, free: float, usual: int, longest: int, every: int | None, limit: int | None) -> Policy:
+def choose_policy(
+    cost: Cost, free: float, usual_step: int, longest_text: int, recompute_every: int | None, token_limit: int | None
+) -> Policy:
     """The policy that costs least time among those that fit.
 
     Recomputing all layers costs a quarter of a step's work, a part of them less; parts cost a third, whatever their
@@ -62,20 +67,40 @@ def choose(cost: Cost, free: float, usual: int, longest: int, every: int | None,
     Args:
         cost: of the model.
         free: bytes for activations.
-        usual: tokens that a process has in a usual step.
-        longest: tokens of the longest text there may be.
-        every, limit: what the user fixed, a limit of 0 being none; None leaves it to this function.
+        usual_step: tokens that a process has in a usual step.
+        longest_text: tokens of the longest text there may be.
+        recompute_every, token_limit: what the user fixed, a limit of 0 being none; None leaves it to this function.
     """
-    if every is not None:
-        options = [every]
+    if recompute_every is None:
+        options = recomputing_options(cost.layers)
     else:
-        options = [0, *dict.fromkeys(-(-cost.layers // light) for light in range(1, cost.layers + 1))]
-    room = {option: int(free / cost.per_token(option)) for option in options}
-    at_once = min(usual, max(limit, longest)) if limit else usual
-    fits = [option for option in options if room[option] >= at_once]
-    parts = [option for option in options if room[option] >= longest] if limit is None else []
-    taken = (fits or parts or options[-1:])[0]
-    return Policy(taken, max(room[taken] // ROUND * ROUND, ROUND) if limit is None else limit)
+        options = [recompute_every]
+    room = {option: int(free / cost.per_token(option)) for option in options}  # tokens that fit
+    at_once = usual_step
+    if token_limit:
+        at_once = min(usual_step, max(token_limit, longest_text))
+    chosen = next((option for option in options if room[option] >= at_once), None)
+    if chosen is None and token_limit is None:  # parts
+        chosen = next((option for option in options if room[option] >= longest_text), None)
+    if chosen is None:  # nothing fits: try with the least
+        chosen = options[-1]
+    if token_limit is None:
+        token_limit = max(room[chosen] // ROUND * ROUND, ROUND)
+    return Policy(chosen, token_limit)
+
+
+def recomputing_options(layers: int) -> list[int]:
+    """Which layers to recompute, as in Policy.recompute_every, from none to all; each option recomputes more layers.
+
+    >>> recomputing_options(8)
+    [0, 8, 4, 3, 2, 1]
+    """
+    options = [0]
+    for recomputed in range(1, layers + 1):
+        every = math.ceil(layers / recomputed)
+        if every not in options:
+            options.append(every)
+    return options
 
 
 def usual_tokens(stores: list, negatives: list[int], rows: int, max_length: int) -> int:
@@ -83,11 +108,14 @@ def usual_tokens(stores: list, negatives: list[int], rows: int, max_length: int)
 
     Args:
         stores: TokenStores.
-        negatives: drawn a tuple, by dataset.
-        rows: tuples a process.
+        negatives: drawn per tuple, by dataset.
+        rows: tuples per process.
     """
-    means = [min(store.meta["tokens"] / store.meta["texts"], max_length) for store in stores]
-    return int(max(rows * (2 + n) * mean for mean, n in zip(means, negatives, strict=True)))
+    largest = 0.0
+    for store, drawn in zip(stores, negatives, strict=True):
+        mean_length = min(store.meta["tokens"] / store.meta["texts"], max_length)
+        largest = max(largest, rows * (2 + drawn) * mean_length)
+    return int(largest)
 
 
 def free_bytes(device: torch.device, processes: int) -> int:
@@ -101,25 +129,27 @@ def free_bytes(device: torch.device, processes: int) -> int:
     return whole // 2 // processes
 
 
-def for_activations(free: float, model: nn.Module, layers: list[nn.Module], sharded: bool) -> float:
+def bytes_for_activations(free: float, model: nn.Module, layers: list[nn.Module], sharded: bool) -> float:
     """What of the free bytes is left when gradients, AdamW's moments and working copies of the weights have come.
 
     Args:
         model: as the engine holds it: of a sharded one only the process's own part counts as kept.
         layers: of its decoder; under sharding two are whole at a time, and so is the embedding table.
     """
-    held = [getattr(p, "_local_tensor", p) for p in model.parameters()]
-    trained = sum(p.numel() for p in held if p.requires_grad)
+    own = [getattr(parameter, "_local_tensor", parameter) for parameter in model.parameters()]
+    trained = sum(parameter.numel() for parameter in own if parameter.requires_grad)
     if sharded:  # bf16 weights and gradients, and one of them in fp32 while it is summed
-        copies = 8 * (max(p.numel() for p in model.parameters()) + 2 * max(map(_size, layers), default=0))
+        largest_table = max(parameter.numel() for parameter in model.parameters())
+        largest_layer = max((_parameters(layer) for layer in layers), default=0)
+        copies = 8 * (largest_table + 2 * largest_layer)
     else:  # bf16, kept by autocast
-        copies = 2 * sum(p.numel() for p in held)
+        copies = 2 * sum(parameter.numel() for parameter in own)
     # 4 bytes each: gradient, its bucket under DDP, two moments
     return max(USABLE * (free - 16 * trained - copies) - SPARE, 0.0)
 
 
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def cost_of(model: Embedder) -> Cost:
@@ -129,15 +159,17 @@ def cost_of(model: Embedder) -> Cost:
     """
     layers = len(model.layers()) if model.can_recompute else 0
 
-    def slope(every: int) -> float:
-        model.recompute(every)
-        small, large = (kept_bytes(model, length) for length in (_PROBE, 2 * _PROBE))
-        return (large - small) / (4 * _PROBE)
+    def bytes_per_token(recompute_every: int) -> float:
+        model.recompute(recompute_every)
+        more_tokens = 4 * _PROBE  # four texts, each longer by _PROBE tokens
+        return (kept_bytes(model, 2 * _PROBE) - kept_bytes(model, _PROBE)) / more_tokens
 
-    whole = slope(0)
-    rest = slope(1) if layers else whole
-    layer = (whole - rest) / max(layers, 1)
-    return Cost(layers, layer, model.hidden_size * 4.0, rest)  # a layer's input is fp32 under autocast, at most
+    kept = bytes_per_token(0)
+    if not layers:
+        return Cost(0, 0.0, model.hidden_size * 4.0, kept)
+    outside_layers = bytes_per_token(1)
+    per_layer = (kept - outside_layers) / layers
+    return Cost(layers, per_layer, model.hidden_size * 4.0, outside_layers)  # an input is fp32 under autocast, at most
 
 
 def kept_bytes(model: Embedder, length: int, texts: int = 4) -> int:
@@ -147,18 +179,22 @@ def kept_bytes(model: Embedder, length: int, texts: int = 4) -> int:
     device = next(model.parameters()).device
     tokens = torch.zeros(texts * length, dtype=torch.long, device=device)
     starts = torch.arange(0, texts * length + 1, length, dtype=torch.int32, device=device)
-    with torch.autograd.graph.saved_tensors_hooks(_noting(seen, weights), lambda tensor: tensor):
-        kept = model(tokens, starts, np.full(texts, length))  # held while it is counted
-    del kept
+    with torch.autograd.graph.saved_tensors_hooks(_note_storages(seen, weights), lambda tensor: tensor):
+        embeddings = model(tokens, starts, np.full(texts, length))  # held while it is counted
+    del embeddings
     return sum(seen.values())
 
 
-def format_policy(every: int) -> str:
+def format_policy(recompute_every: int) -> str:
     """What is recomputed, for people."""
-    return {0: "all kept", 1: "recomputed in all layers"}.get(every, f"recomputed in one of every {every} layers")
+    if recompute_every == 0:
+        return "all kept"
+    if recompute_every == 1:
+        return "recomputed in all layers"
+    return f"recomputed in one of every {recompute_every} layers"
 
 
-def _noting(seen: dict[int, int], weights: set[int]) -> Callable[[Tensor], Tensor]:
+def _note_storages(seen: dict[int, int], weights: set[int]) -> Callable[[Tensor], Tensor]:
     """A hook that notes the size of every storage once."""
 
     def note(tensor: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """What a step minimises: the losses of a batch, on any number of processes.
 
-Each process has the mean of a loss over its own rows. `share` makes of it the process's part of the mean over the
-global batch, such that the average over processes, which data parallelism takes of gradients, is the one-process
-value and gradient: 1, 2 and 8 processes train the same function, however unequal their rows.
+Each process has the mean of a loss over its own rows. `share_of_global_mean` makes of it the process's part of the mean
+over the global batch, such that the average over processes, which data parallelism takes of gradients, is the
+one-process value and gradient: 1, 2 and 8 processes train the same function, however unequal their rows.
+
+To add a loss: write it in losses.py as a pure function, name it in LOSSES, and give it its lines in `Objective.losses`.
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from losses import distillation_loss, group_ranks, hard_negative_loss, in_batch_
 from utils import gather
 
 LOSSES = ("in_batch", "hard", "distillation")
-MEASURES = ("in_batch", "hard", "group_accuracy", "group_mrr")
+MEASURES = ("in_batch", "hard", "group_accuracy", "group_mrr")  # of validation
 
 
 @dataclass(frozen=True)
@@ -35,65 +37,107 @@ class Objective:
     kd_weight: float = 1.0
     mask_same_text: bool = False
 
-    def terms(
-        self, batch: Batch, embeddings: Tensor, retrieval: bool, taught: Tensor | None = None
+    def gather_candidates(self, batch: Batch, embeddings: Tensor) -> Tensor:
+        """The positives of all processes: what each query of a retrieval batch is compared with. A collective.
+
+        Args:
+            embeddings: [u, d] of the batch's distinct texts.
+
+        Returns:
+            [B, d], B the global batch, in the order of the processes.
+        """
+        _, positives, _ = batch.split(batch.spread(embeddings))  # [b, d]
+        if not self.gather_with_grad:
+            positives = positives.detach()
+        return gather(positives, batch.counts)
+
+    def losses(
+        self, batch: Batch, embeddings: Tensor, candidates: Tensor | None, teacher: Tensor | None = None
     ) -> dict[str, Tensor]:
         """This process's part of each loss by name, before `kd_weight`.
 
         Args:
             embeddings: [u, d] of the batch's distinct texts.
-            retrieval: in-batch negatives make sense: other queries' positives answer this query only by accident.
-            taught: [u, D >= d] the teacher's embeddings of the same texts.
+            candidates: [B, d] from `gather_candidates`; None where in-batch negatives make no sense: of clustering and
+                classification data another query's positive may answer this query just as well.
+            teacher: [u, D >= d] a teacher's embeddings of the same texts, or None.
         """
         embeddings = batch.spread(embeddings)  # [texts, d]
         queries, positives, negatives = batch.split(embeddings)  # [b, d], [b, d], [b, n, d]
-        means, common = {}, {"temperature": self.temperature}
-        if retrieval:
-            candidates = gather(positives if self.gather_with_grad else positives.detach(), batch.counts)  # [B, d]
-            rest = common | {"targets": batch.targets, "same": self._same(batch)}
-            means["in_batch"] = over_prefixes(in_batch_loss, self.prefixes, queries, candidates, **rest)
-        triples = (queries, positives, negatives)
-        means["hard"] = over_prefixes(hard_negative_loss, self.prefixes, *triples, mask=batch.mask, **common)
-        terms = {kind: share(mean, batch.rows, sum(batch.counts), batch) for kind, mean in means.items()}
-        if taught is not None:
-            terms["distillation"] = distillation(batch, embeddings, batch.spread(taught))
-        return terms
+        losses = {}
+        if candidates is not None:
+            mean = over_prefixes(
+                in_batch_loss, self.prefixes, queries, candidates,
+                targets=batch.targets, temperature=self.temperature, same=self._same_text(batch),
+            )  # fmt: skip
+            losses["in_batch"] = share_of_global_mean(mean, batch.rows, sum(batch.counts), batch)
+        mean = over_prefixes(
+            hard_negative_loss, self.prefixes, queries, positives, negatives,
+            temperature=self.temperature, mask=batch.mask,
+        )  # fmt: skip
+        losses["hard"] = share_of_global_mean(mean, batch.rows, sum(batch.counts), batch)
+        if teacher is not None:
+            losses["distillation"] = distillation(batch, embeddings, batch.spread(teacher))
+        return losses
 
-    def total(self, terms: dict[str, Tensor], embeddings: Tensor) -> Tensor:
-        """The scalar to differentiate. 0 * sum takes a process without rows through the backward pass with others."""
-        weights = {"distillation": self.kd_weight}
-        return sum(weights.get(kind, 1.0) * term for kind, term in terms.items()) + 0.0 * embeddings.sum()
+    def gather_and_losses(
+        self, batch: Batch, embeddings: Tensor, retrieval: bool, teacher: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`gather_candidates` for retrieval data, then `losses`."""
+        candidates = self.gather_candidates(batch, embeddings) if retrieval else None
+        return self.losses(batch, embeddings, candidates, teacher)
 
-    def _same(self, batch: Batch) -> Tensor | None:
-        return batch.positives if self.mask_same_text else None
+    def total(self, losses: dict[str, Tensor], embeddings: Tensor) -> Tensor:
+        """The scalar to differentiate: the sum of the losses, distillation weighted by `kd_weight`.
+
+        0 * sum of the embeddings takes a process without rows through the backward pass with the others.
+        """
+        total = 0.0 * embeddings.sum()
+        for name, loss in losses.items():
+            total = total + (self.kd_weight * loss if name == "distillation" else loss)
+        return total
 
     def measures(self, batch: Batch, embeddings: Tensor, retrieval: bool) -> dict[str, tuple[Tensor, int]]:
         """Validation of one batch: name -> (mean, over how many rows of this process). Full width, no Matryoshka."""
         queries, positives, negatives = batch.split(batch.spread(embeddings))
         hard = hard_negative_loss(queries, positives, negatives, self.temperature, batch.mask)
-        found = {"hard": (hard, batch.rows)}
+        measures = {"hard": (hard, batch.rows)}
         if retrieval and sum(batch.counts) > 1:  # alone, a positive has nothing to win against
             candidates = gather(positives, batch.counts)
-            loss = in_batch_loss(queries, candidates, batch.targets, self.temperature, self._same(batch))
-            found["in_batch"] = (loss, batch.rows)
-        grouped = batch.mask.any(dim=1)  # rows with a negative at all
-        ranks = group_ranks(queries, positives, negatives, batch.mask)[grouped].double()
+            loss = in_batch_loss(queries, candidates, batch.targets, self.temperature, self._same_text(batch))
+            measures["in_batch"] = (loss, batch.rows)
+        has_negative = batch.mask.any(dim=1)  # [b]
+        ranks = group_ranks(queries, positives, negatives, batch.mask)[has_negative].double()
         if len(ranks):
-            found["group_accuracy"] = ((ranks == 1).double().mean(), len(ranks))
-            found["group_mrr"] = ((1 / ranks).mean(), len(ranks))
-        return found
+            measures["group_accuracy"] = ((ranks == 1).double().mean(), len(ranks))
+            measures["group_mrr"] = ((1 / ranks).mean(), len(ranks))
+        return measures
+
+    def _same_text(self, batch: Batch) -> Tensor | None:
+        """Text numbers by which equal candidates are recognised, [B], where they shall be."""
+        return batch.positives if self.mask_same_text else None
 
 
-def share(mean: Tensor, mine: int, everywhere: int, batch: Batch) -> Tensor:
-    """A mean over `mine` items of this process as its part of the mean over the items of all: see the module."""
-    return mean * (mine * len(batch.counts) / max(everywhere, 1))
+def share_of_global_mean(mean: Tensor, own: int, everywhere: int, batch: Batch) -> Tensor:
+    """A mean over `own` items of this process as its part of the mean over the items of all: see the module."""
+    return mean * (own * len(batch.counts) / max(everywhere, 1))
 
 
-def distillation(batch: Batch, embeddings: Tensor, taught: Tensor) -> Tensor:
-    """MSE to the teacher: of queries + of positives + of negatives, each a mean over the global batch."""
-    b, texts, rows = batch.rows, len(batch.texts), sum(batch.counts)
-    parts = ((slice(0, b), rows), (slice(b, 2 * b), rows), (slice(2 * b, texts), batch.negatives))
-    return sum(
-        share(distillation_loss(embeddings[part], taught[part]), part.stop - part.start, everywhere, batch)
-        for part, everywhere in parts
-    )
+def distillation(batch: Batch, embeddings: Tensor, teacher: Tensor) -> Tensor:
+    """MSE to the teacher: of queries + of positives + of negatives, each a mean over the global batch.
+
+    Args:
+        embeddings: [texts, d] of the tuples' texts: queries | positives | negatives.
+        teacher: [texts, D >= d] of the same texts.
+    """
+    b = batch.rows
+    rows = sum(batch.counts)
+    total = embeddings.new_zeros(())
+    for part, everywhere in (
+        (slice(0, b), rows),
+        (slice(b, 2 * b), rows),
+        (slice(2 * b, len(batch.texts)), batch.negatives),
+    ):
+        mean = distillation_loss(embeddings[part], teacher[part])
+        total = total + share_of_global_mean(mean, part.stop - part.start, everywhere, batch)
+    return total

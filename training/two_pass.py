@@ -12,11 +12,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from data.batch import Batch
+
+LossOf = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
 def embed(model: nn.Module, batch: Batch, seed: int | None = None) -> Tensor:
@@ -27,53 +28,52 @@ def embed(model: nn.Module, batch: Batch, seed: int | None = None) -> Tensor:
     """
     pieces = []
     for number in range(batch.parts):
-        tokens, cu_seqlens, lengths, size = batch.part(number)
         if seed is not None:
             torch.manual_seed(seed + number)
-        pieces.append(model(tokens, cu_seqlens, lengths)[:size])  # [texts of the part, d]
+        tokens, cu_seqlens, lengths, real_texts = batch.part(number)
+        pieces.append(model(tokens, cu_seqlens, lengths)[:real_texts])  # [texts of the part, d]
     return pieces[0] if batch.parts == 1 else torch.cat(pieces)
 
 
 def backward(
-    accelerator: Accelerator,
     model: nn.Module,
     batch: Batch,
     seed: int,
-    loss_of: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]],
+    loss_of: LossOf,
+    backward: Callable[[Tensor], None] = torch.Tensor.backward,
+    no_sync: Callable[[nn.Module], AbstractContextManager] = lambda model: nullcontext(),
 ) -> dict[str, Tensor]:
-    """Add the gradient of a step's loss to the weights; a collective.
+    """Add the gradient of a step's loss to the weights, in parts; a collective.
 
     Args:
         seed: of the dropout.
-        loss_of: from the distinct texts' embeddings [u, d] to (loss, its terms).
+        loss_of: from the distinct texts' embeddings [u, d] to (the loss, the losses that it is made of).
+        backward: runs a scalar's backward pass; an engine may scale the loss in it.
+        no_sync: a context in which processes do not sum the model's gradients.
 
     Returns:
-        The terms.
+        The losses that the loss is made of.
     """
-    with nullcontext() if batch.parts == 1 else torch.no_grad():
-        embeddings = embed(model, batch, seed)
-    if batch.parts > 1:
-        embeddings.requires_grad_()
-    loss, terms = loss_of(embeddings)
-    accelerator.backward(loss)
-    if batch.parts > 1:
-        for number in range(batch.parts):
-            with _waiting(accelerator, model, number == batch.parts - 1):
-                _again(model, batch, number, seed, embeddings.grad)
-    return terms
+    with torch.no_grad():
+        embeddings = embed(model, batch, seed)  # [u, d]
+    embeddings.requires_grad_()
+    loss, losses = loss_of(embeddings)
+    backward(loss)
+    # Copies of a model sum their gradients once, with the last part. A sharded model sums at each part: waiting would
+    # keep its gradients whole, 4 bytes a parameter on every process, which is more than parts save.
+    waits = not isinstance(model, FSDPModule)
+    for number in range(batch.parts):
+        is_last = number == batch.parts - 1
+        with no_sync(model) if waits and not is_last else nullcontext():
+            _run_again(model, batch, number, seed, embeddings.grad)
+    return losses
 
 
-def _waiting(accelerator: Accelerator, model: nn.Module, last: bool) -> AbstractContextManager:
-    """Copies of a model sum their gradients over the processes once, with the last part; a sharded model at each part:
-    waiting would keep them whole, 4 bytes a parameter on every process, which is more than parts save."""
-    return nullcontext() if last or isinstance(model, FSDPModule) else accelerator.no_sync(model)
-
-
-def _again(model: nn.Module, batch: Batch, number: int, seed: int, gradient: Tensor) -> None:
+def _run_again(model: nn.Module, batch: Batch, number: int, seed: int, gradient: Tensor) -> None:
     """Run one part again, with the dropout it had, and carry its rows of `gradient` [u, d] into the weights."""
-    tokens, cu_seqlens, lengths, size = batch.part(number)
     torch.manual_seed(seed + number)
-    states = model(tokens, cu_seqlens, lengths)
-    rows = torch.zeros_like(states)  # zeros for a text that was run only to take part
-    rows[:size] = gradient[batch.cuts[number] : batch.cuts[number + 1]]
-    torch.autograd.backward(states, rows)
+    tokens, cu_seqlens, lengths, real_texts = batch.part(number)
+    states = model(tokens, cu_seqlens, lengths)  # [texts of the part, d]
+    own_gradient = torch.zeros_like(states)  # zeros for a text that was run only to take part in collectives
+    own_gradient[:real_texts] = gradient[batch.cuts[number] : batch.cuts[number + 1]]
+    torch.autograd.backward(states, own_gradient)

@@ -13,8 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import backend_candidates, explain_backend
 from modeling import attention
+from modeling.attention import backend_candidates, explain_backend
 
 LENGTHS = np.array([5, 1, 7])
 STARTS = torch.tensor([0, 5, 6, 13], dtype=torch.int32)

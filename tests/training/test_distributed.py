@@ -22,8 +22,8 @@ from data.plan import Plan, split_sizes
 from data.token_store import open_store
 from losses import in_batch_loss, matryoshka_weights
 from training import objective
+from training.meter import Meter
 from training.objective import Objective
-from training.records import Meter
 from utils import all_rows, gather
 
 LORA = {"use_lora": True, "lora_dropout": 0.0, "lora_target_modules": "q_proj,up_proj"}
@@ -46,6 +46,9 @@ VARIANTS = {
     "LoRA, detached, checkpointing": LORA | {"gather_with_grad": False, "gradient_checkpointing": True},
 }
 STEPS = 6  # one epoch of the toy
+ROUNDED = ["both losses", "in parts, matryoshka, distillation", "LoRA, matryoshka, distillation"]  # in fp32 as well
+MOVING = 1e-4  # learning rate
+STILL = 1e-30  # no weight moves: six steps show six gradients at the same weights
 
 
 @pytest.fixture(scope="module")
@@ -71,32 +74,44 @@ def configuration(root, toy_world, world: int, name: str, **changes) -> dict:
         "tb_dir": str(root), "cache_dir": str(root / "cache"), "train_data_path": str(root / "stores"),
         "train_batch_size": 12 // world, "max_seq_length": 64, "num_hard_neg": 3, "train_steps": STEPS,
         "warmup_steps": 0, "scheduler_type": "constant_with_warmup", "min_lr": 0.0, "report_to": "none",
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": False, "max_tokens_per_forward": 0,
     }  # fmt: skip
     config = base | VARIANTS[name] | changes
     if world == 1:
-        config.pop("max_tokens_per_forward", None)  # parts on several processes against one pass on one
+        config["max_tokens_per_forward"] = 0  # parts on several processes against one pass on one
     if "teacher_model_path" in config:
         config["teacher_model_path"] = str(root / config["teacher_model_path"])
     return config
 
 
-def configurations(root, toy_world, world: int) -> list[dict]:
-    """Each variant standing still, so that six steps show six gradients at the same weights, and moving."""
-    rates = (1e-30, 1e-4)
-    made = [configuration(root, toy_world, world, name, learning_rate=rate) for name in VARIANTS for rate in rates]
-    return [config | {"experiment_id": f"{config['experiment_id']}-{i}"} for i, config in enumerate(made)]
+def train_variants(folder, toy_world, world: int, dtype, variants: list[tuple[str, float]], kind: str = "ddp"):
+    """What `train_steps` reports of each (name of a variant, learning rate), all on one set of processes.
+
+    Args:
+        folder: an empty one; the data are linked into it, because each world has a cache and outputs of its own.
+    """
+    configs = []
+    for number, (name, rate) in enumerate(variants):
+        config = configuration(folder, toy_world, world, name, learning_rate=rate)
+        configs.append(config | {"experiment_id": f"w{world}-{number}"})
+    return on_processes(world, train_steps, configs, dtype, kind=kind)[0]
 
 
-@pytest.fixture(scope="module", params=["fp64", "fp32"])
-def reference(request, world_of_toys, toy_world):
-    """What one process makes of the whole batch, by precision."""
-    dtype = {"fp64": torch.float64, "fp32": torch.float32}[request.param]
-    root = world_of_toys / request.param
-    root.mkdir()
-    for name in ("stores", "teacher"):
-        (root / name).symlink_to(world_of_toys / name)
-    return root, dtype, on_processes(1, train_steps, configurations(root, toy_world, 1), dtype)[0]
+def linked(root, name: str):
+    """A folder with the data of `root` in it."""
+    folder = root / name
+    folder.mkdir()
+    for part_of_it in ("stores", "teacher"):
+        (folder / part_of_it).symlink_to(root / part_of_it)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(world_of_toys, toy_world):
+    """What one process makes of the whole batch, by variant; in fp64."""
+    variants = [(name, MOVING) for name in VARIANTS]
+    found = train_variants(linked(world_of_toys, "alone"), toy_world, 1, torch.float64, variants)
+    return dict(zip(VARIANTS, found, strict=True))
 
 
 def relative_error(found: dict, expected: dict) -> float:
@@ -105,48 +120,86 @@ def relative_error(found: dict, expected: dict) -> float:
     return (difference / sum(float((expected[name] ** 2).sum()) for name in expected)) ** 0.5
 
 
+def largest_difference(found: dict, expected: dict) -> float:
+    assert found.keys() == expected.keys()
+    return max(float(np.abs(found[name] - value).max()) for name, value in expected.items())
+
+
+def check_wrapped(ours: dict, kind: str) -> None:
+    """The engine that was asked for took the model, and its teacher."""
+    assert ours["engine"] == {"ddp": "DistributedDataParallel", "fsdp": "FSDPEmbedder"}[kind]
+    assert ours["teacher"] in (None, {"ddp": "Parameter", "fsdp": "DTensor"}[kind])
+
+
+def check_gradients(ours: dict, theirs: dict, limit: float, name: str) -> float:
+    """Each step's gradient is that of one process. Returns the largest relative error."""
+    assert len(ours["gradients"]) == STEPS
+    worst, compared = 0.0, 0
+    for step, (gradient, expected) in enumerate(zip(ours["gradients"], theirs["gradients"], strict=True)):
+        norm = sum(float((value**2).sum()) for value in expected.values()) ** 0.5
+        if norm == 0:  # clustering without negatives has no loss
+            assert all((value == 0).all() for value in gradient.values())
+            continue
+        compared += norm > 1e-3
+        worst = max(worst, relative_error(gradient, expected))
+        assert worst <= limit, f"{name}, step {step}"
+        assert ours["norms"][step] == pytest.approx(norm, rel=1e-5)  # of the whole, not of a shard
+    assert compared >= (4 if name == "in-batch alone" else STEPS), name
+    return worst
+
+
+def check_losses(ours: dict, theirs: dict, name: str) -> None:
+    for dataset, kinds in theirs["losses"].items():
+        assert ours["losses"][dataset] == pytest.approx(kinds, rel=1e-5), name
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 @pytest.mark.parametrize("world", [2, 3, 4])
-def test_processes_have_the_gradients_and_weights_of_one(reference, toy_world, world, kind):
-    root, dtype, alone = reference
-    limit, moved_limit = (1e-12, 1e-12) if dtype == torch.float64 else (2e-6, 1e-6)
-    root = root / f"{kind}{world}"
-    root.mkdir()
-    for name in ("stores", "teacher"):
-        (root / name).symlink_to(root.parent / name)
-    found = on_processes(world, train_steps, configurations(root, toy_world, world), dtype, kind=kind)[0]
-    wrapper = {"ddp": "DistributedDataParallel", "fsdp": "FSDPEmbedder"}[kind]
+def test_processes_have_the_gradients_and_weights_of_one(alone, world_of_toys, toy_world, world, kind):
+    """In fp64, where the weights stay so near that the gradients of later steps can be compared as well."""
+    variants = [(name, MOVING) for name in VARIANTS]
+    folder = linked(world_of_toys, f"{kind}{world}")
+    found = train_variants(folder, toy_world, world, torch.float64, variants, kind)
     worst, moved = 0.0, 0.0
-    for number, (ours, theirs) in enumerate(zip(found, alone, strict=True)):
-        name = list(VARIANTS)[number // 2]
-        assert ours["engine"] == wrapper
-        assert ours["teacher"] in (None, "DTensor" if kind == "fsdp" else "Parameter")
-        assert len(ours["gradients"]) == STEPS
-        still, compared = number % 2 == 0, 0
-        for step, (gradient, expected) in enumerate(zip(ours["gradients"], theirs["gradients"], strict=True)):
-            norm = sum(float((value**2).sum()) for value in expected.values()) ** 0.5
-            if norm == 0:  # clustering without negatives has no loss
-                assert all((value == 0).all() for value in gradient.values())
-            elif still:
-                compared += norm > 1e-3
-                worst = max(worst, relative_error(gradient, expected))
-                assert worst <= limit, f"{name}, step {step}"
-                assert ours["norms"][step] == pytest.approx(norm, rel=1e-5)  # of the whole, not of a shard
-        assert compared >= (4 if name == "in-batch alone" else STEPS) * still, name
-        for dataset, kinds in theirs["losses"].items():
-            assert ours["losses"][dataset] == pytest.approx(kinds, rel=1e-5), name
-        largest = max(float(np.abs(ours["weights"][key] - value).max()) for key, value in theirs["weights"].items())
-        assert largest <= moved_limit, f"{name}: weights after {STEPS} steps"
-        moved = max(moved, largest)
-    print(f"{kind} x {world}, {dtype}: gradients {worst:.1e} apart, weights after {STEPS} steps {moved:.1e}")
+    for ours, (name, theirs) in zip(found, alone.items(), strict=True):
+        check_wrapped(ours, kind)
+        worst = max(worst, check_gradients(ours, theirs, 1e-12, name))
+        check_losses(ours, theirs, name)
+        apart = largest_difference(ours["weights"], theirs["weights"])
+        assert apart <= 1e-12, f"{name}: weights after {STEPS} steps"
+        moved = max(moved, apart)
+    print(f"{kind} x {world}: gradients {worst:.1e} apart, weights after {STEPS} steps {moved:.1e}")
 
 
-def test_the_toy_moves_and_its_variants_differ(reference):
-    _, _, alone = reference
-    for still, moved in zip(alone[::2], alone[1::2], strict=True):
-        names = [name for name in still["weights"] if name in still["gradients"][0]]
-        assert max(float(np.abs(moved["weights"][n] - still["weights"][n]).max()) for n in names) > 1e-4
-    gradients = dict(zip(VARIANTS, (run["gradients"] for run in alone[::2]), strict=True))
+@pytest.fixture(scope="module")
+def alone_in_fp32(world_of_toys, toy_world):
+    """The same of some variants in fp32, standing still and moving; and what was trained."""
+    variants = [(name, rate) for name in ROUNDED for rate in (STILL, MOVING)]
+    folder = linked(world_of_toys, "alone32")
+    return variants, train_variants(folder, toy_world, 1, torch.float32, variants)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_in_fp32_they_differ_by_its_rounding(alone_in_fp32, world_of_toys, toy_world, kind):
+    variants, alone = alone_in_fp32
+    found = train_variants(linked(world_of_toys, f"{kind}32"), toy_world, 3, torch.float32, variants, kind)
+    for ours, theirs, (name, rate) in zip(found, alone, variants, strict=True):
+        check_wrapped(ours, kind)
+        if rate == STILL:
+            check_gradients(ours, theirs, 2e-6, name)
+        check_losses(ours, theirs, name)
+        apart = largest_difference(ours["weights"], theirs["weights"])
+        assert apart <= 1e-6, f"{name}: weights after {STEPS} steps"
+
+
+@pytest.mark.processes
+def test_the_toy_moves_and_its_variants_differ(alone):
+    for run in alone.values():
+        names = [name for name in run["weights"] if name in run["gradients"][0]]
+        assert max(float(np.abs(run["weights"][n] - run["before"][n]).max()) for n in names) > 1e-4
+    gradients = {name: run["gradients"] for name, run in alone.items()}
     for other in ("in-batch alone", "matryoshka", "distillation", "detached"):
         assert max(map(relative_error, gradients[other], gradients["both losses"])) > 1e-2, other
     assert max(map(relative_error, gradients["checkpointing"], gradients["both losses"])) < 1e-6
@@ -176,7 +229,7 @@ def test_parts_of_all_processes_average_to_the_whole(world_of_toys, monkeypatch,
             numbers[batch.index] = torch.from_numpy(batch.texts).long()  # [u]
             embeddings = table[numbers]
             return goal.total(
-                goal.terms(batch, embeddings, task, None if taught is None else taught[numbers]), embeddings
+                goal.gather_and_losses(batch, embeddings, task, None if taught is None else taught[numbers]), embeddings
             )
 
         expected = value(whole)
@@ -213,6 +266,7 @@ def local_gradients(rank: int, world: int, queries, positives, counts: list[int]
     return candidates.detach().numpy(), q.grad.numpy(), p.grad.numpy(), loss.item() / world
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("counts", [[4, 4], [3, 1], [2, 0, 5], [1, 2, 3, 1]])
 def test_gathered_in_batch_loss_has_the_gradient_of_one_process(counts):
     torch.manual_seed(0)
@@ -237,6 +291,7 @@ def stacked(rank: int, world: int):
     return all_rows(torch.tensor([float(rank), 10.0]), world).tolist()
 
 
+@pytest.mark.processes
 def test_all_rows_stacks_a_vector_of_every_process():
     expected = [[0.0, 10.0], [1.0, 10.0], [2.0, 10.0]]
     assert on_processes(3, stacked) == [expected] * 3
@@ -256,6 +311,7 @@ def collectives_of_a_log_line(rank: int, world: int, datasets: int) -> tuple[int
     return len(calls), losses, shares
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("datasets", [8, 502])
 def test_a_log_line_costs_one_collective_whatever_the_number_of_datasets(datasets):
     for calls, losses, rates in on_processes(2, collectives_of_a_log_line, datasets):

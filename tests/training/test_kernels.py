@@ -67,7 +67,7 @@ def test_compiled_layers_equal_plain_ones_in_two_compilations(every, dropout):
         counts.append(counter.frame_count)
     assert counts[0] > 0
     assert counts[1:] == [counts[1]] * (len(BATCHES) - 1)  # the second number of tokens makes it a variable
-    assert model.computed(np.array([300, 12])) == 512
+    assert model.computed_positions(np.array([300, 12])) == 512
     assert {name for name, _ in model.named_parameters()} == {name for name, _ in plain.named_parameters()}
     if dropout:
         torch.manual_seed(2)  # dropout is on

@@ -13,9 +13,9 @@ from transformers import AutoModel
 
 from model import Embedder
 from training import kernels, memory
-from training.memory import Cost, Policy, choose
+from training.memory import Cost, Policy, choose_policy
 
-COST = Cost(layers=8, layer=1000, light=100, rest=50)
+COST = Cost(layers=8, per_layer=1000, per_recomputed_layer=100, outside_layers=50)
 
 
 def embedder(dtype=torch.float32) -> Embedder:
@@ -28,16 +28,16 @@ def test_the_counted_cost_of_a_token_is_what_autograd_keeps():
     cost = memory.cost_of(model)
     model.recompute(0)
     kept = memory.kept_bytes(model, 300)
-    fixed = memory.kept_bytes(model, 1) - 4 * (cost.rest + cost.layers * cost.layer)
+    fixed = memory.kept_bytes(model, 1) - 4 * (cost.outside_layers + cost.layers * cost.per_layer)
     assert cost.layers == len(model.layers()) == 2
-    assert kept - fixed == pytest.approx(1200 * (cost.rest + 2 * cost.layer), rel=0.01)
+    assert kept - fixed == pytest.approx(1200 * (cost.outside_layers + 2 * cost.per_layer), rel=0.01)
     model.recompute(1)
     assert memory.kept_bytes(model, 300) < 0.2 * kept
-    assert cost.light == 4 * model.hidden_size
+    assert cost.per_recomputed_layer == 4 * model.hidden_size
     half = memory.cost_of(embedder(torch.bfloat16))
-    assert 0.4 * cost.layer < half.layer < 0.8 * cost.layer
+    assert 0.4 * cost.per_layer < half.per_layer < 0.8 * cost.per_layer
     kernels.compile_layers(model, "aot_eager")
-    assert memory.cost_of(model).layer < 1.2 * cost.layer  # the same function, in a row of rounded length
+    assert memory.cost_of(model).per_layer < 1.2 * cost.per_layer  # the same function, in a row of rounded length
 
 
 def test_a_decoder_that_cannot_recompute_keeps_everything(monkeypatch):
@@ -46,9 +46,9 @@ def test_a_decoder_that_cannot_recompute_keeps_everything(monkeypatch):
     assert not model.can_recompute
     model.recompute(0)
     cost = memory.cost_of(model)
-    assert (cost.layers, cost.layer) == (0, 0)
-    assert cost.per_token(0) == cost.rest > 1000
-    assert choose(cost, 0.5 * cost.rest * 2_048, 2_048, 64, None, None) == Policy(0, 1_024)
+    assert (cost.layers, cost.per_layer) == (0, 0)
+    assert cost.per_token(0) == cost.outside_layers > 1000
+    assert choose_policy(cost, 0.5 * cost.outside_layers * 2_048, 2_048, 64, None, None) == Policy(0, 1_024)
 
 
 def test_a_token_costs_less_the_more_is_recomputed():
@@ -70,15 +70,20 @@ def test_a_token_costs_less_the_more_is_recomputed():
     ],
 )
 def test_the_cheapest_policy_that_fits(free, expected):
-    assert choose(COST, free, usual=10_000, longest=1_024, every=None, limit=None) == expected
+    assert (
+        choose_policy(COST, free, usual_step=10_000, longest_text=1_024, recompute_every=None, token_limit=None)
+        == expected
+    )
 
 
 def test_what_the_user_fixed_stays():
-    assert choose(COST, 2850 * 20_480, 10_000, 1_024, every=1, limit=None) == Policy(1, 20_480)
-    assert choose(COST, 9050 * 5_120, 10_000, 1_024, every=0, limit=None) == Policy(0, 5_120)
-    assert choose(COST, 2850 * 10_240, 10_000, 1_024, every=None, limit=777) == Policy(0, 777)
-    assert choose(COST, 2850 * 10_240, 10_000, 1_024, every=None, limit=4_000) == Policy(2, 4_000)
-    assert choose(COST, 9050 * 2_000, 10_000, 1_024, every=None, limit=0) == Policy(
+    assert choose_policy(COST, 2850 * 20_480, 10_000, 1_024, recompute_every=1, token_limit=None) == Policy(1, 20_480)
+    assert choose_policy(COST, 9050 * 5_120, 10_000, 1_024, recompute_every=0, token_limit=None) == Policy(0, 5_120)
+    assert choose_policy(COST, 2850 * 10_240, 10_000, 1_024, recompute_every=None, token_limit=777) == Policy(0, 777)
+    assert choose_policy(COST, 2850 * 10_240, 10_000, 1_024, recompute_every=None, token_limit=4_000) == Policy(
+        2, 4_000
+    )
+    assert choose_policy(COST, 9050 * 2_000, 10_000, 1_024, recompute_every=None, token_limit=0) == Policy(
         1, 0
     )  # no parts: as little as can be
 
@@ -102,15 +107,16 @@ def test_gradients_moments_and_copies_are_left_room_for():
     model = embedder()
     count = sum(p.numel() for p in model.parameters())
     free = 100 * 2**30
-    whole = memory.for_activations(free, model, model.layers(), sharded=False)
+    whole = memory.bytes_for_activations(free, model, model.layers(), sharded=False)
     assert whole == memory.USABLE * (free - 18 * count) - memory.SPARE
     model.requires_grad_(False)
     assert (
-        memory.for_activations(free, model, model.layers(), False) == memory.USABLE * (free - 2 * count) - memory.SPARE
+        memory.bytes_for_activations(free, model, model.layers(), False)
+        == memory.USABLE * (free - 2 * count) - memory.SPARE
     )
-    assert memory.for_activations(0, model, model.layers(), True) == 0
+    assert memory.bytes_for_activations(0, model, model.layers(), True) == 0
     layer = sum(p.numel() for p in model.layers()[0].parameters())
-    sharded = memory.for_activations(free, model, model.layers(), True)
+    sharded = memory.bytes_for_activations(free, model, model.layers(), True)
     table = model.backbone.embed_tokens.weight.numel()
     assert sharded == memory.USABLE * (free - 8 * (table + 2 * layer)) - memory.SPARE
 
@@ -140,7 +146,7 @@ def test_a_run_chooses_by_itself_and_trains_the_same(train, monkeypatch, capsys)
     monkeypatch.setattr(memory, "ROUND", 64)
     for name, share, said in (("tight", 0.9, "recomputed in"), ("scarce", 0.2, "all kept; at most")):
         cost, usual = memory.cost_of(embedder()), 1044  # tokens of a usual step of the toy
-        monkeypatch.setattr(memory, "for_activations", lambda *_, free=share * usual * cost.per_token(0): free)
+        monkeypatch.setattr(memory, "bytes_for_activations", lambda *_, free=share * usual * cost.per_token(0): free)
         found = read_metrics(train(experiment_id=name, log_interval=1), "train")
         assert said in shown()
         for ours, expected in zip(found, plain, strict=True):

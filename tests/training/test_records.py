@@ -11,8 +11,10 @@ import torch
 
 from runtime import engine
 from runtime.engine import use_all_cores
+from training import meter as meter_module
 from training import records
-from training.records import Meter, Metrics, format_means, format_train_line, task_means, write_manifest
+from training.meter import Meter
+from training.records import Metrics, format_means, format_train_line, task_means, write_manifest
 from utils import gather
 
 
@@ -92,7 +94,7 @@ def test_a_meter_goes_on_from_its_state():
 
 def test_the_clock_stands_still_while_paused(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(records.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(meter_module.time, "perf_counter", lambda: now[0])
     meter = Meter(["a"], ["hard"], torch.device("cpu"))
     meter.count(tuples=10)
     now[0] = 2.0

@@ -22,18 +22,6 @@ from training import two_pass
 from training.objective import Objective
 
 
-class Alone:
-    """What bounded.backward asks of accelerate, on one process."""
-
-    @staticmethod
-    def backward(loss):
-        loss.backward()
-
-    @staticmethod
-    def no_sync(model):
-        return nullcontext()
-
-
 @pytest.fixture
 def batches(toy_world):
     """A step at once, and the same in parts."""
@@ -48,10 +36,14 @@ def gradients(model, batch, goal, taught=None, seed: int = 7) -> tuple[float, di
     model.zero_grad()
 
     def loss_of(embeddings):
-        terms = goal.terms(batch, embeddings, True, taught)
+        terms = goal.gather_and_losses(batch, embeddings, True, taught)
         return goal.total(terms, embeddings), terms
 
-    terms = two_pass.backward(Alone, model, batch, seed, loss_of)
+    if batch.parts > 1:
+        terms = two_pass.backward(model, batch, seed, loss_of)
+    else:
+        loss, terms = loss_of(two_pass.embed(model, batch, seed))
+        loss.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     assert all(gradient.abs().max() > 0 for gradient in found.values())
     return float(sum(terms.values())), found
@@ -106,7 +98,7 @@ def test_both_passes_have_the_same_dropout(toy_world, batches):
     ours = gradients(model, parts, objective)
     model.zero_grad()
     embeddings = two_pass.embed(model, parts, seed=7)
-    terms = objective.terms(parts, embeddings, True)
+    terms = objective.gather_and_losses(parts, embeddings, True)
     objective.total(terms, embeddings).backward()
     theirs = float(sum(terms.values())), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
     same(ours, theirs, 1e-12)
@@ -118,15 +110,13 @@ def test_both_passes_have_the_same_dropout(toy_world, batches):
 def test_copies_sum_their_gradients_once_and_a_sharded_model_at_each_part(toy_world, batches, sharded):
     waits = []
 
-    class Accelerator(Alone):
-        @staticmethod
-        def no_sync(model):
-            waits.append(model)
-            return nullcontext()
+    def no_sync(model):
+        waits.append(model)
+        return nullcontext()
 
     model = Embedder(AutoModel.from_pretrained(toy_world.backbone, dtype=torch.float64), "segments").train()
     run = Mock(FSDPModule, side_effect=model) if sharded else model
-    two_pass.backward(Accelerator, run, batches[1], 7, lambda embeddings: (embeddings.square().sum(), {}))
+    two_pass.backward(run, batches[1], 7, lambda embeddings: (embeddings.square().sum(), {}), no_sync=no_sync)
     assert len(waits) == (0 if sharded else batches[1].parts - 1)
 
 
@@ -145,7 +135,7 @@ def test_a_text_that_runs_twice_has_the_gradient_of_both(toy_world):
     model.zero_grad()
     embeddings = model(copies, starts, lengths)
     straight = type(batch)(**vars(batch) | {"index": torch.arange(len(lengths))})
-    terms = objective.terms(straight, embeddings, True)
+    terms = objective.gather_and_losses(straight, embeddings, True)
     objective.total(terms, embeddings).backward()
     theirs = float(sum(terms.values())), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
     same(ours, theirs, 1e-6)
@@ -158,7 +148,7 @@ def test_validation_measures_the_loss_that_is_trained(toy_world, masked):
     torch.manual_seed(0)
     embeddings = torch.randn(len(batch.lengths), 32, dtype=torch.float64)
     objective, other = (Objective(0.05, {32: 1.0}, mask_same_text=on) for on in (masked, not masked))
-    trained = objective.terms(batch, embeddings, True)["in_batch"]
+    trained = objective.gather_and_losses(batch, embeddings, True)["in_batch"]
     measured, rows = objective.measures(batch, embeddings, True)["in_batch"]
     assert rows == batch.rows
     assert measured.item() == pytest.approx(trained.item(), rel=1e-12)
