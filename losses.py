@@ -87,7 +87,8 @@ def hard_negative_loss(
     if mask is not None and mask.shape != negatives.shape[:2]:
         raise ValueError(f"mask {tuple(mask.shape)}: want {tuple(negatives.shape[:2])}, as the negatives")
     with _full_precision(queries):
-        mask = torch.ones(negatives.shape[:2], dtype=torch.bool, device=queries.device) if mask is None else mask
+        if mask is None:
+            mask = torch.ones(negatives.shape[:2], dtype=torch.bool, device=queries.device)
 
         def rows(queries: Tensor, positives: Tensor, negatives: Tensor, mask: Tensor) -> Tensor:
             group = _normalize(torch.cat([positives[:, None], negatives], dim=1))  # [rows, 1 + n, d], positive first
@@ -104,8 +105,13 @@ def matryoshka_weights(hidden_size: int) -> dict[int, float]:
     F2LLM-v2 report: the k-th prefix from the longest (k = 1 first) weighs 1 / (k * sqrt(hidden / dim));
     the sum is not renormalised. Each prefix is normalised again, which the losses above do themselves.
     """
-    dims = [hidden_size] + [2**i for i in range(30, 2, -1) if 2**i < hidden_size]
-    return {dim: 1 / (k * math.sqrt(hidden_size / dim)) for k, dim in enumerate(dims, start=1)}
+    dims = []
+    dim = 8
+    while dim < hidden_size:
+        dims.append(dim)
+        dim *= 2
+    dims.append(hidden_size)
+    return {dim: 1 / (k * math.sqrt(hidden_size / dim)) for k, dim in enumerate(reversed(dims), start=1)}
 
 
 def over_prefixes(loss, weights: dict[int, float], *embeddings: Tensor, **rest) -> Tensor:
@@ -116,7 +122,11 @@ def over_prefixes(loss, weights: dict[int, float], *embeddings: Tensor, **rest) 
         weights: prefix length -> weight, from `matryoshka_weights`; {d: 1.0} is the plain loss.
         embeddings: tensors of shape [..., d], the loss's first arguments.
     """
-    return sum(weight * loss(*(x[..., :dim] for x in embeddings), **rest) for dim, weight in weights.items())
+    total = 0.0
+    for dim, weight in weights.items():
+        prefixes = [x[..., :dim] for x in embeddings]
+        total = total + weight * loss(*prefixes, **rest)
+    return total
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -159,7 +169,9 @@ def group_ranks(queries: Tensor, positives: Tensor, negatives: Tensor, mask: Ten
         positive = (q * _normalize(positives)).sum(-1, keepdim=True)  # [b, 1]
         others = torch.einsum("bd,bnd->bn", q, _normalize(negatives))  # [b, n]
         wins = ~(others < positive)  # NaN wins too: a broken model must not look perfect
-        return 1 + (wins if mask is None else wins & mask).sum(dim=1)
+        if mask is not None:
+            wins &= mask
+        return 1 + wins.sum(dim=1)
 
 
 def _by_rows(function: Callable[..., Tensor], width: int, *inputs: Tensor) -> Tensor:
@@ -171,7 +183,8 @@ def _by_rows(function: Callable[..., Tensor], width: int, *inputs: Tensor) -> Te
     Args:
         width: numbers that one row needs inside.
     """
-    count, size = len(inputs[0]), max(1, BLOCK // max(width, 1))
+    count = len(inputs[0])
+    size = max(1, BLOCK // max(width, 1))  # rows of a block
     if count <= size:
         return function(*inputs)
     blocks = zip(*(x.split(size) for x in inputs), strict=True)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from modeling.attention import is_packed
 from modeling.hub import not_found, where
+from utils import first_line
 
 _INDEX = "model.safetensors.index.json"
 
@@ -52,10 +53,12 @@ def check_teacher(path: str, student: PreTrainedConfig, max_token_id: int) -> li
 def attention_window(config: PreTrainedConfig) -> int | None:
     """How many tokens back the sliding-window layers of a decoder see; None without such layers."""
     window = getattr(config, "sliding_window", None)
-    layers = getattr(config, "layer_types", None)
     if not window or getattr(config, "use_sliding_window", True) is False:
         return None
-    return window if layers is None or "sliding_attention" in layers else None
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None and "sliding_attention" not in layer_types:
+        return None
+    return window
 
 
 def read_config(path: str) -> tuple[PreTrainedConfig | None, list[str]]:
@@ -63,7 +66,7 @@ def read_config(path: str) -> tuple[PreTrainedConfig | None, list[str]]:
     try:
         return AutoConfig.from_pretrained(path, **where(path)), []
     except (OSError, ValueError, KeyError) as error:
-        return None, [not_found(path, str(error).strip().splitlines()[0])]
+        return None, [not_found(path, first_line(error))]
 
 
 def _vocabulary_problems(config: PreTrainedConfig, max_token_id: int) -> list[str]:
@@ -80,24 +83,28 @@ def _weight_problems(path: str) -> list[str]:
     folder = Path(path)
     if not folder.is_dir():
         return []  # a hub id: fetched, and checked, when it is loaded
-    try:
-        index = json.loads((folder / _INDEX).read_text()) if (folder / _INDEX).exists() else None
-        names = sorted(set(index["weight_map"].values())) if index is not None else ["model.safetensors"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return [f"{folder / _INDEX}: not an index of safetensors files"]
+    names = ["model.safetensors"]
+    if (folder / _INDEX).exists():
+        try:
+            index = json.loads((folder / _INDEX).read_text())
+            names = sorted(set(index["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return [f"{folder / _INDEX}: not an index of safetensors files"]
     outside = [name for name in names if not isinstance(name, str) or name != Path(name).name]
     if outside:
         return [f"{folder / _INDEX}: {name!r} is not the name of a file beside it" for name in outside]
-    problems = []
-    for name in names:
-        try:
-            with safe_open(folder / name, framework="pt"):
-                pass
-        except FileNotFoundError:
-            problems.append(f"{folder / name}: no such file; weights must be safetensors")
-        except (SafetensorError, OSError) as error:
-            problems.append(f"{folder / name}: damaged or cut short ({error}): fetch it again")
-    return problems
+    return [problem for name in names for problem in _weight_file_problems(folder / name)]
+
+
+def _weight_file_problems(path: Path) -> list[str]:
+    """What is wrong with one safetensors file, one line, or nothing. Reads its header."""
+    try:
+        with safe_open(path, framework="pt"):
+            return []
+    except FileNotFoundError:
+        return [f"{path}: no such file; weights must be safetensors"]
+    except (SafetensorError, OSError) as error:
+        return [f"{path}: damaged or cut short ({error}): fetch it again"]
 
 
 def _lora_problems(config: PreTrainedConfig, targets: list[str] | str) -> list[str]:
@@ -124,7 +131,7 @@ def load_backbone(path: str, dtype: torch.dtype) -> PreTrainedModel:
             path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **where(path)
         )
     except RuntimeError as error:  # Transformers has printed a table of what differs
-        raise ValueError(f"{path}: its weights do not fit its config.json ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{path}: its weights do not fit its config.json ({first_line(error)})") from None
 
 
 def add_lora(backbone: PreTrainedModel, r: int, alpha: int, dropout: float, targets: list[str] | str) -> nn.Module:
