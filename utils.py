@@ -112,6 +112,7 @@ def publish(folder: Path) -> None:
         flush(path)
     retired = folder.with_name(f".{folder.name}.old")
     if folder.exists():
+        remove(retired)  # left by a kill after the folder's own rename
         os.replace(folder, retired)
     os.replace(aside, folder)
     flush(folder.parent)

@@ -1,6 +1,12 @@
 """What a process gets at a step: its texts laid end to end, without padding, each distinct text once.
 
-Which tuples and which negatives is the plan's business (plan.py); here they become token ids.
+The plan (plan.py) decides which tuples and which negatives belong to a step; here they become token ids.
+`make_batch` tells the whole story:
+
+1. share out the rows of the global batch, so that every process has about as many tokens (`rows_of_ranks`);
+2. find the distinct texts of each process, longest first (`distinct_texts`);
+3. cut them into parts that fit into one forward pass each (`split_by_budget`, `cuts_of_rank`);
+4. lay this process's texts end to end (`pack`), and remember which text stands where in the tuples (`positions_in`).
 """
 
 from dataclasses import dataclass, replace
@@ -9,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.plan import deal
+from data.plan import rows_of_ranks
 from data.token_store import TokenStore
 
 
@@ -48,11 +54,13 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in self.ON_DEVICE})
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in self.ON_DEVICE}
+        return replace(self, **moved)
 
     def pinned(self) -> "Batch":
         """The same batch in pages that a GPU can fetch while it computes."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in self.ON_DEVICE})
+        pinned = {name: getattr(self, name).pin_memory() for name in self.ON_DEVICE}
+        return replace(self, **pinned)
 
     @property
     def parts(self) -> int:
@@ -60,26 +68,38 @@ class Batch:
         return len(self.cuts) - 1
 
     def part(self, number: int) -> tuple[Tensor, Tensor, np.ndarray, int]:
-        """(tokens, cu_seqlens, lengths, texts that count) of one forward pass.
+        """The input of forward pass `number`, counted from 0.
 
         A process that has fewer texts than others have parts runs its shortest text again, which then counts as none.
+
+        Returns:
+            tokens [t], cu_seqlens [k + 1] from 0, lengths [k], and how many of these k texts count: k or 0.
         """
-        begin, end = self.cuts[number : number + 2]
-        first, last = (begin, end) if end > begin else (len(self.lengths) - 1, len(self.lengths))
-        head, tail = int(self.lengths[:first].sum()), int(self.lengths[:last].sum())
-        tokens, starts = self.tokens[head:tail], self.cu_seqlens[first : last + 1] - head
-        return tokens, starts, self.lengths[first:last], end - begin
+        begin, end = self.cuts[number], self.cuts[number + 1]
+        texts_that_count = end - begin
+        if texts_that_count == 0:
+            begin, end = len(self.lengths) - 1, len(self.lengths)  # the shortest text stands last
+        first_token = int(self.lengths[:begin].sum())
+        last_token = int(self.lengths[:end].sum())
+        cu_seqlens = self.cu_seqlens[begin : end + 1] - first_token
+        return self.tokens[first_token:last_token], cu_seqlens, self.lengths[begin:end], texts_that_count
 
     def spread(self, embeddings: Tensor) -> Tensor:
-        """Embeddings of the distinct texts [u, d] as those of the tuples' texts [texts, d]."""
+        """Give every text of the tuples its embedding: distinct texts [u, d] -> texts of the tuples [texts, d]."""
         return embeddings[self.index]
 
     def split(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Spread embeddings [texts, d] as queries [b, d], positives [b, d], negatives [b, n, d], zeros for none."""
+        """Take spread embeddings [texts, d] apart by role.
+
+        Returns:
+            queries [b, d], positives [b, d], negatives [b, n, d] with zeros where there is no negative.
+        """
         b, n = self.mask.shape
-        queries, positives, rest = embeddings[:b], embeddings[b : 2 * b], embeddings[2 * b : len(self.texts)]
+        queries = embeddings[:b]
+        positives = embeddings[b : 2 * b]
+        existing = embeddings[2 * b : len(self.texts)]  # only negatives that exist, row by row
         negatives = embeddings.new_zeros(b, n, embeddings.shape[1])
-        return queries, positives, negatives.masked_scatter(self.mask[..., None], rest)
+        return queries, positives, negatives.masked_scatter(self.mask[..., None], existing)
 
 
 def make_batch(
@@ -93,45 +113,62 @@ def make_batch(
 ) -> Batch:
     """The part of process `rank` of `world` in a global batch.
 
+    Every process computes the shares of all, so they agree on sizes without talking to each other.
+
     Args:
         rows: [m] rows of the store, the whole global batch.
         negatives: [m, n] text numbers, -1 = missing.
         max_length: tokens of a text at most, EOS included.
         budget: tokens of a forward pass at most, 0 = any number.
     """
-    tuples = np.concatenate([store.tuples[rows, :2], negatives], axis=1)  # [m, 2 + n]
-    lengths = np.minimum(store.offsets[tuples + 1] - store.offsets[tuples], max_length) * (tuples >= 0)
-    hands = deal(lengths.sum(axis=1), world)
-    mine = hands[rank]
-    mask = negatives[mine] >= 0  # [b, n]
-    texts = np.concatenate([tuples[mine, 0], tuples[mine, 1], negatives[mine][mask]])
-    held = [distinct_texts(store, tuples[hand][tuples[hand] >= 0], max_length) for hand in hands]  # of every process
-    cuts = [split_by_budget(lengths, budget) for _, lengths in held]
-    most = max(map(len, cuts))
-    distinct, lengths = held[rank]
-    tokens, cu_seqlens = pack(store, distinct, max_length)
+    tuples = np.concatenate([store.tuples[rows, :2], negatives], axis=1)  # [m, 2 + n] text numbers, -1 = missing
+    tokens_per_tuple = lengths_when_cut(store, tuples, max_length).sum(axis=1)  # [m]
+    rows_by_rank = rows_of_ranks(tokens_per_tuple, world)
+    counts = tuple(len(rank_rows) for rank_rows in rows_by_rank)
+
+    texts_by_rank = [distinct_texts(store, tuples[rank_rows], max_length) for rank_rows in rows_by_rank]
+    cuts_by_rank = [split_by_budget(lengths, budget) for _, lengths in texts_by_rank]
+    tokens_by_rank = [int(lengths.sum()) for _, lengths in texts_by_rank]
+
+    own_rows = rows_by_rank[rank]  # [b]
+    own_mask = negatives[own_rows] >= 0  # [b, n]
+    own_negatives = negatives[own_rows][own_mask]  # those that exist, row by row
+    own_texts = np.concatenate([tuples[own_rows, 0], tuples[own_rows, 1], own_negatives])  # [texts]
+    own_distinct, _ = texts_by_rank[rank]  # [u]
+    tokens, cu_seqlens = pack(store, own_distinct, max_length)
+    all_positives = tuples[np.concatenate(rows_by_rank), 1]  # [B], in the order in which processes are gathered
     return Batch(
         tokens=torch.from_numpy(tokens),
         cu_seqlens=torch.from_numpy(cu_seqlens),
-        index=torch.from_numpy(positions_in(distinct, texts)),
-        mask=torch.from_numpy(mask),
-        positives=torch.from_numpy(tuples[np.concatenate(hands), 1].astype(np.int64)),
-        texts=texts,
+        index=torch.from_numpy(positions_in(own_distinct, own_texts)),
+        mask=torch.from_numpy(own_mask),
+        positives=torch.from_numpy(all_positives.astype(np.int64)),
+        texts=own_texts,
         lengths=np.diff(cu_seqlens),
-        cuts=(*cuts[rank], *[len(lengths)] * (most - len(cuts[rank]))),
-        counts=tuple(map(len, hands)),
-        begin=sum(map(len, hands[:rank])),
+        cuts=cuts_of_rank(cuts_by_rank, rank),
+        counts=counts,
+        begin=sum(counts[:rank]),
         negatives=int((negatives >= 0).sum()),
-        heaviest=max(int(lengths.sum()) for _, lengths in held),
+        heaviest=max(tokens_by_rank),
     )
 
 
+def lengths_when_cut(store: TokenStore, texts: np.ndarray, max_length: int) -> np.ndarray:
+    """Tokens of each text cut to `max_length`, 0 where the text number is -1: int64, shape of `texts`."""
+    lengths = store.offsets[texts + 1] - store.offsets[texts]
+    return np.minimum(lengths, max_length) * (texts >= 0)
+
+
 def distinct_texts(store: TokenStore, texts: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct ones of these text numbers, longest first, and their tokens when cut: both [u]."""
-    numbers = np.unique(texts)
-    lengths = np.minimum(store.offsets[numbers + 1] - store.offsets[numbers], max_length)
-    order = np.argsort(-lengths, kind="stable")
-    return numbers[order], lengths[order]
+    """The distinct text numbers among `texts` without -1, longest first.
+
+    Returns:
+        their numbers [u], and their tokens when cut to `max_length` [u].
+    """
+    numbers = np.unique(texts[texts >= 0])
+    lengths = lengths_when_cut(store, numbers, max_length)
+    longest_first = np.argsort(-lengths, kind="stable")
+    return numbers[longest_first], lengths[longest_first]
 
 
 def positions_in(distinct: np.ndarray, texts: np.ndarray) -> np.ndarray:
@@ -143,18 +180,33 @@ def positions_in(distinct: np.ndarray, texts: np.ndarray) -> np.ndarray:
 def split_by_budget(lengths: np.ndarray, budget: int) -> list[int]:
     """Cut texts into consecutive parts of at most `budget` tokens (or one text): [0, ..., len(lengths)].
 
-    >>> cut(np.array([9, 5, 4, 3, 1]), 8)
+    >>> split_by_budget(np.array([9, 5, 4, 3, 1]), 8)
     [0, 1, 2, 5]
     """
     if not budget:
         return [0, len(lengths)]
-    bounds, tokens = [0], 0
+    cuts = [0]
+    tokens_in_part = 0
     for number, length in enumerate(lengths.tolist()):
-        if tokens and tokens + length > budget:
-            bounds.append(number)
-            tokens = 0
-        tokens += length
-    return [*bounds, len(lengths)]
+        if tokens_in_part and tokens_in_part + length > budget:
+            cuts.append(number)
+            tokens_in_part = 0
+        tokens_in_part += length
+    return [*cuts, len(lengths)]
+
+
+def cuts_of_rank(cuts_by_rank: list[list[int]], rank: int) -> tuple[int, ...]:
+    """The cuts of one process, followed by empty parts until it has as many parts as any other.
+
+    All processes then run as many forward passes, and meet in the collectives of each.
+
+    >>> cuts_of_rank([[0, 4], [0, 2, 3, 6]], rank=0)
+    (0, 4, 4, 4)
+    """
+    own_cuts = cuts_by_rank[rank]
+    missing = max(len(cuts) for cuts in cuts_by_rank) - len(own_cuts)
+    last_cut = own_cuts[-1]
+    return (*own_cuts, *[last_cut] * missing)
 
 
 def truncates_to_its_positive(
@@ -166,15 +218,23 @@ def truncates_to_its_positive(
         positives: [m] text numbers.
         negatives: [m, n] text numbers, -1 = missing.
     """
-    alike = np.zeros(negatives.shape, bool)
-    if (store.meta["max_seq_length"] or max_length + 1) <= max_length:
-        return alike  # nothing is cut, and the store holds no such negative
-    long = [store.offsets[x + 1] - store.offsets[x] >= max_length for x in (positives[:, None], negatives)]
-    for row, column in np.argwhere(long[0] & long[1] & (negatives >= 0)):
-        heads = (store.offsets[number] for number in (positives[row], negatives[row, column]))
-        first, second = (store.tokens[head : head + max_length - 1] for head in heads)
-        alike[row, column] = np.array_equal(first, second)
-    return alike
+    becomes_positive = np.zeros(negatives.shape, bool)
+    stored_length = store.meta["max_seq_length"]  # None: the store holds texts of any length
+    if stored_length is not None and stored_length <= max_length:
+        return becomes_positive  # nothing is cut, and the store holds no such negative
+    positive_is_long = lengths_when_cut(store, positives, max_length) == max_length  # [m]
+    negative_is_long = lengths_when_cut(store, negatives, max_length) == max_length  # [m, n]
+    for row, column in np.argwhere(positive_is_long[:, None] & negative_is_long):
+        # Without the last token: there the cut puts EOS in both.
+        positive = _first_tokens(store, positives[row], max_length - 1)
+        negative = _first_tokens(store, negatives[row, column], max_length - 1)
+        becomes_positive[row, column] = np.array_equal(positive, negative)
+    return becomes_positive
+
+
+def _first_tokens(store: TokenStore, text: int, count: int) -> np.ndarray:
+    begin = store.offsets[text]
+    return store.tokens[begin : begin + count]
 
 
 def pack(store: TokenStore, texts: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -189,10 +249,12 @@ def pack(store: TokenStore, texts: np.ndarray, max_length: int) -> tuple[np.ndar
     Returns:
         tokens int64 [T], cu_seqlens int32 [n + 1].
     """
+    if len(texts) == 0:
+        return np.array([store.eos], np.int64), np.array([0, 1], np.int32)
     starts = store.offsets[texts]
-    lengths = np.minimum(store.offsets[texts + 1] - starts, max_length)
+    lengths = lengths_when_cut(store, texts, max_length)
+    ends = np.cumsum(lengths)
     pieces = [store.tokens[start : start + length] for start, length in zip(starts, lengths, strict=True)]
-    ends = np.cumsum(lengths) if pieces else np.array([1])
-    tokens = np.concatenate(pieces or [[store.eos]]).astype(np.int64)
+    tokens = np.concatenate(pieces).astype(np.int64)
     tokens[ends - 1] = store.eos
     return tokens, np.concatenate([[0], ends]).astype(np.int32)

@@ -6,6 +6,7 @@ everything done. Each store's checksums are verified once; a mark under `cache_d
 files change.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,8 @@ class Source:
 
     name: str
     path: Path
-    published: object | None = None  # published.Published
-    task: str = ""
+    published: object | None = None  # a published_layouts.Published; None for a token store
+    task: str = ""  # of a published dataset; a token store knows its own
 
 
 def prepare(folder: Path, cache_dir: Path, say: Callable[[str], None] = print) -> tuple[list[TokenStore], list[str]]:
@@ -41,6 +42,7 @@ def prepare(folder: Path, cache_dir: Path, say: Callable[[str], None] = print) -
     stores = []
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
+        # One process of a node builds; the others wait here, and find everything done.
         with FileLock(cache_dir / ".lock"):
             for source in sources:
                 try:
@@ -49,7 +51,9 @@ def prepare(folder: Path, cache_dir: Path, say: Callable[[str], None] = print) -
                     problems += str(error).splitlines()
     except OSError as error:
         problems.append(f"cache_dir {cache_dir}: the disk refuses what is written: {error}; the same command continues")
-    return ([], problems) if problems else (stores, [])
+    if problems:
+        return [], problems
+    return stores, []
 
 
 def open_unverified(folder: Path) -> tuple[list[TokenStore], list[str]]:
@@ -57,76 +61,123 @@ def open_unverified(folder: Path) -> tuple[list[TokenStore], list[str]]:
     sources, problems = find_sources(folder)
     stores = []
     for source in sources:
+        if source.published:
+            continue  # it would have to be converted first
         try:
-            stores += [] if source.published else [token_store.open_store(source.path)]
+            stores.append(token_store.open_store(source.path))
         except StoreError as error:
             problems += str(error).splitlines()
     return stores, problems
 
 
+# -------------------------------------------------------------------------------- what lies in a folder
+
+
 def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
     """The datasets in a data folder, sorted by name, and what in it cannot be used. Builds nothing."""
-    tasks, problems = token_store.known_tasks(folder)
-    sources = []
     if (folder / "meta.json").exists() and (folder / "tuples.npy").exists():
         return [], [f"{folder}: is a token store itself: give the folder that it lies in, {folder.absolute().parent}"]
+    tasks, problems = token_store.known_tasks(folder)
+    sources = []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") and path.name.endswith(".partial"):
-            problems.append(f"{path}: half-written store: run tokenize_data_qwen.py again, it continues")
-        elif path.name.startswith("."):
-            continue
-        elif path.is_dir() and any((path / name).exists() for name in ("meta.json", "tokens.npy")):
-            sources.append(Source(path.name, path))
-        elif path.suffix == ".jsonl":
-            problems.append(f"{path}: raw texts: tokenise them, and give train_data_path what that writes")
-        elif path.suffix == ".parquet":
-            try:
-                sources += _published_sources(path, tasks)
-            except StoreError as error:
-                problems.append(str(error))
-    names = [source.name for source in sources]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    problems += [f"{folder}: two datasets are called {name!r}" for name in twice]
-    problems += [f"{source.path}: {wrong}" for source in sources if (wrong := token_store.name_problem(source.name))]
+        try:
+            source = _source_at(path, tasks)
+        except StoreError as error:
+            problems.append(str(error))
+        else:
+            if source is not None:
+                sources.append(source)
+    problems += _name_problems(folder, sources)
     if not sources and not problems:
         problems.append(f"{folder}: no dataset in it; tokenize_data_qwen.py --output_dir {folder} makes some")
     return sorted(sources, key=lambda source: source.name), problems
 
 
-def _published_sources(path: Path, tasks: dict[str, str]) -> list[Source]:
-    """The dataset in a Parquet file, none for a corpus. Raises StoreError for what cannot be used."""
+def _source_at(path: Path, tasks: dict[str, str]) -> Source | None:
+    """The dataset that a path in a data folder is, or None where it is none.
+
+    Raises:
+        StoreError: it was meant to be a dataset, and cannot be used.
+    """
+    if path.name.startswith("."):
+        if path.name.endswith(".partial"):
+            raise StoreError(f"{path}: half-written store: run tokenize_data_qwen.py again, it continues")
+        return None
+    if path.is_dir() and ((path / "meta.json").exists() or (path / "tokens.npy").exists()):
+        return Source(path.name, path)
+    if path.suffix == ".jsonl":
+        raise StoreError(f"{path}: raw texts: tokenise them, and give train_data_path what that writes")
+    if path.suffix == ".parquet":
+        return _published_source(path, tasks)
+    return None
+
+
+def _published_source(path: Path, tasks: dict[str, str]) -> Source | None:
+    """The dataset in a Parquet file, None for a corpus. Raises StoreError for what cannot be used."""
     from data import published_layouts  # here, because it needs pyarrow, and training from token stores does not
 
     if not published_layouts.is_published(path):
-        return []
+        return None
     found = published_layouts.read_published(path)
-    if not isinstance(tasks.get(found.name), str):
+    task = tasks.get(found.name)
+    if not isinstance(task, str):
         raise StoreError(
             f'{path}: no task is known for {found.name!r}: put {{"{found.name}": "retrieval"}} '
             f"(or clustering, classification) into {path.with_name('tasks.json')}"
         )
-    return [Source(found.name, path, found, tasks[found.name])]
+    return Source(found.name, path, found, task)
+
+
+def _name_problems(folder: Path, sources: list[Source]) -> list[str]:
+    """Names that two datasets have, and names that cannot name one."""
+    problems = []
+    counts = Counter(source.name for source in sources)
+    for name in sorted(counts):
+        if counts[name] > 1:
+            problems.append(f"{folder}: two datasets are called {name!r}")
+    for source in sources:
+        wrong = token_store.name_problem(source.name)
+        if wrong:
+            problems.append(f"{source.path}: {wrong}")
+    return problems
+
+
+# ------------------------------------------------------------------------------- converting, verifying
 
 
 def _prepare_one(source: Source, cache_dir: Path, say: Callable[[str], None]) -> TokenStore:
     """One dataset's store, converted and verified if need be. Raises StoreError with a line for each problem."""
     path = source.path
     if source.published:
+        # The fingerprint is part of the name: other files, or another task, become another store.
         path = cache_dir / "stores" / f"{source.name}-{source.published.fingerprint(source.task)}"
         if not path.exists():
-            from data import published_layouts
-
-            published_layouts.convert(source.published, path, source.task)
-            meta = token_store.open_store(path).meta
-            left_out = f", {n:,} negatives were their positive, left out" if (n := meta["stats"].get("own", 0)) else ""
-            size = ", ".join(f"{meta[what]:,} {what}" for what in ("rows", "texts", "tokens"))
-            say(f"converted {source.name}: {size}{left_out}")
+            _convert(source, path, say)
     store = token_store.open_store(path)
-    mark = cache_dir / "verified" / token_store.identity(path)
+    mark = cache_dir / "verified" / token_store.identity(path)  # another name as soon as a file changes
     if not mark.exists():
-        if problems := token_store.deep_check(store):
-            raise StoreError("\n".join(problems))
-        mark.parent.mkdir(exist_ok=True)
-        mark.touch()
-        say(f"verified {store.name}: {store.nbytes / 1e6:,.1f} MB")
+        _verify(store, mark, say)
     return store
+
+
+def _convert(source: Source, path: Path, say: Callable[[str], None]) -> None:
+    """Write the token store of a published dataset to `path`."""
+    from data import published_layouts  # here, as above
+
+    published_layouts.convert(source.published, path, source.task)
+    meta = token_store.open_store(path).meta
+    line = f"converted {source.name}: {meta['rows']:,} rows, {meta['texts']:,} texts, {meta['tokens']:,} tokens"
+    left_out = meta["stats"].get("own", 0)
+    if left_out:
+        line += f", {left_out:,} negatives were their positive, left out"
+    say(line)
+
+
+def _verify(store: TokenStore, mark: Path, say: Callable[[str], None]) -> None:
+    """Read all of a store once, and leave a mark that it is sound. Raises StoreError where it is not."""
+    problems = token_store.deep_check(store)
+    if problems:
+        raise StoreError("\n".join(problems))
+    mark.parent.mkdir(exist_ok=True)
+    mark.touch()
+    say(f"verified {store.name}: {store.nbytes / 1e6:,.1f} MB")

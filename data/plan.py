@@ -15,6 +15,7 @@ Rules, each pinned in tests/data/test_plan.py:
 """
 
 import heapq
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -23,9 +24,18 @@ import numpy as np
 HELD_OUT = 0.01  # share of each dataset, as published
 SPLIT_SEED = 0  # as published; not the run's seed, so that runs with other seeds share their validation set
 SORTED_ROWS = 4096  # up to here a whole permutation is made: a third of a millisecond
-_MIX = tuple((np.uint64(a), np.uint64(b)) for a, b in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)))
-_LAST = np.uint64(31)
-_ORDER, _ROWS, _NEGATIVES, _SPLIT, _DROPOUT = range(5)  # one stream of random numbers each
+
+# Streams of random numbers, kept apart by a number in each key.
+_ORDER = 0  # of the datasets in an epoch
+_ROWS = 1  # of a dataset's rows in an epoch
+_NEGATIVES = 2  # which of a tuple's negatives are drawn
+_SPLIT = 3  # which tuples are held out
+_DROPOUT = 4
+
+# splitmix64's finaliser: (shift, factor) twice, then a last shift.
+_MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
+_LAST_SHIFT = np.uint64(31)
+_KEY_STEP = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, splitmix64's step from one number to the next
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class Plan:
     @cached_property
     def batches(self) -> tuple[int, ...]:
         """Global batches of each dataset in one epoch."""
-        return tuple(-(-size // self.global_batch) for size in self.sizes)
+        return tuple(batch_count(size, self.global_batch) for size in self.sizes)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -67,12 +77,23 @@ class Plan:
         order = dataset_order(self.batches, _key(self.seed, _ORDER, epoch))
         dataset = int(order[within])
         number = int((order[:within] == dataset).sum())  # how many of its batches came before
-        positions = np.arange(*batch_bounds(self.sizes[dataset], self.global_batch, number))
-        return Step(dataset, epoch, shuffled(self.sizes[dataset], _key(self.seed, _ROWS, epoch, dataset), positions))
+        size = self.sizes[dataset]
+        begin, end = batch_bounds(size, self.global_batch, number)
+        rows = shuffled(size, _key(self.seed, _ROWS, epoch, dataset), np.arange(begin, end))
+        return Step(dataset, epoch, rows)
 
     def dropout_seed(self, step: int, rank: int) -> int:
         """What seeds the dropout of one process in step 1, 2, ...: no random state runs on from step to step."""
         return _key(self.seed, _DROPOUT, step - 1, rank)
+
+
+def batch_count(rows: int, batch: int) -> int:
+    """How many batches of at most `batch` rows a dataset of `rows` rows is cut into.
+
+    >>> batch_count(10, 4)
+    3
+    """
+    return math.ceil(rows / batch)
 
 
 def batch_bounds(rows: int, batch: int, number: int) -> tuple[int, int]:
@@ -83,10 +104,16 @@ def batch_bounds(rows: int, batch: int, number: int) -> tuple[int, int]:
 
     A last batch of a single tuple would have an in-batch loss of exactly 0 and weigh as much as any other.
     """
-    count = -(-rows // batch)
-    tail = rows - max(count - 2, 0) * batch  # what the last two batches hold together
-    cuts = [number * batch, (number + 1) * batch]
-    return tuple(cut if cut <= rows - tail else rows if cut >= count * batch else rows - tail // 2 for cut in cuts)
+    count = batch_count(rows, batch)
+    if count == 1:
+        return 0, rows
+    if number < count - 2:
+        return number * batch, (number + 1) * batch
+    begin = (count - 2) * batch  # of the last two
+    middle = rows - (rows - begin) // 2  # of an odd rest the first has one more
+    if number == count - 2:
+        return begin, middle
+    return middle, rows
 
 
 @lru_cache(maxsize=2)
@@ -100,10 +127,13 @@ def dataset_order(counts: tuple[int, ...], key: int) -> np.ndarray:
     the others. So sorting all arrival times is the published draw.
     """
     datasets = np.repeat(np.arange(len(counts)), counts)
-    gaps = -np.log1p(-_uniform(_hash(key, np.arange(len(datasets))))) / np.asarray(counts)[datasets]
+    uniform = _uniform(_hash(key, np.arange(len(datasets))))
+    rates = np.asarray(counts)[datasets]
+    gaps = -np.log1p(-uniform) / rates  # exponential: between one arrival and the next of the same dataset
     starts = np.cumsum([0, *counts[:-1]])[datasets]  # where each dataset's gaps begin
-    sums = np.cumsum(gaps)
-    arrivals = sums - (sums - gaps)[starts]
+    sums = np.cumsum(gaps)  # over all datasets, one after the other
+    sums_before = (sums - gaps)[starts]  # what the datasets before this one add up to
+    arrivals = sums - sums_before
     return datasets[np.argsort(arrivals, kind="stable")]
 
 
@@ -116,16 +146,22 @@ def shuffled(rows: int, key: int, positions: np.ndarray) -> np.ndarray:
     """
     if rows <= SORTED_ROWS:
         return np.argsort(_hash(key, np.arange(rows)), kind="stable")[positions]
-    half = ((rows - 1).bit_length() + 1) // 2
+    half = ((rows - 1).bit_length() + 1) // 2  # bits: 4^half is the next power of four
     values = positions.astype(np.int64)
     outside = np.ones(values.shape, bool)
     while outside.any():
-        left, right = values[outside] >> half, values[outside] & ((1 << half) - 1)
-        for table in _rounds(key, half):
-            left, right = right, left ^ table[right]
-        values[outside] = left << half | right
+        values[outside] = _permute(values[outside], key, half)
         outside = values >= rows
     return values
+
+
+def _permute(values: np.ndarray, key: int, half: int) -> np.ndarray:
+    """A permutation of the numbers below 4^half: a Feistel network of eight rounds."""
+    left = values >> half
+    right = values & ((1 << half) - 1)
+    for table in _rounds(key, half):
+        left, right = right, left ^ table[right]
+    return left << half | right
 
 
 @lru_cache(maxsize=64)
@@ -141,7 +177,9 @@ def _rounds(key: int, half: int) -> np.ndarray:
 
 def split_sizes(rows: int) -> tuple[int, int]:
     """(training tuples, held-out tuples) of a dataset of `rows` tuples."""
-    held_out = max(1, int(rows * HELD_OUT)) if rows > 1 else 0
+    if rows <= 1:
+        return rows, 0
+    held_out = max(1, int(rows * HELD_OUT))
     return rows - held_out, held_out
 
 
@@ -150,12 +188,15 @@ def split_rows(rows: np.ndarray, size: int, held_out: bool = False) -> np.ndarra
 
     The held-out part is the head of one fixed permutation of the dataset, the training part its tail.
     """
-    _, head = split_sizes(size)
-    return shuffled(size, _key(SPLIT_SEED, _SPLIT), rows if held_out else rows + head)
+    positions = rows
+    if not held_out:
+        _, head = split_sizes(size)
+        positions = rows + head
+    return shuffled(size, _key(SPLIT_SEED, _SPLIT), positions)
 
 
 def choose_negatives(negatives: np.ndarray, count: int, seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
-    """Draw `count` negatives a tuple without replacement, int [m, min(count, K)]; -1 where fewer exist.
+    """Draw `count` negatives per tuple without replacement, int [m, min(count, K)]; -1 where fewer exist.
 
     A pure function of (seed, epoch, row): another process count, batch size or resume draws the same.
 
@@ -164,14 +205,15 @@ def choose_negatives(negatives: np.ndarray, count: int, seed: int, epoch: int, r
         rows: [m] the tuples' rows in their store.
     """
     slots = negatives.shape[1]
-    keys = _hash(_key(seed, _NEGATIVES, epoch), rows[:, None] * max(slots, 1) + np.arange(slots))  # [m, K]
-    keys[negatives < 0] = np.iinfo(np.uint64).max  # missing ones sort last
-    chosen = np.argsort(keys, axis=1, kind="stable")[:, :count]
+    counters = rows[:, None] * max(slots, 1) + np.arange(slots)  # [m, K], another number for each slot of each row
+    hashes = _hash(_key(seed, _NEGATIVES, epoch), counters)  # [m, K]
+    hashes[negatives < 0] = np.iinfo(np.uint64).max  # missing ones sort last
+    chosen = np.argsort(hashes, axis=1, kind="stable")[:, :count]
     return np.take_along_axis(negatives, chosen, axis=1)
 
 
-def deal(costs: np.ndarray, world: int) -> list[np.ndarray]:
-    """Deal the rows of a global batch to `world` processes such that the costs of all come out alike.
+def rows_of_ranks(costs: np.ndarray, world: int) -> list[np.ndarray]:
+    """Share the rows of a global batch among `world` processes such that the costs of all come out alike.
 
     Longest first, each to the process with the least so far. The loss does not depend on it: gathering is exact for
     any number of rows on a process.
@@ -184,12 +226,14 @@ def deal(costs: np.ndarray, world: int) -> list[np.ndarray]:
     """
     if world == 1:
         return [np.arange(len(costs))]
-    loads, hands = [(0, rank) for rank in range(world)], [[] for _ in range(world)]
-    for row in np.argsort(-costs, kind="stable").tolist():
+    rows_by_rank = [[] for _ in range(world)]
+    loads = [(0, rank) for rank in range(world)]  # a heap: the process with the least on top
+    longest_first = np.argsort(-costs, kind="stable").tolist()
+    for row in longest_first:
         load, rank = heapq.heappop(loads)
-        hands[rank].append(row)
+        rows_by_rank[rank].append(row)
         heapq.heappush(loads, (load + int(costs[row]), rank))
-    return [np.array(sorted(hand), np.int64) for hand in hands]
+    return [np.array(sorted(rows), np.int64) for rows in rows_by_rank]
 
 
 # --------------------------------------------------------------------------------- counter hashing
@@ -205,16 +249,16 @@ def _key(*numbers: int) -> int:
 
 
 def _hash(key: int, values: np.ndarray) -> np.ndarray:
-    """uint64 hash of each value under `key`: the finaliser of splitmix64 (Steele, Lea, Flood 2014)."""
+    """A uint64 hash of each value under `key`: the finaliser of splitmix64 (Steele, Lea, Flood 2014)."""
     x = values.astype(np.uint64)
-    x += np.uint64(key * 0x9E3779B97F4A7C15 % 2**64)
+    x += np.uint64(key * _KEY_STEP % 2**64)
     for shift, factor in _MIX:  # in place: a batch hashes a hundred times, few numbers each time
         x ^= x >> shift
         x *= factor
-    x ^= x >> _LAST
+    x ^= x >> _LAST_SHIFT
     return x
 
 
 def _uniform(hashes: np.ndarray) -> np.ndarray:
-    """float64 in [0, 1) from 64-bit hashes."""
+    """Numbers in [0, 1), float64, from 64-bit hashes: their upper 53 bits."""
     return (hashes >> np.uint64(11)) * 2.0**-53

@@ -1,52 +1,35 @@
-"""Raw training tuples on disk: Parquet or JSONL files, one a dataset, read in three column styles.
+"""Raw training tuples on disk: Parquet or JSONL files, one file per dataset, read in three column styles.
 
     query, passage, negative_1 .. negative_K      the published layout; `positive` may stand for `passage`
     anchor, positive, negative_1 .. negative_K    Sentence Transformers; one `negative` may stand alone
     query, pos, neg                               FlagEmbedding, lists of texts; one tuple for each text of pos
 
 Negatives may be missing: null, an empty text, a shorter list, or no negative column at all.
+
+To add a column style, add a line to STYLES: the words that a refused file is answered with, the column of queries,
+the columns that may hold positives, and the class that reads the cells. `TextColumns` reads one text per cell,
+`ListColumns` lists of positives and of negatives. Cells of another form need a third class beside these two. It says
+which columns hold negatives (`negatives_among`), what type each column must have (`types`), how many negatives a row
+has room for (`count_negatives`) and how rows become tuples (`to_tuples`). Nothing else knows of styles.
 """
 
-import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+
+from data import raw_formats
+from data.raw_formats import RawError
 
 SUFFIXES = (".parquet", ".jsonl")
 # What can be wrong with a tuple; number 0 is nothing.
 BAD_KINDS = (None, "an empty or null query", "an empty or null positive", "a positive that is also its negative")
-_STYLES = (("query", "passage"), ("query", "positive"), ("anchor", "positive"))
-_REMEDY = "have query, passage, negative_1..K; or anchor, positive, negative_k; or query, pos, neg as lists"
-_BUFFER = 2**16  # bytes read ahead of each column of a Parquet file
+SAMPLE_SEED = 42  # of `sample_rows`, as in F2LLM-v2
 _SHOWN = 5  # row numbers given for a kind of bad row
-
-
-class RawError(ValueError):
-    """A raw file that cannot be read; the message names the row, not the file."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a file hold what. `lists` is FlagEmbedding's style, whose columns hold lists."""
-
-    query: str
-    positive: str
-    negatives: tuple[str, ...]
-    lists: bool = False
-
-    @property
-    def types(self) -> dict[str, pa.DataType]:
-        """Column -> the type that it must hold."""
-        others = pa.list_(pa.string()) if self.lists else pa.string()
-        return {self.query: pa.string()} | dict.fromkeys((self.positive, *self.negatives), others)
 
 
 @dataclass(frozen=True)
@@ -59,10 +42,155 @@ class Tuples:
     def kinds(self) -> np.ndarray:
         """What is wrong with each tuple, [n] numbers into BAD_KINDS."""
         query, positive, *negatives = self.texts
-        own = np.zeros(len(query), bool)
+        no_query = _numpy(pc.is_null(query))
+        no_positive = _numpy(pc.is_null(positive))
+        is_own_negative = np.zeros(len(query), bool)
         for negative in negatives:
-            own |= _numpy(pc.fill_null(pc.equal(negative, positive), False))
-        return np.select([_numpy(pc.is_null(query)), _numpy(pc.is_null(positive)), own], [1, 2, 3], 0)
+            is_own_negative |= _numpy(pc.fill_null(pc.equal(negative, positive), False))
+        return np.select([no_query, no_positive, is_own_negative], [1, 2, 3], 0)
+
+
+# ------------------------------------------------------------------------------------- column styles
+
+
+@dataclass(frozen=True)
+class TextColumns:
+    """One text per cell; a row is a tuple."""
+
+    query: str
+    positive: str
+    negatives: tuple[str, ...]  # one column for each negative
+
+    @staticmethod
+    def negatives_among(names: list[str]) -> tuple[str, ...]:
+        """negative_1, negative_2, ... in the order of their numbers, or else `negative`."""
+        numbered = [name for name in names if re.fullmatch(r"negative_\d+", name)]
+        if numbered:
+            return tuple(sorted(numbered, key=lambda name: (int(name.removeprefix("negative_")), name)))
+        return ("negative",) if "negative" in names else ()
+
+    @property
+    def types(self) -> dict[str, pa.DataType]:
+        """Column -> the type that it must hold."""
+        return dict.fromkeys((self.query, self.positive, *self.negatives), pa.string())
+
+    def count_negatives(self, table: pa.Table) -> int:
+        """The most negatives that a row has room for."""
+        return len(self.negatives)
+
+    def to_tuples(self, table: pa.Table, slots: int) -> Tuples:
+        """A tuple for each row."""
+        missing = pa.nulls(len(table), pa.large_string())
+        texts = [_texts(table[name].combine_chunks()) for name in self.types]
+        texts += [missing] * (slots - len(self.negatives))
+        return Tuples(texts, rows=np.arange(len(table)))
+
+
+@dataclass(frozen=True)
+class ListColumns:
+    """A text for the query, a list of texts for positives, and a list for negatives; a tuple for each positive."""
+
+    query: str
+    positive: str
+    negatives: tuple[str, ...]  # the column of lists, or no column
+
+    @staticmethod
+    def negatives_among(names: list[str]) -> tuple[str, ...]:
+        """`neg`, if the file has it."""
+        return ("neg",) if "neg" in names else ()
+
+    @property
+    def types(self) -> dict[str, pa.DataType]:
+        """Column -> the type that it must hold."""
+        types = dict.fromkeys((self.positive, *self.negatives), pa.list_(pa.string()))
+        return {self.query: pa.string(), **types}
+
+    def count_negatives(self, table: pa.Table) -> int:
+        """The most negatives that a row has."""
+        if not self.negatives:
+            return 0
+        longest = pc.max(pc.list_value_length(table[self.negatives[0]])).as_py()
+        return longest or 0  # None where every list is null
+
+    def to_tuples(self, table: pa.Table, slots: int) -> Tuples:
+        """A tuple for each positive of a row, all with the same query and the same negatives."""
+        positives, counts, starts = _flat(table[self.positive].combine_chunks())  # counts, starts: [rows of the table]
+        tuples_per_row = np.maximum(counts, 1)  # a row without a positive stays, as a bad one
+        rows = np.repeat(np.arange(len(table)), tuples_per_row)  # [n] the row of each tuple
+        first_tuple = np.cumsum(tuples_per_row) - tuples_per_row
+        nth = np.arange(len(rows)) - first_tuple[rows]  # [n] which of its row's positives a tuple has
+        queries = _texts(table[self.query].combine_chunks()).take(pa.array(rows))
+        texts = [queries, _take(positives, starts[rows] + nth, nth < counts[rows])]
+        if self.negatives:
+            negatives, counts, starts = _flat(table[self.negatives[0]].combine_chunks())
+            for slot in range(slots):
+                texts.append(_take(negatives, starts[rows] + slot, slot < counts[rows]))
+        return Tuples(texts, rows)
+
+
+Columns = TextColumns | ListColumns
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a file's columns may be called, and how they are read."""
+
+    words: str  # for people: what a file of this style has
+    query: str
+    positives: tuple[str, ...]  # any of these, the first that a file has
+    cells: type[Columns]
+    preferred: bool = False  # to others that a file also fits
+
+
+STYLES = (
+    Style("query, passage, negative_1..K", "query", ("passage", "positive"), TextColumns),
+    Style("anchor, positive, negative_k", "anchor", ("positive",), TextColumns),
+    Style("query, pos, neg as lists", "query", ("pos",), ListColumns, preferred=True),
+)
+
+
+def find_columns(names: list[str]) -> Columns | None:
+    """How to read a file with columns of these names, or None."""
+    for style in sorted(STYLES, key=lambda style: not style.preferred):
+        for positive in style.positives:
+            if style.query in names and positive in names:
+                return style.cells(style.query, positive, style.cells.negatives_among(names))
+    return None
+
+
+# ------------------------------------------------------------------------------------------- a file
+
+
+def raw_files(folder: Path) -> list[Path]:
+    """The raw files of a folder, sorted by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)  # also folders: refused by name
+
+
+def read(path: Path, columns: Columns, batch_rows: int, skip: int = 0) -> Iterator[pa.Table]:
+    """The file's rows as Arrow tables of at most `batch_rows`, from row `skip` on; streamed, nothing is cached.
+
+    Raises:
+        RawError: a row cannot be read.
+    """
+    return raw_formats.read(path, columns.types, batch_rows, skip)
+
+
+def to_tuples(table: pa.Table, columns: Columns, slots: int) -> Tuples:
+    """Rows as tuples with `slots` negatives each. An empty text, or one of white space alone, becomes null."""
+    return columns.to_tuples(table, slots)
+
+
+def sample_rows(rows: int, max_rows: int) -> np.ndarray:
+    """Which raw rows to keep, bool [rows]; max_rows 0 keeps all. Kept rows stay in the order of the file.
+
+    The same rows as pandas' `DataFrame.sample(n=max_rows, random_state=42)`.
+    """
+    if not max_rows or rows <= max_rows:
+        return np.ones(rows, bool)
+    chosen = np.random.RandomState(SAMPLE_SEED).permutation(rows)[:max_rows]
+    keep = np.zeros(rows, bool)
+    keep[chosen] = True
+    return keep
 
 
 @dataclass
@@ -80,67 +208,24 @@ class Survey:
         """A line for each kind of bad row: how many, and the first of them."""
         lines = []
         for kind, rows in self.bad_rows.items():
-            shown = ", ".join(map(str, rows[:_SHOWN])) + (", ..." if len(rows) > _SHOWN else "")
-            lines.append(f"{path}: {len(rows)} row{'s'[: len(rows) > 1]} with {kind} (row {shown}, counted from 0)")
+            shown = ", ".join(str(row) for row in rows[:_SHOWN])
+            if len(rows) > _SHOWN:
+                shown += ", ..."
+            noun = "row" if len(rows) == 1 else "rows"
+            lines.append(f"{path}: {len(rows)} {noun} with {kind} (row {shown}, counted from 0)")
         return lines
-
-
-def raw_files(folder: Path) -> list[Path]:
-    """The raw files of a folder, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)  # also folders: refused by name
-
-
-def find_columns(names: list[str]) -> Columns | None:
-    """How to read a file with columns of these names, or None."""
-    if {"query", "pos"} <= set(names):
-        return Columns("query", "pos", ("neg",) if "neg" in names else (), lists=True)
-    style = next((style for style in _STYLES if set(style) <= set(names)), None)
-    if style is None:
-        return None
-    numbered = sorted((int(n.rpartition("_")[2]), n) for n in names if re.fullmatch(r"negative_\d+", n))
-    return Columns(*style, tuple(n for _, n in numbered) or (("negative",) if "negative" in names else ()))
-
-
-def read(path: Path, columns: Columns, batch_rows: int, skip: int = 0) -> Iterator[pa.Table]:
-    """The file's rows as Arrow tables of at most `batch_rows`, from row `skip` on; streamed, nothing is cached.
-
-    Raises:
-        RawError: a row cannot be read.
-    """
-    return (_read_parquet if path.suffix == ".parquet" else _read_jsonl)(path, columns, batch_rows, skip)
-
-
-def to_tuples(table: pa.Table, columns: Columns, slots: int) -> Tuples:
-    """Rows as tuples: one for each raw row, or in FlagEmbedding's style one for each of its positives.
-
-    An empty text, or one of white space alone, becomes null.
-    """
-    values = [table[name].combine_chunks() for name in columns.types]
-    if not columns.lists:
-        nothing = pa.nulls(len(table), pa.large_string())
-        texts = [*map(_texts, values), *[nothing] * (slots - len(columns.negatives))]
-        return Tuples(texts, np.arange(len(table)))
-    positives, counts, starts = _flat(values[1])
-    rows = np.repeat(np.arange(len(table)), np.maximum(counts, 1))  # a row without a positive stays, as a bad one
-    first = np.cumsum(np.maximum(counts, 1)) - np.maximum(counts, 1)
-    nth = np.arange(len(rows)) - first[rows]
-    texts = [_texts(values[0]).take(pa.array(rows)), _take(positives, starts[rows] + nth, nth < counts[rows])]
-    if columns.negatives:
-        negatives, counts, starts = _flat(values[2])
-        texts += [_take(negatives, starts[rows] + slot, slot < counts[rows]) for slot in range(slots)]
-    return Tuples(texts, rows)
 
 
 def survey(path: Path, batch_rows: int = 1024) -> Survey:
     """Read a raw file once and report everything that is wrong with it."""
     found = Survey()
     try:
-        names = _names(path)
+        names = raw_formats.column_names(path)
         found.columns = find_columns(names)
         if found.columns is None:
-            raise RawError(f"columns {', '.join(names)}: no query and positive among them; {_REMEDY}")
-        if not found.columns.lists:
-            found.slots = len(found.columns.negatives)
+            remedy = "; or ".join(style.words for style in STYLES)
+            raise RawError(f"columns {', '.join(names)}: no query and positive among them; have {remedy}")
+        raw_formats.check_types(path, found.columns.types)
         for table in read(path, found.columns, batch_rows):
             _survey_table(found, table)
         if not found.rows:
@@ -151,10 +236,9 @@ def survey(path: Path, batch_rows: int = 1024) -> Survey:
 
 
 def _survey_table(found: Survey, table: pa.Table) -> None:
-    columns = found.columns
-    if columns.lists and columns.negatives:
-        found.slots = max(found.slots, pc.max(pc.list_value_length(table[columns.negatives[0]])).as_py() or 0)
-    tuples = to_tuples(table, columns, found.slots)
+    """Add what some rows of a file hold to what was found in the rows before them."""
+    found.slots = max(found.slots, found.columns.count_negatives(table))
+    tuples = found.columns.to_tuples(table, found.slots)
     kinds = tuples.kinds()
     found.good += int((kinds == 0).sum())
     for kind in np.unique(kinds[kinds > 0]):
@@ -163,117 +247,21 @@ def _survey_table(found: Survey, table: pa.Table) -> None:
     found.rows += len(table)
 
 
-# --------------------------------------------------------------------------------------- the two formats
-
-
-def _names(path: Path) -> list[str]:
-    """The columns of a file: of Parquet by its schema, of JSONL all keys of all lines. Raises RawError."""
-    if path.is_dir():
-        raise RawError("is a folder: a dataset is one file; give the folder itself as --input_dir, or join its files")
-    if os.path.getsize(path) == 0:
-        raise RawError("the file is empty")
-    if path.suffix == ".parquet":
-        try:
-            schema = pq.read_schema(path)
-        except (pa.ArrowException, OSError) as error:
-            raise RawError(f"not a Parquet file ({_first_line(error)})") from None
-        _check_types(schema)
-        return schema.names
-    return list(dict.fromkeys(name for _, row in _json_rows(path) for name in row))
-
-
-def _check_types(schema: pa.Schema) -> None:
-    columns = find_columns(schema.names)
-    kinds = {name: schema.field(name).type for name in (columns.types if columns else ())}
-    wrong = [
-        f"column {name!r} holds {kind}, not {'lists of texts' if pa.types.is_list(columns.types[name]) else 'text'}"
-        for name, kind in kinds.items()
-        if not _fits(kind, columns.types[name])
-    ]
-    if wrong:
-        raise RawError("\n".join(wrong))
-
-
-def _fits(kind: pa.DataType, wanted: pa.DataType) -> bool:
-    if pa.types.is_list(wanted):
-        return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _fits(kind.value_type, pa.string())
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
-
-
-def _read_parquet(path: Path, columns: Columns, batch_rows: int, skip: int) -> Iterator[pa.Table]:
-    """Page by page, so that memory does not grow with the file: row groups of a million tuples are common, and
-    `datasets` holds a whole one (LOG.md)."""
-    done = 0
-    try:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
-            groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
-            first = int(np.searchsorted(np.cumsum(groups), skip, side="right"))  # the row group with row `skip`
-            done = sum(groups[:first])
-            for batch in file.iter_batches(batch_rows, range(first, len(groups)), list(columns.types)):
-                if rest := batch.slice(max(skip - done, 0)):
-                    yield pa.Table.from_batches([rest])
-                done += len(batch)
-    except (pa.ArrowException, OSError) as error:
-        raise RawError(f"damaged after row {done} ({_first_line(error)}): fetch or write it again") from None
-
-
-def _read_jsonl(path: Path, columns: Columns, batch_rows: int, skip: int) -> Iterator[pa.Table]:
-    """Line by line, because `datasets` takes the columns and types of the first 10 MB for those of the file."""
-    rows = islice(_json_rows(path), skip, None)
-    schema = pa.schema(list(columns.types.items()))
-    while batch := list(islice(rows, batch_rows)):
-        try:
-            yield pa.Table.from_pylist([row for _, row in batch], schema)
-        except (pa.ArrowException, UnicodeError, TypeError):
-            raise RawError("\n".join(_misfits(batch, schema))) from None
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    """(row, object) of each line that is not blank, rows counted from 0. Raises RawError."""
-    row = 0
-    with open(path, "rb") as file:
-        for line in file:
-            if line.isspace():
-                continue
-            try:
-                value = json.loads(line)
-            except UnicodeDecodeError:
-                raise RawError(f"row {row} (counted from 0) is not UTF-8: save the file as UTF-8") from None
-            except ValueError as error:
-                reason = str(error).partition(": line")[0]
-                raise RawError(f"row {row} (counted from 0) is not JSON ({reason}): mend it, and check again") from None
-            if not isinstance(value, dict):
-                raise RawError(f"row {row} (counted from 0) is not an object of column names and values")
-            yield row, value
-            row += 1
-
-
-def _misfits(batch: list[tuple[int, dict]], schema: pa.Schema) -> Iterator[str]:
-    """The first value of each column that does not fit, as a line."""
-    for name, kind in zip(schema.names, schema.types, strict=True):
-        for row, values in batch:
-            try:
-                pa.array([values.get(name)], kind)
-            except (pa.ArrowException, UnicodeError, TypeError):
-                what = "a list of texts" if pa.types.is_list(kind) else "text"
-                yield f"row {row} (counted from 0): {name!r} holds {json.dumps(values[name])[:40]}, not {what}"
-                break
-
-
-# ------------------------------------------------------------------------------------------ columns
+# ------------------------------------------------------------------------------------- Arrow columns
 
 
 def _texts(column: pa.Array) -> pa.Array:
     """A column of texts, null where there is nothing but white space."""
     column = column.cast(pa.large_string())
-    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), pa.scalar(None, pa.large_string()), column)
+    is_blank = pc.equal(pc.utf8_trim_whitespace(column), "")
+    return pc.if_else(is_blank, pa.scalar(None, pa.large_string()), column)
 
 
 def _flat(column: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
     """A column of lists as (all texts, how many in each row, where each row begins); null is an empty list."""
     counts = _numpy(pc.fill_null(pc.list_value_length(column), 0)).astype(np.int64)
-    return _texts(column.flatten()), counts, np.cumsum(counts) - counts
+    starts = np.cumsum(counts) - counts
+    return _texts(column.flatten()), counts, starts
 
 
 def _take(texts: pa.Array, places: np.ndarray, real: np.ndarray) -> pa.Array:
@@ -283,7 +271,3 @@ def _take(texts: pa.Array, places: np.ndarray, real: np.ndarray) -> pa.Array:
 
 def _numpy(column: pa.Array) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.token_store import ARRAYS, FORMAT, array_shapes, file_digest
-from utils import read_json, remove, seal, write_json
+from data.token_store import ARRAYS, FORMAT, array_shapes, open_store, quick_check
+from utils import aside_of, file_digest, publish, read_json, remove, seal, write_json
 
+_KEY_BYTES = 16
+_SIGNATURE_BYTES = 8
 _HEADER = 128  # bytes of a .npy header; fixed, so that it can be filled in when the length is known
 
 
@@ -26,18 +28,21 @@ class StoreWriter:
     that was added so far durable together with `position`, how far the source had been read. Opened
     again with the same `inputs`, a writer continues from the last commit.
 
-    Memory: about 150 bytes a distinct text (its key, its number, its signature), whatever the texts' length, and for a
-    moment half as much again where the table of keys grows.
+    Memory: about 150 bytes per distinct text (its key, its number, its signature), whatever the texts' length, and
+    for a moment half as much again where the table of keys grows.
     """
 
     def __init__(self, folder: Path, negatives: int, inputs: dict):
         self.folder, self.negatives, self.inputs = folder, negatives, inputs
-        self.partial = folder.parent / f".{folder.name}.partial"
-        self.journal = self._interrupted() or self._fresh()
-        self.files = {name: _open_at(self.partial / name, size) for name, size in self._sizes(self.journal).items()}
+        self.partial = aside_of(folder)
+        journal = self._interrupted()
+        if journal is None:
+            journal = self._fresh()
+        self.journal = journal
+        self.files = {name: _open_at(self.partial / name, size) for name, size in self._sizes(journal).items()}
         keys = (self.partial / "keys").read_bytes()
-        self.numbers = {keys[16 * i : 16 * i + 16]: i for i in range(self.journal["texts"])}  # key -> text number
-        self.signatures = array("Q", (self.partial / "signatures").read_bytes())  # of each text's ids
+        self.numbers = {_nth_key(keys, number): number for number in range(journal["texts"])}  # key -> text number
+        self.signatures = array("Q", (self.partial / "signatures").read_bytes())  # a hash of each text's ids
 
     @property
     def position(self) -> int:
@@ -59,9 +64,9 @@ class StoreWriter:
             raise ValueError("a text was added twice")
         first = self.journal["texts"]
         self.numbers.update(zip(keys, range(first, first + len(keys)), strict=True))
-        tokens, ends = np.ascontiguousarray(tokens, np.int32), np.cumsum(lengths)
-        texts = np.split(tokens, ends[:-1]) if len(keys) else []
-        signatures = b"".join(hashlib.blake2b(text.tobytes(), digest_size=8).digest() for text in texts)
+        tokens = np.ascontiguousarray(tokens, np.int32)
+        ends = np.cumsum(lengths)
+        signatures = _signatures(tokens, ends)
         self.signatures.frombytes(signatures)
         self.files["tokens.npy"].write(tokens)
         self.files["offsets.npy"].write(np.asarray(self.journal["tokens"] + ends, np.int64))
@@ -78,10 +83,12 @@ class StoreWriter:
         counted as stats["own"]: no tuple may be its own negative.
         """
         numbers = np.array(numbers, np.int32, order="C")
+        negatives = numbers[:, 2:]  # a view: what is written into it is written into `numbers`
+        # By ids, not by key: texts that differ may have the same ids.
         signatures = np.frombuffer(self.signatures, np.uint64)[numbers]  # -1 looks up the last: masked below
-        own = (signatures[:, 2:] == signatures[:, 1:2]) & (numbers[:, 2:] >= 0)
-        numbers[:, 2:][own] = -1
-        self.stats["own"] = self.stats.get("own", 0) + int(own.sum())
+        equals_positive = (signatures[:, 2:] == signatures[:, 1:2]) & (negatives >= 0)
+        negatives[equals_positive] = -1
+        self.stats["own"] = self.stats.get("own", 0) + int(equals_positive.sum())
         self.files["tuples.npy"].write(numbers)
         self.journal["rows"] += len(numbers)
 
@@ -91,7 +98,7 @@ class StoreWriter:
             return None
         for name in ("offsets.npy", "tokens.npy"):
             self.files[name].flush()
-        begin, end = _read_at(self.files["offsets.npy"], np.int64, self.numbers[key], 2)
+        begin, end = _read_at(self.files["offsets.npy"], np.int64, self.numbers[key], count=2)
         return _read_at(self.files["tokens.npy"], np.int32, begin, end - begin)
 
     def commit(self, position: int) -> None:
@@ -100,17 +107,15 @@ class StoreWriter:
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
+        # Last: the journal must not vouch for bytes that a power cut could still take.
         write_json(self.partial / "journal.json", self.journal)
 
     def finish(self, meta: dict) -> Path:
         """Fill in the array headers, write meta.json, and move the store to its final folder."""
-        counts = {name: self.journal[name] for name in ("rows", "texts", "tokens")} | {"negatives": self.negatives}
-        for name, shape in array_shapes(counts).items():
-            self.files[f"{name}.npy"].seek(0)
-            self.files[f"{name}.npy"].write(_npy_header(ARRAYS[name], shape))
+        counts = {name: self.journal[name] for name in ("rows", "texts", "tokens")}
+        counts["negatives"] = self.negatives
+        self._write_headers(counts)
         for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
             file.close()
         meta = {
             "format": FORMAT,
@@ -122,26 +127,33 @@ class StoreWriter:
             "sha256": {name: file_digest(self.partial / f"{name}.npy") for name in ARRAYS},
         }
         write_json(self.partial / "meta.json", seal(meta))
+        # Killed from here on, a writer has no journal to go on from and begins again: the same bytes, only later.
         for name in ("journal.json", "keys", "signatures"):
             (self.partial / name).unlink(missing_ok=True)
-        old = self.folder.with_name(f".{self.folder.name}.old")
-        if self.folder.exists():
-            os.replace(self.folder, old)  # a kill from here on leaves the old store or the new one, whole
-        os.replace(self.partial, self.folder)
-        remove(old)
+        publish(self.folder)
         return self.folder
+
+    def _write_headers(self, counts: dict) -> None:
+        """Write the header of each array into the bytes that were left free for it."""
+        for name, shape in array_shapes(counts).items():
+            file = self.files[f"{name}.npy"]
+            file.seek(0)
+            file.write(_npy_header(ARRAYS[name], shape))
 
     def _interrupted(self) -> dict | None:
         """The journal of an interrupted writer with the same inputs and all its bytes, or None."""
         if self.partial.is_symlink():
-            return None
+            return None  # what it points to is not ours to write
         try:
             journal = read_json(self.partial / "journal.json")
-            journal["max_token_id"]
-            whole = all((self.partial / name).stat().st_size >= size for name, size in self._sizes(journal).items())
+            journal["max_token_id"]  # a journal of an earlier version has none
+            same_inputs = journal["inputs"] == self.inputs
+            for name, size in self._sizes(journal).items():
+                if (self.partial / name).stat().st_size < size:
+                    return None
         except (FileNotFoundError, ValueError, KeyError):
             return None
-        return journal if whole and journal["inputs"] == self.inputs else None
+        return journal if same_inputs else None
 
     def _fresh(self) -> dict:
         """An empty folder to write in, and its journal."""
@@ -159,18 +171,57 @@ class StoreWriter:
         }
 
     def _sizes(self, journal: dict) -> dict[str, int]:
-        """Bytes of each file that the journal vouches for."""
-        shapes = array_shapes(journal | {"negatives": self.negatives})
-        arrays = {
-            f"{name}.npy": _HEADER + np.dtype(ARRAYS[name]).itemsize * math.prod(shape)
-            for name, shape in shapes.items()
-        }
-        return arrays | {"keys": 16 * journal["texts"], "signatures": 8 * journal["texts"]}
+        """How many bytes of each file the journal vouches for."""
+        sizes = {}
+        for name, shape in array_shapes(journal | {"negatives": self.negatives}).items():
+            sizes[f"{name}.npy"] = _HEADER + np.dtype(ARRAYS[name]).itemsize * math.prod(shape)
+        sizes["keys"] = _KEY_BYTES * journal["texts"]
+        sizes["signatures"] = _SIGNATURE_BYTES * journal["texts"]
+        return sizes
+
+
+def is_done(folder: Path, inputs: dict, overwrite: bool) -> tuple[bool, list[str]]:
+    """Whether `folder` already holds the store of these inputs; and what stands against writing it, if not."""
+    if not folder.exists():
+        return False, []
+    if not (folder / "meta.json").exists():
+        return False, [
+            f"{folder}: is no token store and would be replaced: move it away, or choose another --output_dir"
+        ]
+    problems = quick_check(folder)
+    if not problems:
+        old_inputs = open_store(folder).meta["inputs"]
+        if old_inputs == inputs:
+            return True, []
+        changes = "; ".join(_changed_inputs(old_inputs, inputs))
+        problems = [f"{folder}: made from other inputs ({changes}): choose another --output_dir, or --overwrite true"]
+    if overwrite:
+        return False, []
+    return False, problems
+
+
+def _changed_inputs(old: dict, new: dict) -> list[str]:
+    return [f"{name} {old.get(name)!r} -> {value!r}" for name, value in new.items() if old.get(name) != value]
 
 
 def text_key(data: bytes) -> bytes:
     """16 bytes that stand for a text; two texts share them with probability n^2 / 2^129."""
-    return hashlib.blake2b(data, digest_size=16).digest()
+    return hashlib.blake2b(data, digest_size=_KEY_BYTES).digest()
+
+
+def _nth_key(keys: bytes, number: int) -> bytes:
+    return keys[_KEY_BYTES * number : _KEY_BYTES * (number + 1)]
+
+
+def _signatures(tokens: np.ndarray, ends: np.ndarray) -> bytes:
+    """A hash of each text's ids, end to end; texts with equal ids have equal ones. `ends` [n]: where each text ends."""
+    signatures = []
+    begin = 0
+    for end in ends.tolist():
+        text = tokens[begin:end]
+        signatures.append(hashlib.blake2b(text.tobytes(), digest_size=_SIGNATURE_BYTES).digest())
+        begin = end
+    return b"".join(signatures)
 
 
 def _npy_header(dtype: type, shape: tuple) -> bytes:

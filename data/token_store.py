@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import is_sealed, read_json, read_strictly
+from utils import file_digest, is_sealed, read_json, read_strictly
 
 FORMAT = 2
 TASKS = ("retrieval", "clustering", "classification")
@@ -72,13 +72,16 @@ def open_store(folder: Path) -> TokenStore:
     Raises:
         StoreError: the folder is no finished store; the message is what `quick_check` found.
     """
-    if problems := quick_check(folder):
+    problems = quick_check(folder)
+    if problems:
         raise StoreError("\n".join(problems))
-    # As plain views of the maps: slicing a numpy.memmap costs 2 us, and a batch has hundreds of slices.
-    arrays = {
-        name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in ARRAYS
-    }
-    return TokenStore(folder, read_json(folder / "meta.json"), **arrays)
+    meta = read_json(folder / "meta.json")
+    return TokenStore(folder, meta, **{name: _open_array(folder / f"{name}.npy") for name in ARRAYS})
+
+
+def _open_array(path: Path) -> np.ndarray:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array.view(np.ndarray)  # slicing a numpy.memmap costs 2 us more, and a batch has hundreds of slices
 
 
 def quick_check(folder: Path) -> list[str]:
@@ -97,41 +100,64 @@ def quick_check(folder: Path) -> list[str]:
             "(a task is declared when tokenising, by --task or in tasks.json)"
         ]
     shapes = array_shapes(meta)
-    return [problem for name in ARRAYS for problem in _check_array(folder / f"{name}.npy", ARRAYS[name], shapes[name])]
+    problems = []
+    for name, dtype in ARRAYS.items():
+        problems += _check_array(folder / f"{name}.npy", dtype, shapes[name])
+    return problems
 
 
 def deep_check(store: TokenStore) -> list[str]:
     """What is wrong with a store's contents, one line each. Reads every byte once."""
+    problems = []
+    paths = [store.folder / f"{name}.npy" for name in ARRAYS]
     with ThreadPoolExecutor() as pool:
-        digests = dict(
-            zip(ARRAYS, pool.map(lambda name: file_digest(store.folder / f"{name}.npy"), ARRAYS), strict=True)
-        )
-    problems = [
-        f"{store.folder}/{name}.npy: checksum differs from meta.json, it was damaged or edited: "
-        "tokenise again with --overwrite true"
-        for name, digest in digests.items()
-        if digest != store.meta["sha256"][name]
-    ]
-    lengths = np.diff(store.offsets)
-    rules = {
-        "offsets do not rise from 0 to the number of tokens": store.offsets[0] == 0
-        and store.offsets[-1] == len(store.tokens)
-        and bool((lengths > 0).all()),
-        "a token id is negative or above max_token_id": _within(store.tokens, 0, store.meta["max_token_id"]),
-        "a query or positive is not a text number": _within(store.tuples[:, :2], 0, store.meta["texts"] - 1),
-        "a negative is not a text number or -1": _within(store.tuples[:, 2:], -1, store.meta["texts"] - 1),
-        "a positive is its own negative": not (store.tuples[:, 2:] == store.tuples[:, 1:2]).any(),
-    }
-    problems += [f"{store.folder}: {rule}" for rule, holds in rules.items() if not holds]
-    if not problems and not (store.tokens[store.offsets[1:] - 1] == store.eos).all():
-        problems.append(f"{store.folder}: a text does not end in EOS ({store.eos})")
-    return problems
+        digests = list(pool.map(file_digest, paths))
+    for name, path, digest in zip(ARRAYS, paths, digests, strict=True):
+        if digest != store.meta["sha256"][name]:
+            problems.append(
+                f"{path}: checksum differs from meta.json, it was damaged or edited: "
+                "tokenise again with --overwrite true"
+            )
+    problems += [f"{store.folder}: {broken}" for broken in _broken_rules(store)]
+    if problems:
+        return problems  # the offsets may be wrong, and nothing could be looked up by them
+    if (store.tokens[store.offsets[1:] - 1] != store.eos).any():
+        return [f"{store.folder}: a text does not end in EOS ({store.eos})"]
+    return []
+
+
+def _broken_rules(store: TokenStore) -> list[str]:
+    """The rules that the numbers in a store's arrays break."""
+    positives = store.tuples[:, 1:2]  # [rows, 1]
+    negatives = store.tuples[:, 2:]  # [rows, K]
+    last_text = store.meta["texts"] - 1
+    broken = []
+    if not _offsets_rise(store):
+        broken.append("offsets do not rise from 0 to the number of tokens")
+    if not _within(store.tokens, 0, store.meta["max_token_id"]):
+        broken.append("a token id is negative or above max_token_id")
+    if not _within(store.tuples[:, :2], 0, last_text):
+        broken.append("a query or positive is not a text number")
+    if not _within(negatives, -1, last_text):
+        broken.append("a negative is not a text number or -1")
+    if (negatives == positives).any():
+        broken.append("a positive is its own negative")
+    return broken
+
+
+def _offsets_rise(store: TokenStore) -> bool:
+    if store.offsets[0] != 0 or store.offsets[-1] != len(store.tokens):
+        return False
+    return bool((np.diff(store.offsets) > 0).all())  # no text is empty
 
 
 def identity(folder: Path) -> str:
     """Names a store by its contents' checksums and its files' sizes and times: 16 hex digits."""
-    stats = [(folder / f"{name}.npy").stat() for name in ARRAYS]
-    facts = [(folder / "meta.json").read_text(), [(s.st_size, s.st_mtime_ns) for s in stats]]
+    sizes_and_times = []
+    for name in ARRAYS:
+        stat = (folder / f"{name}.npy").stat()
+        sizes_and_times.append((stat.st_size, stat.st_mtime_ns))
+    facts = [(folder / "meta.json").read_text(), sizes_and_times]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
@@ -141,16 +167,20 @@ def known_tasks(folder: Path) -> tuple[dict[str, str], list[str]]:
     Returns:
         (tasks, problems): a broken tasks.json is a problem.
     """
-    tasks, own = read_json(PUBLISHED_TASKS), folder / "tasks.json"
+    published = read_json(PUBLISHED_TASKS)
+    path = folder / "tasks.json"
+    if not path.exists():
+        return published, []
     try:
-        declared, problems = read_strictly(own) if own.exists() else ({}, [])
+        declared, problems = read_strictly(path)
     except (ValueError, OSError) as error:
-        return tasks, [f"{own}: not JSON ({error})"]
+        return published, [f"{path}: not JSON ({error})"]
     if not isinstance(declared, dict):
-        return tasks, [f"{own}: must be one object of dataset names and tasks"]
-    wrong = {name: task for name, task in declared.items() if task not in TASKS}
-    problems += [f"{own}: {name}: {json.dumps(task)} is none of {', '.join(TASKS)}" for name, task in wrong.items()]
-    return tasks | declared, problems
+        return published, [f"{path}: must be one object of dataset names and tasks"]
+    for name, task in declared.items():
+        if task not in TASKS:
+            problems.append(f"{path}: {name}: {json.dumps(task)} is none of {', '.join(TASKS)}")
+    return published | declared, problems
 
 
 def name_problem(name: str) -> str | None:
@@ -158,12 +188,6 @@ def name_problem(name: str) -> str | None:
     if _NAME.fullmatch(name):
         return None
     return f"dataset name {name!r}: use 1 to 128 of A-Z a-z 0-9 . _ + # -, not starting with one of . + # -"
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def array_shapes(counts: dict) -> dict[str, tuple[int, ...]]:
@@ -176,6 +200,7 @@ def array_shapes(counts: dict) -> dict[str, tuple[int, ...]]:
 
 
 def _check_array(path: Path, dtype: type, shape: tuple) -> list[str]:
+    """What is wrong with one array as far as its header and its size tell: one line or none."""
     remedy = "the file was damaged or is another store's: tokenise again with --overwrite true"
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)

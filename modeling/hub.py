@@ -11,33 +11,37 @@ _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # name or owner/name
 
 
 def where(path: str) -> dict:
-    """What every from_pretrained call is given for `path`, a folder or a hub id.
+    """The keyword arguments of every from_pretrained call for `path`, a folder or a hub id.
 
     Without a network the hub's client tries again for a minute, for every file; so without one only its cache is read.
     """
-    return {"trust_remote_code": False, "local_files_only": Path(path).is_dir() or not _hub_is_reachable()}
+    local = Path(path).is_dir() or not _hub_is_reachable()
+    return {"trust_remote_code": False, "local_files_only": local}
 
 
 def not_found(path: str, reason: str) -> str:
     """A line about a model that cannot be read, with the remedy."""
     if Path(path).is_dir():
-        hint = ""
+        line = f"{path!r}: the folder holds no readable model config ({reason})"
         if (Path(path) / "adapter_config.json").exists():
-            hint = "; it holds a LoRA adapter: make a model of it with python -m tools.merge_adapter"
-        return f"{path!r}: the folder holds no readable model config ({reason}){hint}"
-    hub = f", and no hub model of that name could be fetched ({reason})" if _ID.fullmatch(path) else ""
-    download = "download one first: hf download Qwen/Qwen3-0.6B --local-dir models/qwen3-0.6b"
-    return f"{path!r}: no such folder{hub}; {download}"
+            line += "; it holds a LoRA adapter: make a model of it with python -m tools.merge_adapter"
+        return line
+    line = f"{path!r}: no such folder"
+    if _ID.fullmatch(path):
+        line += f", and no hub model of that name could be fetched ({reason})"
+    return f"{line}; download one first: hf download Qwen/Qwen3-0.6B --local-dir models/qwen3-0.6b"
 
 
 @lru_cache
 def _hub_is_reachable() -> bool:
+    """Whether the hub may answer: it is not switched off, and its name is known to a name server."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return False
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True  # the proxy knows
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
-        socket.getaddrinfo(urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443)
+        socket.getaddrinfo(urlparse(endpoint).hostname, 443)
     except OSError:
         return False
     return True

@@ -16,11 +16,12 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
 from modeling.hub import where
+from utils import first_line
 
 SAMPLE = 256  # one text in so many is tokenised by the reference as well
-_FLAT = (np.uint32, np.uint64)  # ids and offsets of fastokens
 
-_PROBE = "Naïve cafe\u0301 — 12,345 x² = y;\n\tdef f(a_b):  return {'ключ': [價值, 'مفتاح']}  😀 <|im_end|>"
+# Accents, digits, symbols, code, three scripts, an emoji, a literal EOS: what tokenizers differ in.
+_PROBE_TEXT = "Naïve cafe\u0301 — 12,345 x² = y;\n\tdef f(a_b):  return {'ключ': [價值, 'مفتاح']}  😀 <|im_end|>"
 
 
 def load_tokenizer(path: str) -> tuple[object | None, list[str]]:
@@ -28,7 +29,9 @@ def load_tokenizer(path: str) -> tuple[object | None, list[str]]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **where(path))
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if Path(path).is_dir() else "no such folder, nor fetched from a hub"
+        reason = "no such folder, nor fetched from a hub"
+        if Path(path).is_dir():
+            reason = first_line(error)
         return None, [f"{path!r}: no tokenizer there ({reason})"]
     if not tokenizer.is_fast:
         return None, [f"{path!r}: only a tokenizer with a tokenizer.json is supported"]
@@ -43,11 +46,15 @@ def fitting_tokenizer(path: str, stores: list, remedy: str = "") -> tuple[object
     Args:
         remedy: what to do then; by default tokenise again.
     """
-    remedy = remedy or f"tokenise again with --tokenizer_path {path} --overwrite true"
     tokenizer, problems = load_tokenizer(path)
-    mine = fingerprint(tokenizer) if tokenizer else None
-    for store in stores if tokenizer else []:
-        if store.meta["tokenizer"] not in (None, mine):  # the published layouts do not say
+    if tokenizer is None:
+        return None, problems
+    if not remedy:
+        remedy = f"tokenise again with --tokenizer_path {path} --overwrite true"
+    expected = fingerprint(tokenizer)
+    for store in stores:
+        written_by = store.meta["tokenizer"]  # None: the published layouts do not say
+        if written_by is not None and written_by != expected:
             problems.append(f"{store.folder} was written by another tokenizer than that of {path}: {remedy}")
         elif store.eos != tokenizer.eos_token_id:
             problems.append(
@@ -62,7 +69,7 @@ def fingerprint(tokenizer) -> str:
     Taken from the vocabulary, the EOS and the ids of a probe text, not from files: those differ
     between library versions, and a saved model folder adds a post-processor that appends EOS.
     """
-    ids = tokenizer(_PROBE, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizer(_PROBE_TEXT, add_special_tokens=False, verbose=False)["input_ids"]
     facts = [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, list(ids)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
@@ -83,14 +90,17 @@ def make_encoder(
     Raises:
         EngineDiffers: also by the function, when they are not the same.
     """
-    backend, eos = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), tokenizer.eos_token_id
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_padding()
     backend.no_truncation()
-    flat = {"tokenizers": _reference, "fastokens": _fastokens}[engine](backend)
+    encoder = ENGINES[engine](backend)
+    eos = tokenizer.eos_token_id
 
     def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray, int]:
-        ids, lengths = flat(texts)  # [all ids], [n]
-        return *ended(ids, lengths, max_seq_length, eos), int((lengths > max_seq_length - 1).sum())
+        ids, lengths = encoder.encode(texts)  # [N], [n]: whole texts, no EOS yet
+        truncated = int((lengths > max_seq_length - 1).sum())
+        ended_ids, ended_lengths = ended(ids, lengths, max_seq_length, eos)
+        return ended_ids, ended_lengths, truncated
 
     return encode
 
@@ -107,48 +117,87 @@ def ended(ids: np.ndarray, lengths: np.ndarray, max_seq_length: int, eos: int) -
     """
     starts = np.cumsum(lengths) - lengths
     kept = np.minimum(lengths, max_seq_length - 1)
-    while (literal := (kept > 0) & (ids[np.maximum(starts + kept - 1, 0)] == eos if len(ids) else False)).any():
+    while True:  # a text may end in several
+        literal = _ends_in(eos, ids, starts, kept)
+        if not literal.any():
+            break
         kept = kept - literal
-    within = np.arange(len(ids)) - np.repeat(starts, lengths)  # [N] place in its own text
-    ends = np.cumsum(kept + 1) - 1
-    out = np.full(int((kept + 1).sum()), eos, np.int32)
-    out[np.delete(np.arange(len(out)), ends)] = ids[within < np.repeat(kept, lengths)]
-    return out, (kept + 1).astype(np.int64)
+    is_kept = np.arange(len(ids)) - np.repeat(starts, lengths) < np.repeat(kept, lengths)  # [N] by place in its text
+    new_lengths = kept + 1
+    places_of_eos = np.cumsum(new_lengths) - 1
+    out = np.full(int(new_lengths.sum()), eos, np.int32)
+    out[np.delete(np.arange(len(out)), places_of_eos)] = ids[is_kept]
+    return out, new_lengths.astype(np.int64)
 
 
-def _reference(backend: Tokenizer) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray]]:
-    def flat(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        encoded = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        return np.fromiter(itertools.chain.from_iterable(encoded), np.int32, lengths.sum()), lengths
+def _ends_in(token: int, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Whether each text, of `lengths` ids from `starts` on, has `token` as its last, bool [n]."""
+    if len(ids) == 0:
+        return np.zeros(len(lengths), bool)
+    last = np.maximum(starts + lengths - 1, 0)  # of an empty text the place means nothing
+    return (lengths > 0) & (ids[last] == token)
 
-    return flat
+
+class ReferenceEncoder:
+    """Hugging Face's tokenizers: what training and everybody who loads the model uses."""
+
+    def __init__(self, backend: Tokenizer):
+        self.backend = backend
+
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts end to end, int32 [N], and the length of each, int64 [n]; no EOS is added."""
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        ids = [encoding.ids for encoding in encodings]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32, lengths.sum())
+        return flat, lengths
 
 
-def _fastokens(backend: Tokenizer) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray]]:
-    import fastokens
+class FastokensEncoder:
+    """The package fastokens: several times as fast, and compared with the reference on the way.
 
-    reference, seen = _reference(backend), []
-    try:
-        fast = fastokens.Tokenizer.from_json_str(backend.to_str())
-    except (ValueError, RuntimeError) as error:
-        raise EngineDiffers(f"fastokens does not know this kind of tokenizer ({error})") from None
+    All of the first SAMPLE texts are compared, of later batches one text in SAMPLE.
 
-    def flat(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    Raises:
+        EngineDiffers: fastokens cannot read this tokenizer.
+    """
+
+    def __init__(self, backend: Tokenizer):
+        import fastokens
+
+        self.reference = ReferenceEncoder(backend)
+        self.first_batch = True
         try:
-            parts = zip(fast.encode_batch_flat(texts), _FLAT, strict=True)
+            self.fast = fastokens.Tokenizer.from_json_str(backend.to_str())
+        except (ValueError, RuntimeError) as error:
+            raise EngineDiffers(f"fastokens does not know this kind of tokenizer ({error})") from None
+
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """What `ReferenceEncoder.encode` gives. Raises EngineDiffers where a compared text has other ids."""
+        try:
+            parts = self.fast.encode_batch_flat(texts)
         except (ValueError, RuntimeError) as error:
             raise EngineDiffers(f"fastokens cannot ({error})") from None
-        ids, offsets = (np.frombuffer(part, kind) for part, kind in parts)
-        sample = range(0, len(texts), SAMPLE if seen else 1)[: None if seen else SAMPLE]
-        seen.append(1)
-        expected, lengths = reference([texts[place] for place in sample])
-        found = [ids[offsets[place] : offsets[place + 1]] for place in sample]
-        if [len(part) for part in found] != lengths.tolist() or (np.concatenate([*found, []]) != expected).any():
-            raise EngineDiffers("fastokens gives other ids than the tokenizer")
+        id_bytes, offset_bytes = parts
+        ids = np.frombuffer(id_bytes, np.uint32)  # [N]
+        offsets = np.frombuffer(offset_bytes, np.uint64)  # [n + 1]
+        self._compare(texts, ids, offsets)
         return ids.astype(np.int32), np.diff(offsets.astype(np.int64))
 
-    return flat
+    def _compare(self, texts: list[str], ids: np.ndarray, offsets: np.ndarray) -> None:
+        """Raise EngineDiffers where the reference gives other ids to a text of the sample."""
+        places = range(0, len(texts), SAMPLE)
+        if self.first_batch:
+            places = range(min(len(texts), SAMPLE))
+            self.first_batch = False
+        expected, expected_lengths = self.reference.encode([texts[place] for place in places])
+        found = [ids[offsets[place] : offsets[place + 1]] for place in places]
+        same_lengths = [len(part) for part in found] == expected_lengths.tolist()
+        if not same_lengths or (np.concatenate([*found, []]) != expected).any():  # [] for a batch without texts
+            raise EngineDiffers("fastokens gives other ids than the tokenizer")
+
+
+ENGINES = {"tokenizers": ReferenceEncoder, "fastokens": FastokensEncoder}
 
 
 def save_tokenizer(tokenizer, folder: Path, max_seq_length: int) -> None:
@@ -161,14 +210,16 @@ def save_tokenizer(tokenizer, folder: Path, max_seq_length: int) -> None:
     backend.no_truncation()
     backend.no_padding()
     eos = tokenizer.eos_token
-    plain, added = (backend.encode("a", add_special_tokens=special).ids for special in (False, True))
-    if added != [*plain, tokenizer.eos_token_id]:
-        append = processors.TemplateProcessing(
+    without_special = backend.encode("a", add_special_tokens=False).ids
+    with_special = backend.encode("a", add_special_tokens=True).ids
+    if with_special != [*without_special, tokenizer.eos_token_id]:
+        append_eos = processors.TemplateProcessing(
             single=f"$A {eos}", pair=f"$A {eos} $B:1 {eos}:1", special_tokens=[(eos, tokenizer.eos_token_id)]
         )
-        # A post-processor that adds tokens (Llama's BOS) goes: training saw none of them.
-        keep = backend.post_processor if added == plain else None
-        backend.post_processor = processors.Sequence([keep, append]) if keep else append
+        if backend.post_processor and with_special == without_special:
+            backend.post_processor = processors.Sequence([backend.post_processor, append_eos])
+        else:  # a post-processor that adds tokens (Llama's BOS) goes: training saw none of them
+            backend.post_processor = append_eos
     backend.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

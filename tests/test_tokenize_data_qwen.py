@@ -80,6 +80,38 @@ def test_column_styles_and_formats_give_the_same_store(toy_world, raw, tmp_path)
         assert np.array_equal(store.tuples, stores[0].tuples)
 
 
+def test_a_column_style_is_added_in_one_place(toy_world, raw, tmp_path, monkeypatch, capsys):
+    style = raw_files.Style("question, answer", "question", ("answer", "reply"), raw_files.TextColumns)
+    monkeypatch.setattr(raw_files, "STYLES", (*raw_files.STYLES, style))
+    rows = [{"question": "q1", "reply": "p1", "negative_1": "n1"}, {"question": "q2", "reply": "p2", "negative_1": ""}]
+    toy.write_parquet(raw / "x.parquet", rows)
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval") == 0
+    tokenizer, _ = load_tokenizer(str(toy_world.backbone))
+    assert texts_of(open_store(tmp_path / "stores" / "x"), tokenizer) == [["q1", "p1", "n1"], ["q2", "p2", None]]
+    toy.write_parquet(raw / "y.parquet", [{"question": "q"}])
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval") == 2
+    assert "; or query, pos, neg as lists; or question, answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["passage", "neg", "pos", "query"], ("query", "pos", ("neg",))),  # lists win where several styles fit
+        (["query", "positive", "passage"], ("query", "passage", ())),
+        (["query", "positive", "negative"], ("query", "positive", ("negative",))),
+        (["anchor", "positive", "query"], ("query", "positive", ())),
+        (["anchor", "positive", "negative"], ("anchor", "positive", ("negative",))),
+        (["query", "passage", "negative_10", "negative_9", "negative"],
+         ("query", "passage", ("negative_9", "negative_10"))),
+        (["anchor", "passage"], None),
+    ],
+)  # fmt: skip
+def test_which_columns_of_a_file_are_read(names, expected):
+    columns = raw_files.find_columns(names)
+    found = None if columns is None else (columns.query, columns.positive, columns.negatives)
+    assert found == expected
+
+
 def test_several_positives_give_several_tuples_and_lists_may_differ_in_length(toy_world, raw, tmp_path):
     write_jsonl(
         raw / "x.jsonl",

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import plan
-from data.plan import Plan, batch_bounds, choose_negatives, deal, shuffled, split_rows, split_sizes
+from data.plan import Plan, batch_bounds, choose_negatives, rows_of_ranks, shuffled, split_rows, split_sizes
 
 
 @given(rows=st.integers(1, 500), batch=st.integers(1, 70))
@@ -143,16 +143,16 @@ def test_missing_negatives_are_drawn_last():
 @given(st.lists(st.integers(1, 2048), min_size=1, max_size=70), st.integers(1, 9))
 def test_dealing_hands_out_every_row_once_and_evenly(costs, world):
     costs = np.array(costs)
-    hands = deal(costs, world)
-    assert sorted(np.concatenate(hands).tolist()) == list(range(len(costs)))
-    assert all((np.diff(hand) > 0).all() for hand in hands)
-    loads = [costs[hand].sum() for hand in hands]
+    rows_by_rank = rows_of_ranks(costs, world)
+    assert sorted(np.concatenate(rows_by_rank).tolist()) == list(range(len(costs)))
+    assert all((np.diff(rows) > 0).all() for rows in rows_by_rank)
+    loads = [costs[rows].sum() for rows in rows_by_rank]
     assert max(loads) - min(loads) <= costs.max()  # the last row dealt to the fullest went to the emptiest
-    assert min(map(len, hands)) >= 1 or len(costs) < world
+    assert min(map(len, rows_by_rank)) >= 1 or len(costs) < world
 
 
 def test_dealing_beats_slicing_on_heavy_tails():
     costs = np.random.default_rng(0).lognormal(5, 1, 256).astype(int)
-    dealt = max(costs[hand].sum() for hand in deal(costs, 8))
+    dealt = max(costs[rows].sum() for rows in rows_of_ranks(costs, 8))
     sliced = max(costs[part].sum() for part in np.array_split(np.arange(256), 8))
     assert dealt < 1.01 * costs.sum() / 8 < 1.1 * costs.sum() / 8 < sliced

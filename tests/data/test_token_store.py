@@ -159,7 +159,7 @@ def write_unchecked(folder, texts, tuples):
     meta = json.loads((write(folder) / "meta.json").read_text())
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
-        meta["sha256"][name] = token_store.file_digest(folder / f"{name}.npy")
+        meta["sha256"][name] = utils.file_digest(folder / f"{name}.npy")
     meta |= {"rows": len(tuples), "texts": len(texts), "tokens": len(arrays["tokens"])}
     (folder / "meta.json").write_text(json.dumps(utils.seal({k: meta[k] for k in meta if k != "check"})))
     return folder
