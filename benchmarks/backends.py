@@ -8,26 +8,36 @@ published layout: padded to the longest text of the step, recomputing activation
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import transformers
 
+from benchmarks.common import add_gradients, measure_in_turn
 from data.batch import Batch
 from data.feed import Feed
 from data.plan import Plan, split_sizes
 from data.token_store import open_store
-from losses import hard_negative_loss, in_batch_loss
 from model import Embedder
 from modeling.backbone import load_backbone
 
+PUBLISHED = "padded + checkpointing (published)"
 VARIANTS = {  # name -> (backend, activation checkpointing)
-    "padded + checkpointing (published)": ("padded", True),
+    PUBLISHED: ("padded", True),
     "padded": ("padded", False),
     "buckets": ("buckets", False),
     "segments + checkpointing": ("segments", True),
     "segments": ("segments", False),
 }
+
+
+class Step(NamedTuple):
+    """What one update took and gave."""
+
+    seconds: float  # of CPU
+    loss: float
 
 
 def main() -> None:
@@ -42,34 +52,40 @@ def main() -> None:
     flags = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)  # CPU seconds of one thread are what a noisy machine can be asked
-    store = open_store(flags.store)
-    plan = Plan((split_sizes(len(store.tuples))[0],), flags.batch, 0)
-    _, batch = Feed([store], [flags.negatives], plan, flags.max_length).training(1)
-    real, longest = len(batch.tokens), int(batch.lengths.max()) * len(batch.lengths)
-    print(f"{len(batch.lengths)} texts, {real:,} tokens; padded {longest:,}, {1 - real / longest:.0%} of them padding")
+    batch = first_batch(flags.store, flags.batch, flags.negatives, flags.max_length)
+    texts, tokens = len(batch.lengths), len(batch.tokens)
+    padded = texts * int(batch.lengths.max())
+    print(f"{texts} texts, {tokens:,} tokens; padded {padded:,}, {1 - tokens / padded:.0%} of them padding")
 
-    seconds, losses = {name: [] for name in VARIANTS}, {}
-    for _ in range(flags.rounds):
-        for name, (backend, checkpointing) in VARIANTS.items():
-            spent, losses[name] = step(flags.model, backend, checkpointing, batch)
-            seconds[name].append(spent)
-    base = min(seconds["padded + checkpointing (published)"])
+    variants = {
+        name: partial(step, flags.model, backend, checkpointing, batch)
+        for name, (backend, checkpointing) in VARIANTS.items()
+    }
+    steps = measure_in_turn(variants, flags.rounds)
+    fastest = {name: min(found) for name, found in steps.items()}
     print(f"{'':38}{'CPU s':>8}{'speed-up':>10}{'loss':>12}")
-    for name, values in seconds.items():
-        print(f"{name:38}{min(values):8.2f}{base / min(values):9.1f}x{losses[name]:12.6f}")
+    for name, (seconds, loss) in fastest.items():
+        speed_up = fastest[PUBLISHED].seconds / seconds
+        print(f"{name:38}{seconds:8.2f}{speed_up:9.1f}x{loss:12.6f}")
 
 
-def step(path: str, backend: str, checkpointing: bool, batch: Batch) -> tuple[float, float]:
-    """CPU seconds and loss of one update of a fresh model."""
+def first_batch(folder: Path, tuples: int, negatives: int, max_length: int) -> Batch:
+    """The first step of a training on this store alone."""
+    store = open_store(folder)
+    trained, _ = split_sizes(len(store.tuples))
+    feed = Feed([store], [negatives], Plan((trained,), tuples, 0), max_length)
+    _, batch = feed.training(1)
+    return batch
+
+
+def step(path: str, backend: str, checkpointing: bool, batch: Batch) -> Step:
+    """One update of a fresh model."""
     model = Embedder(load_backbone(path, torch.float32), backend, checkpointing).train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     began = time.process_time()
-    queries, positives, negatives = batch.split(model(batch.tokens, batch.cu_seqlens, batch.lengths))
-    loss = in_batch_loss(queries, positives, batch.targets, 0.05)
-    loss = loss + hard_negative_loss(queries, positives, negatives, 0.05, batch.mask)
-    loss.backward()
+    loss = add_gradients(model, batch, model.hidden_size)
     optimizer.step()
-    return time.process_time() - began, loss.item()
+    return Step(time.process_time() - began, loss.item())
 
 
 if __name__ == "__main__":

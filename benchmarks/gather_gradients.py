@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from losses import in_batch_loss
 from utils import gather
 
-WORLD, ROWS, WIDTH = 4, 32, 16
+WORLD = 4  # processes
+ROWS = 32  # pairs in the global batch
+WIDTH = 16  # of an embedding
 TEMPERATURE = 0.05
 
 
@@ -29,12 +31,13 @@ def main() -> None:
     model = encoder()
     queries, passages = torch.randn(2, ROWS, 64, dtype=torch.float64)
     in_batch_loss(model(queries), model(passages), torch.arange(ROWS), TEMPERATURE).backward()
-    whole = gradient(model)
+    expected = gradient(model)
     print(f"{WORLD} processes x {ROWS // WORLD} pairs, against one process x {ROWS}; fp64\n")
     print(f"{'pattern':58}{'cosine':>8}{'length':>8}")
     for name, found in zip(PATTERNS, measure(model, queries, passages), strict=True):
-        cosine = torch.dot(found, whole) / (found.norm() * whole.norm())
-        print(f"{name:58}{cosine:8.3f}{found.norm() / whole.norm():8.3f}")
+        cosine = torch.dot(found, expected) / (found.norm() * expected.norm())
+        length = found.norm() / expected.norm()
+        print(f"{name:58}{cosine:8.3f}{length:8.3f}")
 
 
 def encoder() -> nn.Module:
@@ -51,40 +54,40 @@ def gradient(model: nn.Module) -> Tensor:
 # Each takes this process's query and passage embeddings [b, d], and gives the loss that it would differentiate.
 
 
-def local_queries_no_gradient(q: Tensor, p: Tensor) -> Tensor:
+def local_queries_no_gradient(queries: Tensor, passages: Tensor) -> Tensor:
     """Passages from everywhere, without gradient: not even to this process's own."""
-    return loss_of(q, gathered(p.detach()))
+    return loss_of(queries, gathered(passages.detach()))
 
 
-def local_queries_own_slice(q: Tensor, p: Tensor) -> Tensor:
+def local_queries_own_slice(queries: Tensor, passages: Tensor) -> Tensor:
     """As above, but this process's own passages keep theirs."""
-    return loss_of(q, own_slice(p))
+    return loss_of(queries, own_slice(passages))
 
 
-def all_queries_own_slice(q: Tensor, p: Tensor) -> Tensor:
+def all_queries_own_slice(queries: Tensor, passages: Tensor) -> Tensor:
     """Queries and passages from everywhere, own slices with gradient, the loss over all queries."""
-    return in_batch_loss(own_slice(q), own_slice(p), torch.arange(ROWS), TEMPERATURE)
+    return in_batch_loss(own_slice(queries), own_slice(passages), torch.arange(ROWS), TEMPERATURE)
 
 
-def all_queries_own_slice_scaled(q: Tensor, p: Tensor) -> Tensor:
+def all_queries_own_slice_scaled(queries: Tensor, passages: Tensor) -> Tensor:
     """The same times the number of processes."""
-    return all_queries_own_slice(q, p) * WORLD
+    return all_queries_own_slice(queries, passages) * WORLD
 
 
-def local_queries_with_gradient(q: Tensor, p: Tensor) -> Tensor:
+def local_queries_with_gradient(queries: Tensor, passages: Tensor) -> Tensor:
     """Passages from everywhere, with gradient: the project's `gather_with_grad: true`."""
-    return loss_of(q, gather(p, [len(p)] * WORLD))
+    return loss_of(queries, gather(passages, [len(passages)] * WORLD))
 
 
-def local_queries_with_gradient_scaled(q: Tensor, p: Tensor) -> Tensor:
+def local_queries_with_gradient_scaled(queries: Tensor, passages: Tensor) -> Tensor:
     """The same times the number of processes."""
-    return local_queries_with_gradient(q, p) * WORLD
+    return local_queries_with_gradient(queries, passages) * WORLD
 
 
-def all_queries_with_gradient(q: Tensor, p: Tensor) -> Tensor:
+def all_queries_with_gradient(queries: Tensor, passages: Tensor) -> Tensor:
     """Queries and passages from everywhere, all with gradient, the loss over all queries."""
-    counts = [len(p)] * WORLD
-    return in_batch_loss(gather(q, counts), gather(p, counts), torch.arange(ROWS), TEMPERATURE)
+    counts = [len(passages)] * WORLD
+    return in_batch_loss(gather(queries, counts), gather(passages, counts), torch.arange(ROWS), TEMPERATURE)
 
 
 PATTERNS = {
@@ -98,9 +101,11 @@ PATTERNS = {
 }
 
 
-def loss_of(q: Tensor, candidates: Tensor) -> Tensor:
-    """In-batch loss of this process's queries."""
-    return in_batch_loss(q, candidates, torch.arange(len(q)) + len(q) * dist.get_rank(), TEMPERATURE)
+def loss_of(queries: Tensor, candidates: Tensor) -> Tensor:
+    """In-batch loss of this process's queries against the passages of all processes."""
+    begin = len(queries) * dist.get_rank()
+    targets = torch.arange(len(queries)) + begin
+    return in_batch_loss(queries, candidates, targets, TEMPERATURE)
 
 
 def gathered(rows: Tensor) -> Tensor:
@@ -122,12 +127,9 @@ def own_slice(rows: Tensor) -> Tensor:
 
 def measure(model: nn.Module, queries: Tensor, passages: Tensor) -> list[Tensor]:
     """The averaged gradient of each pattern."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
     context = mp.get_context("fork")
     queue = context.Queue()
-    arguments = (port, model, queries, passages, queue)
+    arguments = (free_port(), model, queries, passages, queue)
     workers = [context.Process(target=work, args=(rank, *arguments)) for rank in range(WORLD)]
     for worker in workers:
         worker.start()
@@ -137,18 +139,27 @@ def measure(model: nn.Module, queries: Tensor, passages: Tensor) -> list[Tensor]
     return found
 
 
+def free_port() -> int:
+    """A port that no program listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 def work(rank: int, port: int, model: nn.Module, queries: Tensor, passages: Tensor, queue) -> None:
     """One process: its quarter through every pattern; gradients averaged; the first process reports."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
-    part, found = slice(rank * ROWS // WORLD, (rank + 1) * ROWS // WORLD), []
+    own_rows = slice(rank * ROWS // WORLD, (rank + 1) * ROWS // WORLD)
+    found = []
     for pattern in PATTERNS.values():
         model.zero_grad()
-        pattern(model(queries[part]), model(passages[part])).backward()
-        mean = gradient(model)
-        dist.all_reduce(mean)
-        found.append((mean / WORLD).numpy())
+        loss = pattern(model(queries[own_rows]), model(passages[own_rows]))
+        loss.backward()
+        total = gradient(model)
+        dist.all_reduce(total)
+        found.append((total / WORLD).numpy())
     if rank == 0:
         queue.put(found)
     dist.destroy_process_group()

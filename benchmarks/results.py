@@ -15,32 +15,48 @@ import torch
 import transformers
 
 PAGE = Path(__file__).with_name("RESULTS.md")
-COMMANDS = (
+ANYWHERE = (
     "python -m benchmarks.step",
     "python -m benchmarks.memory_batch",
     "python -m benchmarks.data_path",
     "python -m benchmarks.tokenising",
     "python -m benchmarks.gather_gradients",
 )
-QUICKSTART = ("python -m benchmarks.backends",)  # on the data of `make quickstart`
-CUDA = ("python -m benchmarks.gpu",)
+AFTER_QUICKSTART = ("python -m benchmarks.backends",)  # on the data of `make quickstart`
+ON_A_GPU = ("python -m benchmarks.gpu",)
 
 
 def main() -> None:
-    """Run, print, replace."""
-    commands = [*COMMANDS, *(QUICKSTART if Path("quickstart").exists() else ())]
-    commands += CUDA if torch.cuda.is_available() else ()
-    for command in commands:
-        began = time.monotonic()
-        print(f"\n$ {command}", flush=True)
-        words = [sys.executable, "-W", "ignore", *command.split()[1:]]
-        done = subprocess.run(words, capture_output=True, text=True)
-        print(f"{done.stdout}{done.stderr if done.returncode else ''}({time.monotonic() - began:.0f} s)", flush=True)
-        if done.returncode:
-            sys.exit(f"{command} failed")
-        PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), command, done.stdout.strip("\n")), encoding="utf-8")
-    page = re.sub(r"Machine: .*", f"Machine: {machine()}", PAGE.read_text(encoding="utf-8"), count=1)
-    PAGE.write_text(page, encoding="utf-8")
+    """Run what this machine can run, and rewrite the page after each command."""
+    for command in commands():
+        output = run(command)
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(replaced(page, command, output), encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(re.sub(r"Machine: .*", f"Machine: {machine()}", page, count=1), encoding="utf-8")
+
+
+def commands() -> list[str]:
+    """What this machine can run."""
+    found = list(ANYWHERE)
+    if Path("quickstart").exists():
+        found += AFTER_QUICKSTART
+    if torch.cuda.is_available():
+        found += ON_A_GPU
+    return found
+
+
+def run(command: str) -> str:
+    """Run one benchmark with this Python, show what it prints, and give it back; end the program where it fails."""
+    print(f"\n$ {command}", flush=True)
+    began = time.monotonic()
+    words = [sys.executable, "-W", "ignore", *command.split()[1:]]
+    done = subprocess.run(words, capture_output=True, text=True)
+    errors = done.stderr if done.returncode else ""
+    print(f"{done.stdout}{errors}({time.monotonic() - began:.0f} s)", flush=True)
+    if done.returncode:
+        sys.exit(f"{command} failed")
+    return done.stdout.strip("\n")
 
 
 def replaced(page: str, command: str, output: str) -> str:
@@ -57,14 +73,21 @@ def replaced(page: str, command: str, output: str) -> str:
 
 def machine() -> str:
     """What the figures were measured on."""
-    model = (
-        re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
-    )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
-        f"{os.cpu_count()} CPUs ({model[1] if model else platform.machine()}), {gpu}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}, Transformers {transformers.__version__}."
+        f"{os.cpu_count()} CPUs ({processor()}), {gpu}, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"Transformers {transformers.__version__}."
     )
+
+
+def processor() -> str:
+    """The processor's name where Linux tells it, else its architecture."""
+    facts = Path("/proc/cpuinfo")
+    if facts.exists():
+        model = re.search(r"model name\s*: (.*)", facts.read_text())
+        if model:
+            return model[1]
+    return platform.machine()
 
 
 if __name__ == "__main__":

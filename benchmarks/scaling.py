@@ -13,60 +13,106 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-WAYS = {  # name -> (processes, how it is launched)
-    "one process": (1, []),
-    "2 processes, DDP": (2, ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate_cpu.yaml"]),
-    "2 processes, FSDP2": (
-        2,
-        ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate_fsdp_cpu.yaml"],
-    ),
+from benchmarks.common import measure_in_turn
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One way to run the same training."""
+
+    processes: int
+    engine: str = ""  # configuration of accelerate; none for a plain Python process
+
+    def command(self) -> list[str]:
+        """What stands before run.py."""
+        if not self.engine:
+            return [sys.executable]
+        return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", self.engine]
+
+
+ONE = "one process"
+LAUNCHES = {
+    ONE: Launch(1),
+    "2 processes, DDP": Launch(2, "configs/accelerate_cpu.yaml"),
+    "2 processes, FSDP2": Launch(2, "configs/accelerate_fsdp_cpu.yaml"),
 }
 
 
 def main() -> None:
-    """Run every way in turn, several times, and print the table."""
+    """Run every launch in turn, several times, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="examples/code_search/config.json")
     parser.add_argument("--batch", type=int, default=256, help="tuples of a global batch")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     flags = parser.parse_args()
-    speeds, losses = {name: [] for name in WAYS}, {}
+    trainings = {
+        name: partial(train, launch, flags.config, flags.batch, flags.steps) for name, launch in LAUNCHES.items()
+    }
+    logs = measure_in_turn(trainings, flags.rounds)
+    speeds = {name: statistics.median(speeds_of(rounds)) for name, rounds in logs.items()}
+    reference = losses_of(logs[ONE])
+    for name, speed in speeds.items():
+        pairs = zip(losses_of(logs[name]), reference, strict=True)
+        difference = max(abs(loss / expected - 1) for loss, expected in pairs)
+        gain = speed / speeds[ONE]
+        print(f"{name:24}{speed:8.0f} tuples/s{gain:8.2f}x   losses differ by {difference:.0e} at most")
+
+
+def train(launch: Launch, config: str, global_batch: int, steps: int) -> list[dict]:
+    """The log lines of one training, each with its losses and its timings."""
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(flags.rounds):
-            for name, (processes, launcher) in WAYS.items():
-                lines = train(
-                    launcher, processes, flags, Path(folder), f"{number}{name}".replace(" ", "").replace(",", "")
-                )
-                speeds[name] += [line["tuples_per_second"] for line in lines[1:]]  # the first one warms up
-                losses[name] = [
-                    value for line in lines for kinds in line["losses"].values() for value in kinds.values()
-                ]
-    base = statistics.median(speeds["one process"])
-    for name, values in speeds.items():
-        middle = statistics.median(values)
-        difference = max(abs(a / b - 1) for a, b in zip(losses[name], losses["one process"], strict=True))
-        print(f"{name:24}{middle:8.0f} tuples/s{middle / base:8.2f}x   losses differ by {difference:.0e} at most")
+        values = {
+            "experiment_id": "scaling",
+            "output_dir": folder,
+            "tb_dir": folder,
+            "train_steps": steps,
+            "log_interval": 10,
+            "validation_steps": 0,
+            "checkpointing_steps": 0,
+            "report_to": "none",
+            "seed": 0,
+            "train_batch_size": global_batch // launch.processes,
+        }
+        words = [word for key, value in values.items() for word in (f"--{key}", str(value))]
+        environment = dict(os.environ)
+        if "fsdp" not in launch.engine:
+            environment["ACCELERATE_USE_CPU"] = "true"
+        subprocess.run(
+            [*launch.command(), "run.py", "--config", config, *words],
+            check=True,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        metrics = read_lines(Path(folder) / "scaling" / "metrics.jsonl")
+        timings = read_lines(Path(folder) / "scaling" / "timings.jsonl")
+    lines = [metric | timing for metric, timing in zip(metrics, timings, strict=True)]
+    return [line for line in lines if line["kind"] == "train"]
 
 
-def train(launcher: list[str], processes: int, flags: argparse.Namespace, folder: Path, name: str) -> list[dict]:
-    """The log lines of one run."""
-    values = {
-        "experiment_id": name, "output_dir": folder, "tb_dir": folder, "train_steps": flags.steps, "log_interval": 10,
-        "validation_steps": 0, "checkpointing_steps": 0, "report_to": "none", "seed": 0,
-        "train_batch_size": flags.batch // processes,
-    }  # fmt: skip
-    words = [word for key, value in values.items() for word in (f"--{key}", str(value))]
-    command = [sys.executable, *launcher, "run.py", "--config", flags.config, *words]
-    environment = os.environ | ({} if "fsdp" in str(launcher) else {"ACCELERATE_USE_CPU": "true"})
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    metrics, timings = (
-        [json.loads(line) for line in (folder / name / f"{kind}.jsonl").read_text().splitlines()]
-        for kind in ("metrics", "timings")
-    )
-    return [a | b for a, b in zip(metrics, timings, strict=True) if a["kind"] == "train"]
+def read_lines(path: Path) -> list[dict]:
+    """The objects of a JSON Lines file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def speeds_of(rounds: list[list[dict]]) -> list[float]:
+    """tuples/s of all log lines but the first of each training, which warms up."""
+    return [line["tuples_per_second"] for lines in rounds for line in lines[1:]]
+
+
+def losses_of(rounds: list[list[dict]]) -> list[float]:
+    """All losses that the trainings logged, in the order of the log."""
+    losses = []
+    for lines in rounds:
+        for line in lines:
+            for by_name in line["losses"].values():
+                losses += by_name.values()
+    return losses
 
 
 if __name__ == "__main__":

@@ -10,117 +10,91 @@ each query) on texts padded column by column; no tokenising is timed on either s
 import argparse
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from functools import partial
+from importlib.util import find_spec
 from shutil import which
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Qwen3Config
 
-from benchmarks.lengths import MEASURED, SHAPES, packed, padding_ratio, tuples
-from data.batch import Batch, split_by_budget
-from model import Embedder, rectangle
-from training import kernels, two_pass
-from training.objective import Objective
+from benchmarks.common import TEMPERATURE, add_gradients, batch_of_shape, in_parts, measure_in_turn
+from benchmarks.lengths import MEASURED, SHAPES, padding_ratio, tuples
+from data.batch import Batch
+from model import Embedder
+from modeling.packing import rectangle
+from training import kernels
 
-CONFIG = Qwen3Config(vocab_size=16384, hidden_size=256, intermediate_size=768, num_hidden_layers=3,
-                     num_attention_heads=4, num_key_value_heads=2, head_dim=64)  # fmt: skip
-
+CONFIG = Qwen3Config(
+    vocab_size=16384,
+    hidden_size=256,
+    intermediate_size=768,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+)
 TUPLES = {"code search": 8, "heavy-tailed": 4, "MS-MARCO-like": 16, "long documents": 2}  # some seconds a step
-
-
-class Alone:
-    """One process: what bounded.backward asks of accelerate."""
-
-    @staticmethod
-    def backward(loss: Tensor) -> None:
-        """Nothing is scaled."""
-        loss.backward()
-
-    @staticmethod
-    def no_sync(model: nn.Module) -> AbstractContextManager:
-        """Nobody to wait for."""
-        return nullcontext()
+PUBLISHED = "padded + checkpointing (published)"
 
 
 def main() -> None:
     """Measure and print a table for each distribution."""
+    usual = ", ".join(f"{count} {shape}" for shape, count in TUPLES.items())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument(
-        "--tuples", type=int, help="by default " + ", ".join(f"{n} {name}" for name, n in TUPLES.items())
-    )
+    parser.add_argument("--tuples", type=int, help=f"by default {usual}")
     flags = parser.parse_args()
-    for name in (*MEASURED, *SHAPES):
-        count = flags.tuples or TUPLES[name]
-        batch = frozen(name, count)
-        lengths = batch.lengths[batch.index]
-        print(f"\n{name}: {count} tuples, {lengths.sum():,} tokens, padding ratio {padding_ratio(lengths):.2f}")
-        seconds: dict[str, list[float]] = {variant: [] for variant in variants()}
-        for _ in range(flags.rounds):
-            for variant, step in variants().items():
-                seconds[variant].append(step(batch))
-        base = min(seconds["padded + checkpointing (published)"])
+    for shape in (*MEASURED, *SHAPES):
+        count = flags.tuples or TUPLES[shape]
+        lengths = tuples(shape, count)
+        print(f"\n{shape}: {count} tuples, {lengths.sum():,} tokens, padding ratio {padding_ratio(lengths):.2f}")
+        batch = batch_of_shape(shape, count, CONFIG.vocab_size)
+        seconds = measure_in_turn(variants(batch), flags.rounds)
+        published = min(seconds[PUBLISHED])
         print(f"{'':42}{'s':>7}{'tuples/s':>10}{'speed-up':>10}")
-        for variant, spent in seconds.items():
+        for name, spent in seconds.items():
             best = min(spent)
-            print(f"{variant:42}{best:7.2f}{count / best:10.2f}{base / best:9.1f}x", flush=True)
+            print(f"{name:42}{best:7.2f}{count / best:10.2f}{published / best:9.1f}x", flush=True)
 
 
-def frozen(name: str, count: int) -> Batch:
-    """A step with texts of a frozen distribution."""
-    lengths = tuples(name, count)  # [m, 2 + n]
-    order = np.concatenate([lengths[:, 0], lengths[:, 1], lengths[:, 2:].flatten()])
-    tokens, cu_seqlens, flat = packed(order, CONFIG.vocab_size)
-    mask, places = torch.ones(count, lengths.shape[1] - 2, dtype=torch.bool), torch.arange(len(flat))
-    facts = {"counts": (count,), "begin": 0, "negatives": int(mask.sum()), "heaviest": len(tokens)}
-    cuts = {"texts": places.numpy(), "lengths": flat, "cuts": (0, len(flat))}
-    return Batch(tokens, cu_seqlens, places, mask, positives=torch.arange(count), **cuts, **facts)
-
-
-def variants() -> dict[str, Callable[[Batch], float]]:
-    """Name -> a function that makes one step and returns its seconds."""
+def variants(batch: Batch) -> dict[str, Callable[[], float]]:
+    """Name -> a function that makes one step on the batch and returns its seconds."""
     table = {
-        "padded + checkpointing (published)": lambda batch: ours(batch, "padded", True),
-        "padded": lambda batch: ours(batch, "padded", False),
-        "packed (here)": lambda batch: ours(batch, "segments", False),
-        "packed, in parts of 2,048 tokens (here)": lambda batch: ours(batch, "segments", False, 2048),
+        PUBLISHED: partial(our_step, batch, "padded", checkpointing=True),
+        "padded": partial(our_step, batch, "padded"),
+        "packed (here)": partial(our_step, batch, "segments"),
+        "packed, in parts of 2,048 tokens (here)": partial(our_step, batch, "segments", budget=2048),
     }
     if which("g++"):
-        table["packed, compiled (here)"] = lambda batch: ours(batch, "segments", False, compiled=True)
-    try:
-        import sentence_transformers  # noqa: F401
-    except ImportError:
-        return table
-    return table | {
-        "Sentence Transformers, plain": lambda batch: theirs(batch, 0),
-        "Sentence Transformers, cached, 16 at a time": lambda batch: theirs(batch, 16),
-    }
+        table["packed, compiled (here)"] = partial(our_step, batch, "segments", compiled=True)
+    if find_spec("sentence_transformers"):
+        table["Sentence Transformers, plain"] = partial(their_step, batch)
+        table["Sentence Transformers, cached, 16 at a time"] = partial(their_step, batch, texts_at_once=16)
+    return table
 
 
 def backbone() -> nn.Module:
-    """The same random weights each time."""
+    """A decoder with the same random weights each time."""
     torch.manual_seed(0)
     return AutoModel.from_config(deepcopy(CONFIG), dtype=torch.float32)
 
 
-def ours(batch: Batch, backend: str, checkpointing: bool, budget: int = 0, compiled: bool = False) -> float:
-    """A step of this repository."""
+def our_step(batch: Batch, backend: str, checkpointing: bool = False, budget: int = 0, compiled: bool = False) -> float:
+    """Seconds of a step of this repository.
+
+    Args:
+        budget: tokens of a forward pass at most; 0 = any number.
+    """
     model = Embedder(backbone(), backend, checkpointing).train()
     if compiled:
-        assert not kernels.compile_layers(model)
+        problems = kernels.compile_layers(model)
+        assert not problems, problems
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    goal = Objective(0.05, {CONFIG.hidden_size: 1.0})
-    batch = Batch(**vars(batch) | {"cuts": tuple(split_by_budget(batch.lengths, budget))})
-
-    def loss_of(embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = goal.terms(batch, embeddings, True)
-        return goal.total(terms, embeddings), terms
-
+    batch = in_parts(batch, budget)
     began = time.perf_counter()
-    two_pass.backward(Alone, model, batch, 0, loss_of)
+    add_gradients(model, batch, CONFIG.hidden_size)
     optimizer.step()
     return time.perf_counter() - began
 
@@ -138,17 +112,22 @@ class Decoder(nn.Module):
         return features | {"token_embeddings": states.last_hidden_state}
 
 
-def theirs(batch: Batch, at_a_time: int) -> float:
-    """A step with Sentence Transformers' model, pooling and loss."""
+def their_step(batch: Batch, texts_at_once: int = 0) -> float:
+    """Seconds of a step with Sentence Transformers' model, pooling and loss.
+
+    Args:
+        texts_at_once: texts of a forward pass of its cached loss; 0 = its plain loss.
+    """
     from sentence_transformers import SentenceTransformer, losses
     from sentence_transformers.models import Pooling
 
     model = SentenceTransformer(modules=[Decoder(), Pooling(CONFIG.hidden_size, pooling_mode="lasttoken")]).train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    if at_a_time:
-        loss = losses.CachedMultipleNegativesRankingLoss(model, scale=20.0, mini_batch_size=at_a_time)
+    scale = 1 / TEMPERATURE
+    if texts_at_once:
+        loss = losses.CachedMultipleNegativesRankingLoss(model, scale=scale, mini_batch_size=texts_at_once)
     else:
-        loss = losses.MultipleNegativesRankingLoss(model, scale=20.0)
+        loss = losses.MultipleNegativesRankingLoss(model, scale=scale)
     features = columns(batch)
     began = time.perf_counter()
     loss(features, None).backward()
@@ -159,15 +138,18 @@ def theirs(batch: Batch, at_a_time: int) -> float:
 def columns(batch: Batch) -> list[dict[str, Tensor]]:
     """Queries, positives, and a column for each negative: right-padded, as their collator makes them."""
     texts = batch.tokens.split(batch.lengths.tolist())
-    places, b = batch.index.tolist(), batch.rows
-    n = batch.mask.shape[1]
-    rest = [places[2 * b + column :: n] for column in range(n)]
-    made = []
-    for column in [places[:b], places[b : 2 * b], *rest]:
-        lengths = torch.tensor([len(texts[place]) for place in column])
-        ids, real = rectangle(torch.cat([texts[place] for place in column]), lengths, int(lengths.max()))
-        made.append({"input_ids": ids, "attention_mask": real.long()})
-    return made
+    numbers = batch.index.tolist()  # queries | positives | negatives, row by row
+    b, n = batch.mask.shape
+    members = [numbers[:b], numbers[b : 2 * b]]
+    for column in range(n):
+        members.append(numbers[2 * b + column :: n])
+    features = []
+    for column in members:
+        tokens = [texts[number] for number in column]
+        lengths = torch.tensor([len(text) for text in tokens])
+        ids, real = rectangle(torch.cat(tokens), lengths, int(lengths.max()))  # [b, longest] both
+        features.append({"input_ids": ids, "attention_mask": real.long()})
+    return features
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """From final hidden states to one embedding for each text.
 
 A pooling is given all states end to end and where each text begins and ends among them, so one function serves every
-layout of a batch. To add one, write it here under the name that Sentence Transformers has for it, without its prefix
-`pooling_mode_`: the model uses it (model.py), and a saved folder says so (export/model_folder.py).
+layout of a batch. To add one, write it here under the name that Sentence Transformers has for it
+(cls, mean, max, lasttoken, ...): the model uses it (model.py), and a saved folder says so (export/model_folder.py).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Texts to unit vectors, with a model folder as training wrote it."""
+"""Texts to unit vectors, by a model folder as training wrote it."""
 
 from pathlib import Path
 
@@ -8,24 +8,48 @@ import torch.nn.functional as F
 
 from model import Embedder
 from modeling.backbone import load_backbone
+from modeling.pooling import pooling_of
 from modeling.tokenizer import load_tokenizer, make_encoder
 
-BATCH = 256  # texts embedded together
+BATCH = 256  # texts that are embedded at once
 
 
 @torch.no_grad()
-def embed(folder: Path, texts: list[str], max_length: int) -> np.ndarray:
-    """Unit vectors [n, d] of a saved model folder (or a bare backbone), texts of like length together."""
+def encode(folder: Path, texts: list[str], max_length: int) -> np.ndarray:
+    """Embeddings of texts, normalised: the dot product of two is their cosine.
+
+    Args:
+        folder: a model folder that training wrote, or a bare decoder with its tokenizer.
+        texts: queries with their instruction, or passages, as in training; in any order and of any length.
+        max_length: tokens of a text at most, EOS included; longer texts are cut.
+
+    Returns:
+        fp32 [n, d], in the order of `texts`.
+
+    Raises:
+        ValueError: the folder holds no tokenizer that ends texts, no readable weights, or an unknown pooling.
+    """
     tokenizer, problems = load_tokenizer(str(folder))
     if problems:
         raise ValueError(problems[0])
-    model = Embedder(load_backbone(str(folder), torch.float32)).eval()
-    encode = make_encoder(tokenizer, max_length)
-    order = np.argsort([len(text) for text in texts])
-    vectors = np.zeros((len(texts), model.hidden_size), np.float32)
-    for batch in np.array_split(order, -(-len(texts) // BATCH)):
-        tokens, lengths, _ = encode([texts[i] for i in batch])
-        cu_seqlens = F.pad(torch.from_numpy(lengths).cumsum(0), (1, 0)).to(torch.int32)
+    model = load_embedder(folder)
+    tokenize = make_encoder(tokenizer, max_length)
+    vectors = np.zeros((len(texts), model.hidden_size), np.float32)  # [n, d]
+    by_length = np.argsort([len(text) for text in texts])  # the texts of a batch are of like length
+    for start in range(0, len(texts), BATCH):
+        batch = by_length[start : start + BATCH]
+        tokens, lengths, _ = tokenize([texts[number] for number in batch])  # [T], [batch]
+        cu_seqlens = F.pad(torch.from_numpy(lengths).cumsum(0), (1, 0)).to(torch.int32)  # [batch + 1]
         states = model(torch.from_numpy(tokens).long(), cu_seqlens, lengths)  # [batch, d]
         vectors[batch] = F.normalize(states, dim=-1).numpy()
     return vectors
+
+
+def load_embedder(folder: Path) -> Embedder:
+    """The model of a folder in fp32 on the CPU, pooling as it was trained to.
+
+    Raises:
+        ValueError: its weights do not fit its config, or its pooling is none that is known here.
+    """
+    backbone = load_backbone(str(folder), torch.float32)
+    return Embedder(backbone, pooling=pooling_of(folder)).eval()

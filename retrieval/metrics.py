@@ -3,18 +3,19 @@
 import numpy as np
 
 
-def metrics(found: np.ndarray) -> dict[str, float]:
-    """nDCG@10, MRR@10 and recall@10 when passage i alone answers query i.
+def score(ranking: np.ndarray) -> dict[str, float]:
+    """nDCG@10, MRR@10 and recall@10 when passage i, and no other, answers query i.
 
     With one right answer at rank r the ideal DCG is 1, so nDCG is 1 / log2(1 + r), and 0 beyond rank 10.
 
     Args:
-        found: int [n, 10] passages by rank.
+        ranking: int [n, k], for each query the numbers of its passages, best first; the first 10 count.
     """
-    hits = found == np.arange(len(found))[:, None]  # [n, 10], one True a row at most
-    ranks = np.arange(1, found.shape[1] + 1)
+    ranking = ranking[:, :10]
+    is_right = ranking == np.arange(len(ranking))[:, None]  # [n, 10], at most one True per query
+    ranks = np.arange(1, ranking.shape[1] + 1)  # [10]
     return {
-        "nDCG@10": float((hits / np.log2(1 + ranks)).sum(axis=1).mean()),
-        "MRR@10": float((hits / ranks).sum(axis=1).mean()),
-        "recall@10": float(hits.any(axis=1).mean()),
+        "nDCG@10": float((is_right / np.log2(1 + ranks)).sum(axis=1).mean()),
+        "MRR@10": float((is_right / ranks).sum(axis=1).mean()),
+        "recall@10": float(is_right.any(axis=1).mean()),
     }

@@ -1,7 +1,7 @@
 """The engine, DDP, FSDP2 or DeepSpeed ZeRO, as accelerate's configuration asks for it.
 
 What is added here is what none of them gives: fp32 sums of gradients under bf16, whole weights from any engine, a
-teacher in parts, and sharding over gloo on a CPU.
+teacher that is sharded as the student is, and sharding over gloo on a CPU.
 """
 
 import os
@@ -20,85 +20,50 @@ from utils import RunError
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # a large model is saved and read back by one process; the others wait
 
 
+# ------------------------------------------------------------------------------------------- start
+
+
 def start(trackers: list[str], logging_dir: str) -> Accelerator:
     """The Accelerator that the launcher's environment asks for.
 
     Raises:
-        RunError: the launcher started several processes that do not find each other.
+        RunError: the launcher started several processes that do not find each other, or asked for FSDP1.
     """
-    sharded = any(os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true" for engine in ("FSDP", "DEEPSPEED"))
     if not torch.accelerator.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # without it accelerate leaves each process alone
-    if sharded and os.environ.get("ACCELERATE_USE_CPU"):
+    if _sharding_is_wanted() and os.environ.get("ACCELERATE_USE_CPU"):
         _start_sharding_on_cpu()
     accelerator = Accelerator(
         log_with=trackers or None,
         project_config=ProjectConfiguration(logging_dir=logging_dir),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
     )
-    expected = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != expected:
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != launched:
         raise RunError(
-            f"{expected} processes were launched, but each of them is alone: take a config file of configs/, "
+            f"{launched} processes were launched, but each of them is alone: take a config file of configs/, "
             "and on a machine without a GPU set ACCELERATE_USE_CPU=true"
         )
-    if plugin := getattr(accelerator.state, "fsdp_plugin", None):
-        if plugin.fsdp_version != 2:
+    fsdp = getattr(accelerator.state, "fsdp_plugin", None)
+    if fsdp is not None:
+        if fsdp.fsdp_version != 2:
             raise RunError("fsdp_version: 2 is needed in the accelerate config")
-        plugin.mixed_precision_policy = _precision(accelerator)
+        fsdp.mixed_precision_policy = _precision(accelerator)
     return accelerator
 
 
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether a forward pass is a collective: then all processes must run as many of them."""
-    return accelerator.distributed_type == DistributedType.FSDP
-
-
-def is_deepspeed(accelerator: Accelerator) -> bool:
-    """Whether weights and moments are kept in DeepSpeed's own way: its runs do not resume."""
-    return accelerator.distributed_type == DistributedType.DEEPSPEED
-
-
-def prepare(
-    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, batch_size: int, max_grad_norm: float
-) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Model and optimizer as the engine runs them. DeepSpeed clips in its backward pass, so it is told the limit."""
-    if is_deepspeed(accelerator):
-        config = accelerator.state.deepspeed_plugin.deepspeed_config
-        config |= {"train_micro_batch_size_per_gpu": batch_size, "gradient_clipping": max_grad_norm}
-    return accelerator.prepare(model, optimizer)
-
-
-def shard_frozen(accelerator: Accelerator, module: nn.Module, layers: list[str]) -> nn.Module:
-    """A teacher in parts over the processes, where the student is: no optimizer state, never saved.
-
-    Args:
-        layers: class names of the modules that are gathered one at a time.
-    """
-    if is_sharded(accelerator):
-        for layer in [part for part in module.modules() if type(part).__name__ in layers]:
-            fully_shard(layer, mp_policy=_precision(accelerator))
-        # Without a backward pass torch would leave the root unsharded: for a teacher the largest table of all.
-        fully_shard(module, mp_policy=_precision(accelerator), reshard_after_forward=True)
-    return module
-
-
-def whole_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict of a prepared model, complete on the main process. A collective where the model is sharded."""
-    if is_sharded(accelerator):
-        return accelerator.get_state_dict(model)
-    return accelerator.unwrap_model(model).state_dict()
-
-
-def _precision(accelerator: Accelerator) -> MixedPrecisionPolicy:
-    """bf16 compute, but fp32 sums of gradients and fp32 embeddings; accelerate would take bf16 for both."""
-    if accelerator.mixed_precision != "bf16":
-        return MixedPrecisionPolicy()
-    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+def _sharding_is_wanted() -> bool:
+    """Whether the launcher's environment asks for FSDP or DeepSpeed."""
+    wanted = [os.environ.get(name, "").lower() for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")]
+    return "true" in wanted
 
 
 def _start_sharding_on_cpu() -> None:
-    """Let accelerate shard over gloo. By itself it turns FSDP and DeepSpeed on a CPU into DDP without a word."""
+    """Let accelerate shard over gloo. By itself it turns FSDP and DeepSpeed on a CPU into DDP without a word.
+
+    It does so where ACCELERATE_USE_CPU is set. So that is taken away, and accelerate finds its state, which is common
+    to all Accelerators of a process, filled in already: with a CPU, but several processes on several devices.
+    """
     os.environ.pop("ACCELERATE_USE_CPU", None)
     if not dist.is_initialized():
         dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
@@ -121,6 +86,73 @@ def use_all_cores(device: torch.device) -> None:
     `accelerate launch` and torchrun set OMP_NUM_THREADS=1 where nobody chose: one process on 16 cores would
     use one of them and say nothing. A number above 1 was chosen by somebody and stays.
     """
-    if device.type == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    if device.type != "cpu" or os.environ.get("OMP_NUM_THREADS", "1") != "1":
+        return
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(max(1, _usable_cores() // processes_here))
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # on Linux: a container or a scheduler may have left fewer than there are
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+# ------------------------------------------------------------------------------------ what it runs
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether a forward pass is a collective: then all processes must run as many of them."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def is_deepspeed(accelerator: Accelerator) -> bool:
+    """Whether weights and moments are kept in DeepSpeed's own way: its runs do not resume."""
+    return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def prepare(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, batch_size: int, max_grad_norm: float
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Model and optimizer as the engine runs them.
+
+    Args:
+        batch_size: tuples per process; for DeepSpeed, which cannot see it in a data loader here.
+        max_grad_norm: for DeepSpeed, which clips gradients in its backward pass.
+    """
+    if is_deepspeed(accelerator):
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        config["train_micro_batch_size_per_gpu"] = batch_size
+        config["gradient_clipping"] = max_grad_norm
+    return accelerator.prepare(model, optimizer)
+
+
+def shard_frozen(accelerator: Accelerator, module: nn.Module, layers: list[str]) -> nn.Module:
+    """A teacher in parts over the processes, where the student is: no optimizer state, never saved.
+
+    Args:
+        layers: class names of the modules that are gathered one at a time.
+    """
+    if not is_sharded(accelerator):
+        return module
+    precision = _precision(accelerator)
+    for part in list(module.modules()):  # a list, since sharding changes the modules
+        if type(part).__name__ in layers:
+            fully_shard(part, mp_policy=precision)
+    # Without a backward pass torch would leave the root unsharded: for a teacher the largest table of all.
+    fully_shard(module, mp_policy=precision, reshard_after_forward=True)
+    return module
+
+
+def whole_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of a prepared model, complete on the main process. A collective where the model is sharded."""
+    if is_sharded(accelerator):
+        return accelerator.get_state_dict(model)
+    return accelerator.unwrap_model(model).state_dict()
+
+
+def _precision(accelerator: Accelerator) -> MixedPrecisionPolicy:
+    """bf16 compute, but fp32 sums of gradients and fp32 embeddings; accelerate would take bf16 for both."""
+    if accelerator.mixed_precision != "bf16":
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)

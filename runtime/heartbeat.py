@@ -9,18 +9,27 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch.distributed as dist
 
+from utils import first_line
+
 FAILED = 1  # exit status of every process when one has failed
+# Words in the errors of collectives whose other side is gone: they follow from a failure, and are seldom its cause.
 _LOST_CONTACT = ("Connection closed", "Connection reset", "Timed out", "gloo", "NCCL", "Broken pipe")
 
 
 class Heartbeat:
-    """One process's part in a ring, where each beats and listens to the next, through the store that they met at.
+    """One process's part in a ring: each process beats, and listens to the next one, in a thread of its own.
 
-    Whoever first fails, or first misses a beat for too long, leaves the reason under one key of the store; everybody
-    reads that key with every beat and ends. The process that failed prints its traceback, the others one line a machine.
+    They do so through the key-value store of torch.distributed at which the processes met:
+
+        beat/RANK    how many beats this process has given, or "over" when it has finished
+        failure      why the run must end, written once: by the first that fails, or that no longer hears the next one
+
+    Every process looks for "failure" with every beat and ends when it is there. The process that failed prints its
+    message or traceback; of the others one on each machine prints a line.
 
     Args:
         silence: seconds without a beat after which the next process counts as hanging.
@@ -28,10 +37,11 @@ class Heartbeat:
     """
 
     def __init__(self, rank: int, world: int, silence: float, message_of: Callable[[BaseException], str | None]):
-        self.rank, self.world = rank, world
+        self.rank = rank
+        self.neighbour = (rank + 1) % world
         self.silence = silence
         self.message_of = message_of
-        self.interval = min(2.0, silence / 10)
+        self.interval = min(2.0, silence / 10)  # seconds between two beats
         # A connection of its own: a blocked main thread must not hold up the beat. Torch has no public way to it.
         self.store = dist.distributed_c10d._get_default_store().clone()
         self.stopped = threading.Event()
@@ -44,76 +54,94 @@ class Heartbeat:
         self.thread.join()
         self.store.set(f"beat/{self.rank}", "over")
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> NoReturn:
         """Tell everybody, print the error if nobody failed before, and end this process."""
         lost_contact = isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST_CONTACT)
         if lost_contact:
             self.stopped.wait(2 * self.interval)  # another process may be about to say what really happened
-        first = self._leave_reason(f"{type(error).__name__}: {error}", if_store_is_gone=not lost_contact)
+        # Where the store is gone too, lost contact is news from elsewhere, and any other error is this process's own.
+        first = self._leave_reason(f"{type(error).__name__}: {error}", first_without_store=not lost_contact)
         if first:
             self._print_error(error)
             self.stopped.wait(2 * self.interval)  # the store may live in this process: let the others read it
-        self._end(first)
+        self._end(say_why=not first)
 
     def _beat_until_stopped(self) -> None:
-        neighbour = (self.rank + 1) % self.world
-        last_beat, patience, count = None, self.silence, 0
+        count = 0
+        last_heard = None
+        patience = self.silence  # seconds left to the neighbour
         while not self.stopped.wait(self.interval):
             count += 1
-            beat = self._exchange_beats(count, neighbour)
-            if beat != last_beat or beat == b"over":
+            heard = self._exchange_beats(count)
+            if heard != last_heard or heard == b"over":
                 patience = self.silence
             else:
                 patience -= self.interval
-            last_beat = beat
+            last_heard = heard
             if patience <= 0:
-                self._end_because_of_silence(neighbour)
+                self._end_because_of_silence()
 
-    def _exchange_beats(self, count: int, neighbour: int) -> bytes | None:
-        """Give a beat, and return the neighbour's newest; ends this process where another one has failed."""
+    def _exchange_beats(self, count: int) -> bytes | None:
+        """Give a beat, and return the neighbour's newest; None before its first.
+
+        Ends this process where another one has failed.
+        """
         try:
             self.store.set(f"beat/{self.rank}", str(count))
             if self.store.check(["failure"]):
-                self._end(first=False)
-            if self.store.check([f"beat/{neighbour}"]):
-                return self.store.get(f"beat/{neighbour}")
+                self._end(say_why=True)
+            if self.store.check([f"beat/{self.neighbour}"]):
+                return self.store.get(f"beat/{self.neighbour}")
             return None
         except RuntimeError as error:  # the process that keeps the store is gone
-            _say(f"run.py: lost the main process ({str(error).splitlines()[0]})")
+            _print_line(f"run.py: lost the main process ({first_line(error)})")
             os._exit(FAILED)
 
-    def _end_because_of_silence(self, neighbour: int) -> None:
-        silent = f"process {neighbour} gave no sign of life for {self.silence:.0f} s"
-        if self._leave_reason(silent):
-            _say(f"run.py: {silent}: it hangs or its machine is gone")
-        self._end(first=True)
+    def _end_because_of_silence(self) -> NoReturn:
+        reason = f"process {self.neighbour} gave no sign of life for {self.silence:.0f} s"
+        if self._leave_reason(reason):
+            _print_line(f"run.py: {reason}: it hangs or its machine is gone")
+        self._end(say_why=False)
 
-    def _leave_reason(self, reason: str, if_store_is_gone: bool = True) -> bool:
-        """Leave the reason of the end where all look. Returns whether this process was the first to do so."""
+    def _leave_reason(self, reason: str, first_without_store: bool = True) -> bool:
+        """Leave the reason of the end where all look.
+
+        Args:
+            first_without_store: what to return where the store cannot be reached any more.
+
+        Returns:
+            Whether this process was the first to leave one.
+        """
         own = f"process {self.rank} on {socket.gethostname()}: {reason}"
         try:
-            return self.store.compare_set("failure", "", own).decode() == own
+            stored = self.store.compare_set("failure", "", own)  # writes only where there is nothing yet
         except RuntimeError:
-            return if_store_is_gone
+            return first_without_store
+        return stored.decode() == own
 
     def _print_error(self, error: BaseException) -> None:
         message = self.message_of(error)
         if message:
-            _say(message)
+            _print_line(message)
         else:
             traceback.print_exception(error)
 
-    def _end(self, first: bool) -> None:
-        if not first and int(os.environ.get("LOCAL_RANK", self.rank)) == 0:
+    def _end(self, say_why: bool) -> NoReturn:
+        """End this process at once.
+
+        Args:
+            say_why: print the reason that another process left, if this one is the first of its machine.
+        """
+        if say_why and int(os.environ.get("LOCAL_RANK", self.rank)) == 0:
             try:
                 reason = self.store.get("failure").decode()[:300]
             except RuntimeError:
                 reason = "the end of process 0, which kept the others together"
-            _say(f"run.py: ended, because of {reason}")
+            _print_line(f"run.py: ended, because of {reason}")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(FAILED)  # an orderly end would wait for collectives that nobody answers
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

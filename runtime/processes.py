@@ -10,15 +10,17 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from runtime import heartbeat
 from runtime.engine import start
-from runtime.heartbeat import Heartbeat
 from utils import RunError
 
 # Exit statuses, the same on every process of a run.
 FINISHED = 0
-REFUSED = 2  # something stood against the run, and nothing was started
-STOPPED = 75  # told to stop, and can go on: EX_TEMPFAIL
-DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # no fault of the code
+FAILED = heartbeat.FAILED
+REFUSED = 2  # a problem was found before the run, and nothing was started
+STOPPED = 75  # told to stop, and can go on: EX_TEMPFAIL of sysexits.h
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # no fault of the code
 
 
 @contextmanager
@@ -33,13 +35,13 @@ def process_group(trackers: list[str], logging_dir: str, silence: float) -> Iter
         yield accelerator
         accelerator.state.destroy_process_group()
         return
-    heartbeat = Heartbeat(accelerator.process_index, accelerator.num_processes, silence, user_message)
+    signs_of_life = heartbeat.Heartbeat(accelerator.process_index, accelerator.num_processes, silence, user_message)
     try:
         yield accelerator
-    except BaseException as error:
-        heartbeat.fail(error)
-    heartbeat.stop()
-    dist.barrier()  # the store lives in one of the processes
+    except BaseException as error:  # an exit or an interrupt ends the others as well
+        signs_of_life.fail(error)
+    signs_of_life.stop()
+    dist.barrier()  # the store lives in one of the processes: it must not end before the others
     dist.destroy_process_group()
 
 
@@ -59,35 +61,37 @@ def user_message(error: BaseException) -> str | None:
 
 def _is_disk_error(error: BaseException) -> bool:
     if isinstance(error, SafetensorError):
-        return "os error" in str(error)
-    return isinstance(error, OSError) and error.errno in DISK_ERRORS
+        return "os error" in str(error)  # it has no number, only Rust's words for one
+    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
 
 
 class StopSignal:
     """Whether this process was told to stop: SIGTERM before a machine is taken away, SIGUSR1 by a scheduler.
 
-    The signal only leaves a mark; the loop looks at it between two steps, so a second one hurts nothing.
+    The signal only sets `stop`; the loop looks at it between two steps, so a second signal does no harm.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self):
         self.stop = False
-        self.before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        self.earlier_handlers = {}
+        for number in self.SIGNALS:
+            self.earlier_handlers[number] = signal.signal(number, self._on_signal)
 
-    def _note(self, *_) -> None:
+    def _on_signal(self, *_) -> None:
         self.stop = True
 
     def forget(self) -> None:
         """Put back what the signals did before."""
-        for number, handler in self.before.items():
+        for number, handler in self.earlier_handlers.items():
             signal.signal(number, handler)
 
 
 def on_any_process(accelerator: Accelerator, flags: list[bool]) -> list[bool]:
-    """Whether each flag is set on any process: all of them act alike. One small collective a step."""
+    """Whether each flag is set on any process, so that all of them act alike. One small collective per step."""
     if accelerator.num_processes == 1:
         return [bool(flag) for flag in flags]
-    marks = torch.tensor([float(bool(flag)) for flag in flags], device=accelerator.device)
-    dist.all_reduce(marks, op=dist.ReduceOp.MAX)
-    return [mark > 0 for mark in marks.tolist()]
+    numbers = torch.tensor([float(bool(flag)) for flag in flags], device=accelerator.device)
+    dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+    return [number > 0 for number in numbers.tolist()]

@@ -1,7 +1,7 @@
 """What a run is besides its configuration: captured from the processes, put back into them, and whether it fits.
 
-The order of the data and the dropout are functions of the step, so nothing of them is kept. What is: the trained
-weights and AdamW's moments, by name and whole, whatever engine held them; and the sums of the log line to come.
+The order of the data and the dropout are functions of the step, so nothing of them is kept. What is kept: the trained
+weights and AdamW's moments, by name and whole, whatever engine held them; and the sums of the next log line.
 """
 
 import sys
@@ -18,7 +18,10 @@ from runtime import checkpoint
 from utils import RunError, all_rows
 
 Tensors = dict[str, dict[str, Tensor]]  # file stem -> name -> tensor
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each weight
+
+
+# ---------------------------------------------------------------------------- to a state and back
 
 
 def capture(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, meter: Tensor) -> Tensors:
@@ -28,13 +31,13 @@ def capture(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.O
         meter: [v] fp64, this process's sums since the last log line.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    weights, moments = get_state_dict(model, optimizer.optimizer, options=options)
-    moments = {f"{name}/{kind}": row[kind] for name, row in moments.get("state", {}).items() for kind in _MOMENTS}
-    return {
-        "weights": weights,
-        "moments": moments,
-        "processes": {"meter": all_rows(meter.to(accelerator.device), accelerator.num_processes).cpu()},
-    }
+    weights, optimizer_state = get_state_dict(model, optimizer.optimizer, options=options)
+    moments = {}
+    for name, moments_of_weight in optimizer_state.get("state", {}).items():
+        for kind in _MOMENTS:
+            moments[f"{name}/{kind}"] = moments_of_weight[kind]
+    meters = all_rows(meter.to(accelerator.device), accelerator.num_processes)  # [processes, v]
+    return {"weights": weights, "moments": moments, "processes": {"meter": meters.cpu()}}
 
 
 def restore(
@@ -42,85 +45,130 @@ def restore(
 ) -> Tensor:
     """Put a captured state back, under any engine and any number of processes; a collective.
 
-    With another number of processes than at the capture the sums of the log line go to the main process.
-
     Args:
         tensors: on the main process what `capture` gave; None on the others.
 
     Returns:
-        This process's sums of the log line to come.
+        [v], this process's sums of the next log line. With another number of processes than at the capture, the
+        main process gets the sums of all.
     """
-    several = accelerator.num_processes > 1
+    trained_only = StateDictOptions(ignore_frozen_params=True)
+    weights, optimizer_state = get_state_dict(model, optimizer.optimizer, options=trained_only)  # the live ones
+    if tensors is None:
+        # The live weights stand in for those that the main process will send: torch would take a process without any
+        # for one that wants none, and it would broadcast less than the others do.
+        optimizer_state = {}
+        meters = None
+    else:
+        weights = tensors["weights"]
+        moments = _moments_by_weight(tensors["moments"])
+        optimizer_state = {"state": moments, "param_groups": optimizer_state["param_groups"]}
+        meters = tensors["processes"]["meter"]
     options = StateDictOptions(
-        full_state_dict=True, ignore_frozen_params=True, broadcast_from_rank0=several, strict=False
+        full_state_dict=True,
+        ignore_frozen_params=True,
+        broadcast_from_rank0=accelerator.num_processes > 1,
+        strict=False,  # frozen weights are not in a state
     )
-    weights, live = get_state_dict(model, optimizer.optimizer, options=StateDictOptions(ignore_frozen_params=True))
-    moments: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in (tensors or {"moments": {}})["moments"].items():
-        name, _, kind = key.rpartition("/")
-        moments.setdefault(name, {})[kind] = tensor
-    # Without any weights torch would take this process for one that wants none: it would broadcast less than others do.
     set_state_dict(
-        model, optimizer.optimizer, model_state_dict=tensors["weights"] if tensors else weights,
-        optim_state_dict={"state": moments, "param_groups": live["param_groups"]} if tensors else {}, options=options,
-    )  # fmt: skip
-    meter = from_main(accelerator, tensors and tensors["processes"]["meter"])  # [processes, v]
-    if len(meter) == accelerator.num_processes:
-        return meter[accelerator.process_index]
-    return meter.sum(0) if accelerator.is_main_process else torch.zeros_like(meter[0])
+        model, optimizer.optimizer, model_state_dict=weights, optim_state_dict=optimizer_state, options=options
+    )
+    return _meter_of_process(accelerator, from_main(accelerator, meters))
+
+
+def _moments_by_weight(moments: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """ "weight/kind" -> tensor, as it lies in the file, as weight -> kind -> tensor."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in moments.items():
+        name, _, kind = key.rpartition("/")
+        found.setdefault(name, {})[kind] = tensor
+    return found
+
+
+def _meter_of_process(accelerator: Accelerator, meters: Tensor) -> Tensor:
+    """This process's share, [v], of what the processes of the capture had summed, [processes then, v]."""
+    if len(meters) == accelerator.num_processes:
+        return meters[accelerator.process_index]
+    if accelerator.is_main_process:
+        return meters.sum(0)
+    return torch.zeros_like(meters[0])
 
 
 def broken(tensors: Tensors) -> str | None:
     """The first tensor of a captured state that is not finite: it must never take the place of a sound state."""
-    rows = ((name, tensor) for stem in ("weights", "moments") for name, tensor in tensors[stem].items())
-    return next((name for name, tensor in rows if not tensor.isfinite().all()), None)
+    for stem in ("weights", "moments"):
+        for name, tensor in tensors[stem].items():
+            if not tensor.isfinite().all():
+                return name
+    return None
+
+
+# --------------------------------------------------------------------- which state, and whether it fits
 
 
 def find(accelerator: Accelerator, choice: str, folder: Path, identity: dict) -> tuple[int, dict, Tensors | None]:
-    """(updates done, facts, tensors) of the state to go on from; (0, {}, None) to begin. Tensors on the main process.
+    """The state to go on from. The main process reads it, and all processes learn what was found; a collective.
 
     Args:
         choice: "auto" for the newest whole state in `folder`, "never", or the folder of one state.
-        ground: what the run stands on now.
+        identity: what a resume must find unchanged, as it is now.
+
+    Returns:
+        (updates done, facts, tensors); (0, {}, None) to begin. The tensors are on the main process alone.
 
     Raises:
-        RunError: the state is damaged, or stands on something else than this run.
+        RunError: on every process: the state is damaged, or another identity than this run's stands in it.
     """
-    found, wrong = None, ""
-    if accelerator.is_main_process and choice != "never":
+    found = (0, {}, "")  # updates done, facts, what is wrong
+    tensors = None
+    if accelerator.is_main_process:
         try:
-            if choice == "auto":
-                found = checkpoint.newest(folder, lambda line: print(f"run.py: {line}", file=sys.stderr))
-            else:
-                found = checkpoint.read(Path(choice))
+            state = _read_state(choice, folder)
+            if state is not None:
+                found = (state.step, state.facts, "")
+                tensors = state.tensors
         except ValueError as error:
-            wrong = f"resume: {error}"
-    step, facts, wrong = from_main(accelerator, (found[0], found[1], wrong) if found else (0, {}, wrong))
-    if facts and (changes := differences(identity, facts["ground"])):
-        wrong = "\n  ".join([f"{folder.parent}: cannot go on, because this has changed:", *changes])
-        wrong += "\nrun.py: put it back, or choose another experiment_id"
-    if wrong:
-        raise RunError(wrong)
-    return step, facts, found[2] if found else None
+            found = (0, {}, f"resume: {error}")
+    step, facts, problem = from_main(accelerator, found)
+    if problem:
+        raise RunError(problem)
+    if facts:
+        # The key is called "ground" since the first states that were written, and those must stay readable.
+        _refuse_changes(folder.parent, differences(identity, facts["ground"]))
+    return step, facts, tensors
+
+
+def _read_state(choice: str, folder: Path) -> checkpoint.State | None:
+    """The state of this choice; None to begin. Raises ValueError where it is damaged."""
+    if choice == "never":
+        return None
+    if choice == "auto":
+        return checkpoint.newest(folder, lambda line: print(f"run.py: {line}", file=sys.stderr))
+    return checkpoint.read(Path(choice))
+
+
+def differences(now: dict, earlier: dict) -> list[str]:
+    """Which parts of a run's identity have changed, one line each."""
+    lines = []
+    for name in sorted(set(now) | set(earlier)):
+        if now.get(name) != earlier.get(name):
+            lines.append(f"{name}: {earlier.get(name)!r} then, {now.get(name)!r} now")
+    return lines
+
+
+def _refuse_changes(run_folder: Path, changes: list[str]) -> None:
+    if changes:
+        lines = "\n  ".join([f"{run_folder}: cannot go on, because this has changed:", *changes])
+        raise RunError(f"{lines}\nrun.py: put it back, or choose another experiment_id")
 
 
 def from_main(accelerator: Accelerator, value):
-    """A small value of the main process, on every process."""
+    """A small value of the main process, on every process; a collective."""
     if accelerator.num_processes == 1:
         return value
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
-
-
-def differences(now: dict, earlier: dict) -> list[str]:
-    """What a run stands on that has changed, one line each."""
-    names = sorted(set(now) | set(earlier))
-    return [
-        f"{name}: {earlier.get(name)!r} then, {now.get(name)!r} now"
-        for name in names
-        if now.get(name) != earlier.get(name)
-    ]
 
 
 def lock_folder(folder: Path) -> FileLock:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, results, step
+from benchmarks.common import batch_of_shape
 from benchmarks.lengths import SHAPES, padding_ratio, tuples
 
 
@@ -30,7 +31,7 @@ def test_frozen_lengths_are_as_named():
 
 
 def test_columns_hold_the_texts_of_the_batch():
-    batch = step.frozen("MS-MARCO-like", 3)
+    batch = batch_of_shape("MS-MARCO-like", 3, 16384)
     columns = step.columns(batch)
     texts = batch.tokens.split(batch.lengths.tolist())
     assert len(columns) == 9

@@ -10,12 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config
+from transformers import AutoModel, AutoTokenizer, Qwen3Config
 
-QWEN_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+from modeling.qwen_bpe import train_tokenizer
+
 SUBJECTS = ("river", "castle", "engine", "poem", "planet", "market", "violin", "garden", "bridge", "island")
 FACTS = ("is old", "was sold", "looks blue", "needs repair", "became famous", "stands empty", "costs little")
 
@@ -27,26 +25,10 @@ def sentence(rng: random.Random, subject: str, words: int) -> str:
 
 
 def make_tokenizer(folder: Path, vocab_size: int = 512):
-    """A byte-level BPE with Qwen's split, <|endoftext|> as pad and <|im_end|> as EOS; adds no EOS by itself."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    """A tokenizer as Qwen's, trained on 400 of the sentences above; adds no EOS by itself."""
     rng = random.Random(0)
     texts = [sentence(rng, rng.choice(SUBJECTS), 12) for _ in range(400)]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=vocab_size - 3, initial_alphabet=alphabet, show_progress=False)
-    )
-    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    fast.save_pretrained(folder)
+    train_tokenizer(texts, vocab_size).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
 
 

@@ -1,24 +1,70 @@
-"""The page of all keys: docs/configuration.md is what this prints.
+"""Print the page of all keys of run.py, in markdown.
 
 python -m tools.configuration_page > docs/configuration.md
 """
 
+import argparse
 import sys
-from dataclasses import fields
+from dataclasses import Field, fields
+from pathlib import Path
 
-from arguments import Args, show_default
+if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from arguments import GROUPS, Args, show_default
+
+INTRODUCTION = """\
+# Configuration
+
+Every key of `run.py`, in the groups of `python run.py --help`.
+
+A key stands in the JSON file that `--config` names, or on the command line as `--key value`, which wins:
+
+```sh
+python run.py --config configs/config.json --learning_rate 2e-5 --use_mrl true
+```
+
+Keys that are *required* have no default. Defaults are written as in JSON. Before anything is started, all keys are
+checked, and every problem is named at once. `args.json` in a run's folder holds the value of each key, and can be given
+to `--config` again.
+
+This page is made by `python -m tools.configuration_page > docs/configuration.md`."""
 
 
-def markdown_table() -> str:
-    """A table of all keys."""
-    rows = ["| key | default | unit | effect |", "|---|---|---|---|"]
-    for f in fields(Args):
-        choices = ", ".join(f"`{choice}`" for choice in f.metadata["choices"] or ())
-        effect = f.metadata["effect"] + (f" ({choices})" if choices else "")
-        rows.append(f"| `{f.name}` | {show_default(f)} | {f.metadata['unit']} | {effect} |")
-    return "\n".join(rows)
+def main(argv: list[str]) -> int:
+    """Print the page. Returns the exit status, 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.configuration_page",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(argv)
+    print(page())
+    return 0
+
+
+def page() -> str:
+    """The introduction, and a table of keys for each group, without a newline at the end."""
+    parts = [INTRODUCTION]
+    for group in GROUPS:
+        keys = [key for key in fields(Args) if key.metadata["group"] == group]
+        parts += [f"## {group}", _table(keys)]
+    return "\n\n".join(parts)
+
+
+def _table(keys: list[Field]) -> str:
+    lines = ["| key | default | unit | effect |", "|---|---|---|---|"]
+    lines += [_row(key) for key in keys]
+    return "\n".join(lines)
+
+
+def _row(key: Field) -> str:
+    effect = key.metadata["effect"]
+    if key.metadata["choices"]:
+        choices = ", ".join(f"`{choice}`" for choice in key.metadata["choices"])
+        effect = f"{effect} ({choices})"
+    return f"| `{key.name}` | {show_default(key)} | {key.metadata['unit']} | {effect} |"
 
 
 if __name__ == "__main__":
-    print(markdown_table())
-    sys.exit(0)
+    sys.exit(main(sys.argv[1:]))

@@ -1,30 +1,60 @@
 """Merge a LoRA adapter folder into a plain model folder, for servers and readers that know no adapters.
 
-    python -m tools.merge_adapter output/EXPERIMENT_ID/step_100 merged/
+    python -m tools.merge_adapter output/EXPERIMENT_ID/step_100 merged
 
 The base model is the one that the adapter names; merging is done, and saved, in fp32.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
-from export import model_folder
+if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from export.merge import merge_adapter
+from modeling.backbone import read_config
+from utils import first_line, read_json
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit status: 0, or 2 for refused input."""
-    if len(argv) != 2:
-        print("usage: python -m tools.merge_adapter ADAPTER_FOLDER NEW_FOLDER", file=sys.stderr)
-        return 2
-    adapter, folder = map(Path, argv)
-    problems = [] if (adapter / "adapter_config.json").is_file() else [f"{adapter}: no adapter_config.json in it"]
-    problems += [f"{folder}: exists already"] if folder.exists() else []
+    """Merge. Returns the exit status: 0, or 2 for refused input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.merge_adapter", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("adapter", type=Path, help="an adapter folder that run.py saved")
+    parser.add_argument("folder", type=Path, help="the model folder to write; must not exist yet")
+    given = parser.parse_args(argv)
+    problems = find_problems(given.adapter, given.folder)
     if problems:
         print("\n".join(problems), file=sys.stderr)
         return 2
-    model_folder.merge_adapter(adapter, folder)
-    print(f"merged into {folder}")
+    merge_adapter(given.adapter, given.folder)
+    print(f"merged into {given.folder}")
     return 0
+
+
+def find_problems(adapter: Path, folder: Path) -> list[str]:
+    """Why `adapter` cannot be merged into `folder`, one line each. Loads no weights."""
+    problems = []
+    missing = [name for name in ("adapter_config.json", "f2llm.json") if not (adapter / name).is_file()]
+    if missing:
+        problems.append(f"{adapter}: no {missing[0]} in it")
+    else:
+        problems += _base_problems(adapter)
+    if folder.exists():
+        problems.append(f"{folder}: exists already")
+    return problems
+
+
+def _base_problems(adapter: Path) -> list[str]:
+    """Why the base model of an adapter cannot be loaded; the adapter may have been moved away from it."""
+    try:
+        base = read_json(adapter / "adapter_config.json")["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        return [f"{adapter / 'adapter_config.json'}: names no base model ({first_line(error)})"]
+    _, problems = read_config(str(base))
+    return [f"the base model of {adapter}: {problem}" for problem in problems]
 
 
 if __name__ == "__main__":

@@ -3,39 +3,64 @@
 python -m tools.plot_run output/EXPERIMENT_ID          writes output/EXPERIMENT_ID/training.png
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
 
 
+def main(argv: list[str]) -> int:
+    """Draw. Returns the exit status: 0, or 2 for refused input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.plot_run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="the folder of a run; holds a metrics.jsonl")
+    given = parser.parse_args(argv)
+    try:
+        print(plot(given.run))
+    except (OSError, ValueError) as error:
+        print(f"plot_run: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def plot(run: Path) -> Path:
-    """Read `run`/metrics.jsonl and write `run`/training.png; returns its path."""
+    """Read `run`/metrics.jsonl and write `run`/training.png; returns its path.
+
+    Raises:
+        OSError: there is no such file, or the picture cannot be written.
+        ValueError: a line of the file is broken, or no training step was logged yet.
+        SystemExit: matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError:
         raise SystemExit("plot_run needs matplotlib: pip install matplotlib") from None
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # draws into files, without a screen
     from matplotlib import pyplot
 
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(run / "metrics.jsonl")
     trained = [line for line in lines if line["kind"] == "train"]
+    validated = [line for line in lines if line["kind"] == "validation"]
+    if not trained:
+        raise ValueError(f"{run / 'metrics.jsonl'}: no training step was logged yet")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for name, points in curves(trained, "losses").items():
-        left.plot(*zip(*points, strict=True), label=name, linewidth=1.5)
-    for name, points in curves([line for line in lines if line["kind"] == "validation"], "measures").items():
-        if name.endswith((" in_batch", " hard")):
-            left.plot(*zip(*points, strict=True), "o:", label=f"{name}, held out", markersize=3)
-    left.set(xlabel="step", ylabel="loss", title="losses", ylim=(0, None))
-    left.legend(fontsize="x-small")
-    steps = [line["step"] for line in trained]
-    right.plot(steps, [line["lr"] for line in trained], label="learning rate")
-    right.set(xlabel="step", ylabel="learning rate", title="learning rate and gradient norm", ylim=(0, None))
-    norms = right.twinx()
-    norms.plot(steps, [line["grad_norm"] for line in trained], color="tab:gray", linewidth=0.8)
-    norms.set(ylabel="gradient norm (gray)", ylim=(0, None))
+    _draw_losses(left, trained, validated)
+    _draw_schedule(right, trained)
     figure.savefig(run / "training.png", dpi=120)
     pyplot.close(figure)
     return run / "training.png"
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a metrics.jsonl. Raises ValueError, with the line's number, where one is no JSON."""
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    return lines
 
 
 def curves(lines: list[dict], key: str) -> dict[str, list[tuple[int, float]]]:
@@ -48,7 +73,28 @@ def curves(lines: list[dict], key: str) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
+def _draw_losses(axes, trained: list[dict], validated: list[dict]) -> None:
+    """Training losses as lines; the same losses on held-out tuples dotted."""
+    for name, points in curves(trained, "losses").items():
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, label=name, linewidth=1.5)
+    for name, points in curves(validated, "measures").items():
+        if name.endswith((" in_batch", " hard")):  # other measures are no losses
+            steps, values = zip(*points, strict=True)
+            axes.plot(steps, values, "o:", label=f"{name}, held out", markersize=3)
+    axes.set(xlabel="step", ylabel="loss", title="losses", ylim=(0, None))
+    axes.legend(fontsize="x-small")
+
+
+def _draw_schedule(axes, trained: list[dict]) -> None:
+    """The learning rate, and the gradient norm on an axis of its own at the right."""
+    steps = [line["step"] for line in trained]
+    axes.plot(steps, [line["lr"] for line in trained], label="learning rate")
+    axes.set(xlabel="step", ylabel="learning rate", title="learning rate and gradient norm", ylim=(0, None))
+    norms = axes.twinx()
+    norms.plot(steps, [line["grad_norm"] for line in trained], color="tab:gray", linewidth=0.8)
+    norms.set(ylabel="gradient norm (gray)", ylim=(0, None))
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "metrics.jsonl").is_file():
-        sys.exit("usage: python -m tools.plot_run RUN_FOLDER, where RUN_FOLDER holds a metrics.jsonl")
-    print(plot(Path(sys.argv[1])))
+    sys.exit(main(sys.argv[1:]))

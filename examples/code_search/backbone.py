@@ -1,42 +1,24 @@
-"""A small random Qwen3 and a tokenizer for it: what `models/qwen3-0.6b` is to the published recipe.
-
-The tokenizer is a byte-level BPE trained on the texts at hand, with Qwen's way of splitting and Qwen's special tokens
-in their roles: <|im_end|> ends a text, <|endoftext|> pads.
-"""
+"""A small random Qwen3 and a tokenizer for it: what `models/qwen3-0.6b` is to the published recipe."""
 
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModel, PreTrainedTokenizerFast, Qwen3Config
+from transformers import AutoModel, Qwen3Config
 
-QWEN_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-
-
-def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE as Qwen's; like Qwen's it adds no EOS by itself."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(SPECIAL), initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens(SPECIAL)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+from modeling.qwen_bpe import train_tokenizer
 
 
 def make_backbone(
     folder: Path, texts: list[str], vocab_size: int, hidden_size: int, layers: int, seed: int = 0
 ) -> None:
-    """Write a folder that loads as any Qwen3 backbone does."""
+    """Write a folder that loads as any Qwen3 backbone does.
+
+    Args:
+        texts: what the tokenizer is trained on.
+        vocab_size: entries of the model's embedding table; the tokenizer has as many where the texts are enough.
+        hidden_size: d, the width of an embedding; a multiple of 64.
+        seed: of the random weights.
+    """
     tokenizer = train_tokenizer(texts, vocab_size)
     config = Qwen3Config(
         vocab_size=vocab_size,

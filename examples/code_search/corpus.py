@@ -12,6 +12,7 @@ import sysconfig
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 SKIPPED = {"tests", "test", "testing", "idlelib", "lib2to3", "site-packages", "__pycache__", "_vendor"}
@@ -36,26 +37,32 @@ class Function:
         return self.name.rpartition(".")[2]
 
 
-def installed_functions() -> list[Function]:
-    """Functions of the packages in this environment, sorted by file."""
-    return _functions_below(Path(sysconfig.get_paths()["purelib"]))
+def installed_functions(one_file_in: int = 1) -> list[Function]:
+    """Functions of the packages in this environment, sorted by file, read from one of every so many files."""
+    return _functions_below(Path(sysconfig.get_paths()["purelib"]), one_file_in)
 
 
-def standard_library_functions() -> list[Function]:
-    """Functions of Python's own library, sorted by file."""
-    return _functions_below(Path(sysconfig.get_paths()["stdlib"]))
+def standard_library_functions(one_file_in: int = 1) -> list[Function]:
+    """Functions of Python's own library, sorted by file, read from one of every so many files."""
+    return _functions_below(Path(sysconfig.get_paths()["stdlib"]), one_file_in)
 
 
 def distinct(functions: list[Function], others: list[Function] = ()) -> list[Function]:
     """`functions` without those whose query or passage came before, in the list or in `others`."""
-    seen = {text for other in others for text in (other.query.lower(), other.passage)}
+    seen = set()
+    for other in others:
+        seen |= _texts(other)
     kept = []
     for function in functions:
-        texts = {function.query.lower(), function.passage}
-        if not texts & seen:
+        if seen.isdisjoint(_texts(function)):
             kept.append(function)
-        seen |= texts
+        seen |= _texts(function)
     return kept
+
+
+def _texts(function: Function) -> set[str]:
+    """What makes a function known; queries that differ in case alone are the same."""
+    return {function.query.lower(), function.passage}
 
 
 def functions_of_source(source: str, module: str) -> list[Function]:
@@ -65,19 +72,21 @@ def functions_of_source(source: str, module: str) -> list[Function]:
     except (SyntaxError, ValueError):
         return []
     lines = source.splitlines()
-    found = [_read(node, name, lines, module) for node, name in _documented(tree)]
-    return [function for function in found if function and is_sentence(function.query)]
+    functions = []
+    for node, name in _documented(tree):
+        if len(node.body) > 1:  # more than a docstring
+            function = _describe(node, name, lines, module)
+            if is_sentence(function.query):
+                functions.append(function)
+    return functions
 
 
 def is_sentence(text: str) -> bool:
     """Whether a docstring's first paragraph says something in words that a person might search for."""
     words = _WORD.findall(text)
-    return (
-        len(words) >= 4
-        and len(text) <= 400
-        and sum(map(len, words)) > 0.6 * len(text)
-        and not text.startswith((":", "@", ">>>"))
-    )
+    letters = sum(len(word) for word in words)
+    is_markup = text.startswith((":", "@", ">>>"))  # parameters, or an example
+    return len(words) >= 4 and len(text) <= 400 and letters > 0.6 * len(text) and not is_markup
 
 
 def _documented(scope: ast.AST, prefix: str = "") -> Iterator[tuple[ast.FunctionDef, str]]:
@@ -92,12 +101,13 @@ def _documented(scope: ast.AST, prefix: str = "") -> Iterator[tuple[ast.Function
             yield from _documented(node, prefix)
 
 
-def _read(node: ast.FunctionDef, name: str, lines: list[str], module: str) -> Function | None:
-    docstring = node.body[0]
-    if len(node.body) == 1:
-        return None  # nothing but a docstring
+def _describe(node: ast.FunctionDef, name: str, lines: list[str], module: str) -> Function:
+    """A documented function of a module whose source has these lines."""
     paragraph = ast.get_docstring(node).split("\n\n")[0]
-    code = lines[node.lineno - 1 : docstring.lineno - 1] + lines[docstring.end_lineno : node.end_lineno]
+    docstring = node.body[0]
+    head = lines[node.lineno - 1 : docstring.lineno - 1]
+    rest = lines[docstring.end_lineno : node.end_lineno]
+    code = head + rest
     indent = len(code[0]) - len(code[0].lstrip())
     passage = "\n".join(line[indent:].rstrip() for line in code)[:MAX_CHARS]
     loops = (ast.For, ast.AsyncFor, ast.While, ast.comprehension)
@@ -111,15 +121,18 @@ def _read(node: ast.FunctionDef, name: str, lines: list[str], module: str) -> Fu
     )
 
 
-def _functions_below(root: Path) -> list[Function]:
-    paths = sorted(path for path in root.rglob("*.py") if not SKIPPED & set(path.relative_to(root).parts))
+def _functions_below(root: Path, one_file_in: int) -> list[Function]:
+    """Functions of a folder's Python files, sorted by file; the files are read by several processes."""
+    paths = sorted(path for path in root.rglob("*.py") if SKIPPED.isdisjoint(path.relative_to(root).parts))
+    functions = []
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        return [
-            function for found in pool.map(_read_file, paths, [root] * len(paths), chunksize=64) for function in found
-        ]
+        for found in pool.map(partial(_read_file, root), paths[::one_file_in], chunksize=64):
+            functions += found
+    return functions
 
 
-def _read_file(path: Path, root: Path) -> list[Function]:
+def _read_file(root: Path, path: Path) -> list[Function]:
+    """Functions of one file; none when it is not readable as Python."""
     module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
     try:
         return functions_of_source(path.read_text(encoding="utf-8"), module)

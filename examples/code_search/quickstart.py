@@ -8,7 +8,6 @@ runs: tokenise, warm up the cache, launch the training. At the end it searches i
 """
 
 import argparse
-import itertools
 import json
 import os
 import random
@@ -20,9 +19,9 @@ from pathlib import Path
 
 import transformers
 
-from retrieval.encode import embed
-from retrieval.metrics import metrics
-from retrieval.search import BM25, top
+from retrieval.encode import encode
+from retrieval.metrics import score
+from retrieval.search import BM25, search
 from tools.plot_run import plot
 
 from . import backbone, corpus, tuples
@@ -39,41 +38,43 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=48000, help="training tuples for retrieval (default %(default)s)")
     parser.add_argument("--others", type=int, default=3000, help="of each other task (default %(default)s)")
     parser.add_argument(
+        "--one_file_in", type=int, default=1, help="read only one of every so many Python files (default all)"
+    )
+    parser.add_argument(
         "--config", default="examples/code_search/config.json", help="what run.py is given (default %(default)s)"
     )
     flags, overrides = parser.parse_known_args(argv)
     began = time.perf_counter()
     transformers.utils.logging.disable_progress_bar()
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    if FOLDER.exists():
-        earlier = next(path for n in itertools.count(1) if not (path := Path(f"{FOLDER}.{n}")).exists())
-        print(f"the earlier quickstart is kept as {FOLDER.rename(earlier)}")
-    library = build(flags.rows, flags.others)
-
+    keep_earlier_folder()
+    library = build(flags.rows, flags.others, flags.one_file_in)
     settings = json.loads(Path(flags.config).read_text())
-    model, stores, batch = settings["model_path"], settings["train_data_path"], settings["train_batch_size"]
-    folders = f"--tokenizer_path {model} --input_dir {FOLDER}/training_data --output_dir {stores}"
-    run(f"python tokenize_data_qwen.py {folders} --max_seq_length 512")
-    run(f"python run.py --config {flags.config} --cache_only true")
-    processes = 2 ** min(3, available_cores().bit_length() - 1)  # changes the time, not the result
-    launch = f"accelerate launch --config_file configs/accelerate_cpu.yaml --num_processes {processes}"
-    overrides = shlex.join(overrides)
-    train = f"{launch} run.py --config {flags.config} --train_batch_size {batch // processes} {overrides}"
-    run(train.strip(), {"ACCELERATE_USE_CPU": "true"})
-
+    train(flags.config, settings, overrides)
     output = Path(settings["output_dir"]) / settings["experiment_id"]
-    trained = max([*output.glob("epoch_*"), *output.glob("step_*")], key=lambda path: path.stat().st_mtime)
+    trained = newest_model_folder(output)
     show_search(library, Path(settings["model_path"]), trained, settings["max_seq_length"])
     print(f"\nmodel folder: {trained}\nplot of loss and learning rate: {plot(output)}")
     print(f"{(time.perf_counter() - began) / 60:.1f} minutes in all")
     return 0
 
 
-def build(rows: int, others: int) -> list[Function]:
+def keep_earlier_folder() -> None:
+    """Rename what an earlier quickstart made to quickstart.1, or the next number that is free."""
+    if not FOLDER.exists():
+        return
+    number = 1
+    while Path(f"{FOLDER}.{number}").exists():
+        number += 1
+    kept = FOLDER.rename(f"{FOLDER}.{number}")
+    print(f"the earlier quickstart is kept as {kept}")
+
+
+def build(rows: int, others: int, one_file_in: int) -> list[Function]:
     """Make raw tuples and a backbone in FOLDER; returns the held-out functions, those of the standard library."""
     title("raw tuples from the Python functions on this machine")
-    library = corpus.distinct(corpus.standard_library_functions())
-    functions = corpus.distinct(corpus.installed_functions(), library)
+    library = corpus.distinct(corpus.standard_library_functions(one_file_in))
+    functions = corpus.distinct(corpus.installed_functions(one_file_in), library)
     packages = len({function.package for function in functions})
     print(f"{len(functions):,} documented functions of {packages} installed packages, to train on")
     print(f"{len(library):,} of the standard library, held out", flush=True)
@@ -83,53 +84,94 @@ def build(rows: int, others: int) -> list[Function]:
     return library
 
 
+def train(config: str, settings: dict, overrides: list[str]) -> None:
+    """Tokenise, warm up the cache and train, with the commands of a user.
+
+    Args:
+        config: path of the configuration, and `settings` what it holds.
+        overrides: further words for run.py.
+    """
+    model, stores = settings["model_path"], settings["train_data_path"]
+    folders = f"--tokenizer_path {model} --input_dir {FOLDER}/training_data --output_dir {stores}"
+    run(f"python tokenize_data_qwen.py {folders} --max_seq_length 512")
+    run(f"python run.py --config {config} --cache_only true")
+    processes = processes_to_train_on()
+    batch = settings["train_batch_size"] // processes  # per process; `settings` has that of one
+    launch = f"accelerate launch --config_file configs/accelerate_cpu.yaml --num_processes {processes}"
+    command = f"{launch} run.py --config {config} --train_batch_size {batch} {shlex.join(overrides)}"
+    run(command.strip(), {"ACCELERATE_USE_CPU": "true"})
+
+
+def newest_model_folder(output: Path) -> Path:
+    """The model that a run saved last."""
+    saved = [*output.glob("epoch_*"), *output.glob("step_*")]
+    return max(saved, key=lambda path: path.stat().st_mtime)
+
+
 def show_search(library: list[Function], untrained: Path, trained: Path, max_length: int) -> None:
     """Print how well both models and BM25 find functions by their docstrings, and what QUERIES find in the library."""
     functions = random.Random(0).sample(library, min(EVALUATED, len(library)))
     title(f"search in {len(functions):,} functions of the standard library that training never saw")
+    descriptions = [function.query for function in functions]
+    queries = [tuples.instruct(tuples.SEARCH, description) for description in descriptions]
     passages = [function.passage for function in functions]
-    queries = [tuples.instruct(tuples.SEARCH, function.query) for function in functions]
-    rows = {}
-    for name, folder in {"untrained backbone": untrained, "trained": trained}.items():
-        vectors = (embed(folder, texts, max_length) for texts in (queries, passages))
-        rows[name] = metrics(top(*vectors, k=10))
-    rows["BM25"] = metrics(BM25(passages).search([f.query for f in functions], 10))
-    print(table(rows))
+    scores = {}
+    for name, folder in (("untrained backbone", untrained), ("trained", trained)):
+        found = search(encode(folder, queries, max_length), encode(folder, passages, max_length), k=10)
+        scores[name] = score(found.passages)
+    scores["BM25"] = score(BM25(passages).search(descriptions, k=10).passages)
+    print(table(scores))
+
     title(f"what the trained model finds in all {len(library):,} of them")
-    asked = embed(trained, [tuples.instruct(tuples.SEARCH, query) for query in QUERIES], max_length)
-    answers = top(asked, embed(trained, [f.passage for f in library], max_length), k=3)
-    for query, best in zip(QUERIES, answers, strict=True):
+    queries = [tuples.instruct(tuples.SEARCH, query) for query in QUERIES]
+    passages = [function.passage for function in library]
+    found = search(encode(trained, queries, max_length), encode(trained, passages, max_length), k=3)
+    for query, best in zip(QUERIES, found.passages, strict=True):
         print(query)
-        for rank, function in enumerate((library[i] for i in best), start=1):
-            print(f"  {rank}. {f'{function.module}.{function.name}':44}  {function.query[:70]}")
+        for rank, number in enumerate(best, start=1):
+            function = library[number]
+            name = f"{function.module}.{function.name}"
+            print(f"  {rank}. {name:44}  {function.query[:70]}")
 
 
 def run(command: str, environment: dict[str, str] | None = None) -> None:
-    """Show a command as a user would type it, and run it with this Python."""
+    """Show a command as a user would type it, and run it with this Python.
+
+    Args:
+        environment: further environment variables, which stand before the command.
+    """
     environment = environment or {}
-    print("\n$", *(f"{key}={value}" for key, value in environment.items()), command, flush=True)
+    settings = [f"{key}={value}" for key, value in environment.items()]
+    print("\n$", *settings, command, flush=True)
     words = shlex.split(command)
-    program = ["-m", "accelerate.commands.launch", *words[2:]] if words[0] == "accelerate" else words[1:]
+    if words[0] == "accelerate":
+        program = ["-m", "accelerate.commands.launch", *words[2:]]
+    else:
+        program = words[1:]
     subprocess.run([sys.executable, *program], check=True, env=os.environ | environment)
 
 
 def title(text: str) -> None:
-    """A line that begins a step."""
+    """Print a line that begins a step."""
     print(f"\n# {text}", flush=True)
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
     """Name -> metric -> value as an aligned table."""
-    names = list(next(iter(rows.values())))
-    lines = [f"{'':20}" + "".join(f"{name:>11}" for name in names)]
-    return "\n".join(
-        lines + [f"{row:20}" + "".join(f"{values[name]:11.3f}" for name in names) for row, values in rows.items()]
-    )
+    metrics = list(next(iter(rows.values())))
+    lines = [f"{'':20}" + "".join(f"{metric:>11}" for metric in metrics)]
+    for name, values in rows.items():
+        lines.append(f"{name:20}" + "".join(f"{values[metric]:11.3f}" for metric in metrics))
+    return "\n".join(lines)
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def processes_to_train_on() -> int:
+    """The largest power of two that is neither above the cores nor above 8: it changes the time, not the result."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))  # those that this process may use
+    else:
+        cores = os.cpu_count()
+    return min(8, 2 ** (cores.bit_length() - 1))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from retrieval.search import BM25
 
 from .corpus import Function
 
-NEGATIVES = 24
-SKIPPED_RANKS = 5
-SMALL_PACKAGE = 300  # functions
+NEGATIVES = 24  # of a tuple, as published
+SKIPPED_RANKS = 5  # of BM25's ranking, from the best
+SMALL_PACKAGE = 300  # functions; smaller packages are mined in together
+LEAST_FUNCTIONS = 20  # of a package that is a cluster
 SEARCH = "Retrieve the most relevant code snippet for the given query."
 PACKAGES = "Identify the package that the given function belongs to."
 LOOPS = "Classify whether the given function contains a loop."
@@ -27,7 +28,12 @@ LABELS = ("The function runs straight through.", "The function contains a loop."
 
 
 def write_tuples(functions: list[Function], folder: Path, retrieval: int, others: int, seed: int = 0) -> None:
-    """Write the three raw files, of at most `retrieval` and twice `others` rows, and tasks.json beside them."""
+    """Write the three raw files, and tasks.json beside them.
+
+    Args:
+        retrieval: rows of code_search, about.
+        others: rows of each other file at most.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     _write(folder / "code_search.parquet", search_tuples(functions, rng, retrieval))
@@ -42,14 +48,20 @@ def search_tuples(functions: list[Function], rng: random.Random, rows: int) -> l
 
     As in the report the first five are left out, where false negatives gather, and so are functions of the
     positive's own name: copies and overrides would be more of them.
+
+    Args:
+        rows: how many to make, about: each function is taken with the same chance.
     """
+    share = rows / len(functions)
     table = []
     for members in _groups(functions):
-        chosen = [f for f in members if rng.random() < rows / len(functions)]
-        index = BM25([f.passage for f in members])
-        ranked = index.search([f.query for f in chosen], min(3 * NEGATIVES, len(members))) if chosen else []
-        for own, candidates in zip(chosen, ranked, strict=True):
-            others = [members[j] for j in candidates[SKIPPED_RANKS:]]
+        chosen = [function for function in members if rng.random() < share]
+        if not chosen:
+            continue
+        index = BM25([function.passage for function in members])
+        ranking = index.search([function.query for function in chosen], 3 * NEGATIVES)
+        for own, candidates in zip(chosen, ranking.passages, strict=True):
+            others = [members[number] for number in candidates[SKIPPED_RANKS:]]
             negatives = [other.passage for other in others if other.own_name != own.own_name]
             if len(negatives) >= NEGATIVES:
                 table.append((instruct(SEARCH, own.query), own.passage, *negatives[:NEGATIVES]))
@@ -58,25 +70,35 @@ def search_tuples(functions: list[Function], rng: random.Random, rows: int) -> l
 
 def _groups(functions: list[Function]) -> list[list[Function]]:
     """Functions by package; packages too small to mine in go together."""
+    large = []
+    small = []
+    for members in _by_package(functions).values():
+        if len(members) >= SMALL_PACKAGE:
+            large.append(members)
+        else:
+            small += members
+    return [*large, small]
+
+
+def _by_package(functions: list[Function]) -> dict[str, list[Function]]:
     packages = defaultdict(list)
     for function in functions:
         packages[function.package].append(function)
-    large = [members for members in packages.values() if len(members) >= SMALL_PACKAGE]
-    small = [f for members in packages.values() if len(members) < SMALL_PACKAGE for f in members]
-    return [*large, small]
+    return packages
 
 
 def package_tuples(functions: list[Function], rng: random.Random, rows: int) -> list[tuple[str, ...]]:
     """(query, passage, 24 negatives) by package; each package is drawn equally often."""
-    packages = defaultdict(list)
-    for function in functions:
-        packages[function.package].append(function)
-    names = sorted(name for name, members in packages.items() if len(members) >= 20)
+    packages = _by_package(functions)
+    names = sorted(name for name, members in packages.items() if len(members) >= LEAST_FUNCTIONS)
     table = []
     for _ in range(rows):
         own, *others = rng.sample(names, 1 + min(NEGATIVES, len(names) - 1))
         query, positive = rng.sample(packages[own], 2)
-        negatives = [rng.choice(packages[others[k % len(others)]]).passage for k in range(NEGATIVES)]
+        negatives = []
+        for number in range(NEGATIVES):
+            other = others[number % len(others)]  # where there are fewer packages than negatives, in turn
+            negatives.append(rng.choice(packages[other]).passage)
         table.append((instruct(PACKAGES, query.passage), positive.passage, *negatives))
     return table
 
@@ -98,5 +120,9 @@ def instruct(instruction: str, text: str) -> str:
 
 
 def _write(path: Path, rows: list[tuple[str, ...]]) -> None:
-    names = ["query", "passage", *(f"negative_{k}" for k in range(1, len(rows[0]) - 1))]
-    pq.write_table(pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), path)
+    """A Parquet file with a column for each text of a tuple."""
+    negatives = len(rows[0]) - 2
+    names = ["query", "passage", *(f"negative_{number}" for number in range(1, negatives + 1))]
+    columns = zip(*rows, strict=True)
+    table = {name: list(column) for name, column in zip(names, columns, strict=True)}
+    pq.write_table(pa.table(table), path)

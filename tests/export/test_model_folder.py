@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
-from export import model_folder
+from export import model_folder, probe
 from export.model_folder import Facts
 from model import Embedder
 from modeling.backbone import add_lora, load_backbone
+from modeling.pooling import POOLINGS, pooling_of
+from modeling.tokenizer import make_encoder
 from tools import merge_adapter
 
 LIMIT = 24
@@ -44,7 +46,7 @@ def backbone(toy_world):
 
 def training_vectors(backbone, tokenizer, texts: list[str]) -> torch.Tensor:
     """What the training forward makes of these texts, cut to LIMIT tokens, as unit vectors."""
-    tokens, lengths, _ = model_folder.make_encoder(tokenizer, LIMIT)(texts)
+    tokens, lengths, _ = make_encoder(tokenizer, LIMIT)(texts)
     cu_seqlens = F.pad(torch.from_numpy(lengths).cumsum(0), (1, 0)).int()
     with torch.no_grad():
         embeddings = Embedder(backbone, "segments").eval()(torch.from_numpy(tokens).long(), cu_seqlens, lengths)
@@ -112,6 +114,7 @@ def test_files_say_what_every_reader_looks_for(backbone, tokenizer, tmp_path):
     card = (tmp_path / "m" / "README.md").read_text()
     assert "| toy | 1,234 |" in card
     assert "first 8, 16 dimensions" in card
+    assert "cosine similarity, last-token pooling.\n" in card
     assert not list(tmp_path.glob(".*"))  # nothing is left aside
 
 
@@ -197,9 +200,9 @@ def test_an_adapter_on_a_bf16_base_is_merged_in_fp32(toy_world, adapted, tokeniz
 
 @pytest.fixture
 def saved(backbone, tokenizer, tmp_path):
-    """A good folder and what `probe` needs to know about the live model."""
+    """A good folder and what `read_back` needs to know about the live model."""
     model_folder.save(tmp_path / "m", backbone, tokenizer, facts(), torch.float32)
-    batch = model_folder.probe_batch(tokenizer, LIMIT)
+    batch = probe.probe_batch(tokenizer, LIMIT)
     with torch.no_grad():
         live = Embedder(backbone)(*batch, batch[1].diff().numpy())
     return tmp_path / "m", *batch, live
@@ -207,7 +210,7 @@ def saved(backbone, tokenizer, tmp_path):
 
 def test_probe_passes_a_good_folder(saved):
     assert saved[2].diff()[-1] == LIMIT  # one probe text is cut
-    assert model_folder.probe(*saved, tolerance=1e-5) == []
+    assert probe.read_back(*saved, tolerance=1e-5) == []
 
 
 def test_probe_notices_changed_weights(saved):
@@ -215,18 +218,18 @@ def test_probe_notices_changed_weights(saved):
     weights = load_file(path)
     weights["layers.0.mlp.up_proj.weight"] *= 1.1
     save_file(weights, path, metadata={"format": "pt"})
-    assert "embeddings differ from the live model's" in model_folder.probe(*saved, tolerance=1e-5)[0]
+    assert "embeddings differ from the live model's" in probe.read_back(*saved, tolerance=1e-5)[0]
 
 
 def test_probe_notices_a_tokenizer_without_eos(saved, toy_world):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (saved[0] / name).write_bytes((toy_world.backbone / name).read_bytes())
-    assert "its tokenizer gives other ids" in model_folder.probe(*saved, tolerance=1e-5)[0]
+    assert "its tokenizer gives other ids" in probe.read_back(*saved, tolerance=1e-5)[0]
 
 
 def test_probe_notices_nan(saved):
     folder, tokens, cu_seqlens, live = saved
-    assert model_folder.probe(folder, tokens, cu_seqlens, live * float("nan"), tolerance=1e-5) != []
+    assert probe.read_back(folder, tokens, cu_seqlens, live * float("nan"), tolerance=1e-5) != []
 
 
 def test_probe_notices_a_model_that_looks_ahead(saved, monkeypatch):
@@ -235,10 +238,72 @@ def test_probe_notices_a_model_that_looks_ahead(saved, monkeypatch):
             states = input_ids.double().flip(1).cumsum(1).flip(1)[..., None].expand(-1, -1, 32)
             return type("Output", (), {"last_hidden_state": states})
 
-    monkeypatch.setattr(model_folder, "_load", lambda path, dtype: LooksAhead())
-    assert any("not causal" in problem for problem in model_folder.probe(*saved, tolerance=1e9))
+    monkeypatch.setattr(probe, "load_backbone", lambda path, dtype: LooksAhead())
+    assert any("not causal" in problem for problem in probe.read_back(*saved, tolerance=1e9))
 
 
 def test_the_toy_tokenizer_adds_no_eos_by_itself(tokenizer):
     # As Qwen's does not: otherwise the tests above would show nothing.
     assert tokenizer("a")["input_ids"][-1] != tokenizer.eos_token_id
+
+
+# ---------------------------------------------------------------------------------- another pooling
+
+
+def mean(states: torch.Tensor, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """The mean of each text's states: [N, d] -> [n, d]."""
+    bounds = zip(first.tolist(), last.tolist(), strict=True)
+    return torch.stack([states[begin : end + 1].mean(0) for begin, end in bounds])
+
+
+@pytest.fixture
+def mean_is_known(monkeypatch):
+    monkeypatch.setitem(POOLINGS, "mean", mean)
+
+
+def vectors_by_hand(backbone, tokens: torch.Tensor, cu_seqlens: torch.Tensor, pooling: str) -> torch.Tensor:
+    """[n, d] unit vectors: each text alone through the decoder, then the pooling function on all their states."""
+    with torch.no_grad():
+        texts = tokens.split(cu_seqlens.diff().tolist())
+        states = [backbone(input_ids=text[None], use_cache=False).last_hidden_state[0] for text in texts]
+    first, last = cu_seqlens[:-1].long(), cu_seqlens[1:].long() - 1
+    return F.normalize(POOLINGS[pooling](torch.cat(states), first, last), dim=-1)
+
+
+@pytest.mark.usefixtures("mean_is_known")
+def test_sentence_transformers_pools_as_the_folder_was_told(backbone, tokenizer, tmp_path):
+    model_folder.save(tmp_path / "m", backbone, tokenizer, facts(), torch.float32, pooling="mean")
+    tokens, lengths, _ = make_encoder(tokenizer, LIMIT)(TEXTS)
+    cu_seqlens = F.pad(torch.from_numpy(lengths).cumsum(0), (1, 0)).int()
+    expected = vectors_by_hand(backbone, torch.from_numpy(tokens).long(), cu_seqlens, "mean")
+    assert (expected - training_vectors(backbone, tokenizer, TEXTS)).abs().max() > 0.05  # the poolings differ
+    loaded = SentenceTransformer(str(tmp_path / "m"), device="cpu")
+    assert_same_vectors(loaded.encode(TEXTS, convert_to_tensor=True), expected)
+    config = json.loads((tmp_path / "m" / "1_Pooling" / "config.json").read_text())
+    assert [key for key, value in config.items() if value is True] == ["pooling_mode_mean_tokens", "include_prompt"]
+    assert "cosine similarity, mean pooling." in (tmp_path / "m" / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("mean_is_known")
+def test_probe_notices_another_pooling(backbone, tokenizer, tmp_path):
+    batch = probe.probe_batch(tokenizer, LIMIT)
+    live = vectors_by_hand(backbone, *batch, "mean")
+    for pooling in ("mean", "lasttoken"):
+        model_folder.save(tmp_path / pooling, backbone, tokenizer, facts(), torch.float32, pooling=pooling)
+    assert probe.read_back(tmp_path / "mean", *batch, live, tolerance=1e-5) == []
+    problems = probe.read_back(tmp_path / "lasttoken", *batch, live, tolerance=1e-5)
+    assert len(problems) == 1
+    assert "embeddings differ from the live model's" in problems[0]
+
+
+@pytest.mark.usefixtures("mean_is_known")
+def test_a_merged_adapter_keeps_its_pooling(adapted, tokenizer, tmp_path):
+    model_folder.save(tmp_path / "adapter", adapted, tokenizer, facts(), torch.float32, pooling="mean")
+    assert merge_adapter.main([str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 0
+    assert pooling_of(tmp_path / "merged") == "mean"
+
+
+def test_a_pooling_that_sentence_transformers_does_not_have_is_refused(backbone, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="'softest' is none of Sentence Transformers': cls, mean"):
+        model_folder.save(tmp_path / "m", backbone, tokenizer, facts(), torch.float32, pooling="softest")
+    assert not (tmp_path / "m").exists()
