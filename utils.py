@@ -76,7 +76,10 @@ def flush(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a folder that may not be there; of a link only the link, never what it points to."""
-    path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def write_json(path: Path, value, indent: int = 2) -> None:

@@ -94,7 +94,8 @@ class Objective:
         """
         total = 0.0 * embeddings.sum()
         for name, loss in losses.items():
-            total = total + (self.kd_weight * loss if name == "distillation" else loss)
+            weight = self.kd_weight if name == "distillation" else 1.0
+            total = total + weight * loss
         return total
 
     def measures(self, batch: Batch, embeddings: Tensor, retrieval: bool) -> dict[str, tuple[Tensor, int]]:
