@@ -1,0 +1,316 @@
+"""The pages say what is true: their links and paths lead somewhere, their commands and code run.
+
+    python -m pytest tests/test_docs.py
+
+Commands and Python of README.md and docs/ run in the order of the pages, in a folder that is laid out as the README
+says, with the toy in place of the published model and data. What a test cannot run is listed below, with the reason.
+"""
+
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import harness
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+from test_house_rules import DOORS, MAY_IMPORT
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+GLOBAL_BATCH = 8 * 32  # processes of configs/accelerate_config.yaml x train_batch_size of configs/config.json
+
+ONE_GPU = (
+    "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision bf16 --dynamo_backend no "
+    "run.py --config configs/config.json --experiment_id first_run"
+)
+LAUNCH = "accelerate launch --config_file configs/accelerate_config.yaml"
+TOKENIZE = "python tokenize_data_qwen.py --tokenizer_path models/qwen3-0.6b"
+WITHOUT_LAUNCHER = (
+    "ACCELERATE_MIXED_PRECISION=bf16 python run.py --config configs/config.json --experiment_id first_run"
+)
+A_RUN_OF_ITS_OWN = "--experiment_id keys --train_steps 2"  # the page's run would go on with another one's folder
+RUN = {  # command -> what is appended to it here; on two CPU processes where the page starts eight
+    f"{TOKENIZE} --input_dir training_data --output_dir training_data/data_tokenized_qwen": "",
+    ONE_GPU: "",
+    f"{LAUNCH} run.py --config configs/config.json": "--train_steps 2",
+    f"{LAUNCH} run.py --config configs/config_lora.json": "",
+    "python -m tools.merge_adapter output/0.6b+lora/epoch_2 merged": "",
+    f"{TOKENIZE} --input_dir my_data --output_dir my_data/tokenized --task retrieval": "",
+    "python run.py --config configs/config.json --train_data_path my_data/tokenized --experiment_id my_run": "",
+    "python run.py --config configs/config.json --cache_only true": "",
+    "python run.py --config configs/config.json --learning_rate 2e-5 --use_mrl true": A_RUN_OF_ITS_OWN,
+    WITHOUT_LAUNCHER: "--experiment_id without_launcher --train_steps 2",
+    "python -m tools.plot_run output/first_run": "",
+}
+NOT_RUN = {  # how a command begins -> why no test runs it from the page
+    "make quickstart": "seven minutes; tests/examples/test_code_search.py runs it in small",
+    "make test": "runs this test",
+    "make chaos": "minutes; tests/runtime/test_chaos.py runs it in small",
+    "make bench": "a quarter of an hour; tests/test_benchmarks.py runs a part in small",
+    "make lint": "changes files",
+    "pip install": "needs a package index",
+    "hf download": "needs the hub",
+    f"{LAUNCH} --num_machines": "needs several machines; tests/runtime/test_two_hosts.py runs it",
+    "sbatch": "needs a cluster; tests/runtime/test_slurm.py runs the file",
+    "python -m benchmarks.": "takes minutes",
+    "python -m pytest": "runs tests",
+    "UPDATE_GOLDEN=1": "rewrites the golden losses",
+    "python -m tools.configuration_page": "rewrites a page, which a test of its own compares",
+}
+
+
+# ------------------------------------------------------------------------------------- what a page says
+
+
+def without_blocks(text: str) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """(language, content) of a page's fenced blocks, in order."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(block: str) -> list[str]:
+    """The commands of a sh block, each on one line, without comments."""
+    lines = block.replace("\\\n", " ").splitlines()
+    found = [" ".join(shlex.split(line, comments=True)) for line in lines]
+    return [command for command in found if command]
+
+
+def spans(text: str) -> list[str]:
+    """Everything that a page has between single backticks."""
+    return re.findall(r"`([^`\n]+)`", without_blocks(text))
+
+
+def reason_not_to_run(command: str) -> str | None:
+    return next((reason for start, reason in NOT_RUN.items() if command.startswith(start)), None)
+
+
+def steps() -> list[tuple[str, str]]:
+    """What a reader of all pages would run, in order: ("sh", a command) or ("python", a block)."""
+    found = []
+    for page in PAGES:
+        for language, content in blocks(page.read_text()):
+            if language == "sh":
+                found += [("sh", command) for command in commands(content)]
+            elif language == "python":
+                found.append(("python", content))
+    return found
+
+
+STEPS = steps()
+ALL_COMMANDS = [text for language, text in STEPS if language == "sh"]
+
+
+# ---------------------------------------------------------------------------------- links, paths, names
+
+
+def git_files() -> set[str]:
+    listing = ["git", "ls-files", "-co", "--exclude-standard"]
+    done = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split("\n")) - {""}
+
+
+AT_THE_ROOT = {name.partition("/")[0] for name in git_files()}
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", without_blocks(page.read_text()), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    text = without_blocks(page.read_text())
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(linked), f"{page.name}: no heading for {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_in_backticks_exists(page):
+    for span in spans(page.read_text()):
+        for word in span.split():
+            name, _, test = word.partition("::")
+            of_the_repository = name.partition("/")[0] in AT_THE_ROOT and "/" in name
+            file_at_the_root = re.fullmatch(r"[\w-]+\.(py|toml)", name)
+            if not (of_the_repository or file_at_the_root):
+                continue
+            assert (ROOT / name).exists(), f"{page.name}: {name}"
+            if test:
+                assert f"def {test}(" in (ROOT / name).read_text(), f"{page.name}: {word}"
+
+
+def names_of_code(page: Path) -> list[str]:
+    """Names such as `data.plan.Plan` in a page; of the table for readers of the published scripts the column "here"."""
+    published, _, ours = page.read_text().partition("## Where did it go")
+    rows = [line.split("|")[2] for line in ours.splitlines() if line.startswith("|")]
+    found = [word for span in spans("\n".join([published, *rows])) for word in span.split()]
+    rooms = {*MAY_IMPORT, *DOORS}
+    dotted = [word for word in found if re.fullmatch(r"\w+(\.\w+)+", word) and not word.endswith(".py")]
+    return [word for word in dotted if word.partition(".")[0] in rooms]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_name_of_code_exists(page):
+    for name in names_of_code(page):
+        parts = name.split(".")
+        if parts[0] in DOORS - {"run"}:  # python -m tools.NAME
+            assert (ROOT / Path(*parts)).with_suffix(".py").exists(), f"{page.name}: {name}"
+            continue
+        files = 2 if (ROOT / parts[0]).is_dir() else 1
+        found = import_module(".".join(parts[:files]))
+        for part in parts[files:]:
+            assert hasattr(found, part), f"{page.name}: {name}"
+            found = getattr(found, part)
+
+
+# --------------------------------------------------------------------------------------------- README
+
+
+def test_the_readme_is_short_and_begins_with_a_command():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 200
+    assert lines.index("make quickstart") < 25
+
+
+def test_the_readmes_table_of_folders_is_the_one_that_is_enforced():
+    rows = re.findall(r"^\| (`.*) \| .* \| (.*) \|$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    shown: dict[str, set[str]] = {}
+    for names, may_import in rows:
+        imports = set(re.findall(r"`(\w+)`", may_import))
+        if may_import == "every folder and file above":
+            imports = set(shown)
+        for name in re.findall(r"`([^`]+)`", names):
+            shown[name.rstrip("/").removesuffix(".py")] = imports
+    assert {room: shown[room] for room in MAY_IMPORT} == MAY_IMPORT
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/distributed.md", "configs/accelerate_config.yaml"])
+def test_the_global_batch_of_eight_gpus_is_said(page):
+    launch = (ROOT / "configs/accelerate_config.yaml").read_text()
+    config = (ROOT / "configs/config.json").read_text()
+    processes = int(re.search(r"^num_processes: (\d+)$", launch, flags=re.MULTILINE)[1])
+    batch = int(re.search(r'"train_batch_size": (\d+)', config)[1])
+    assert processes * batch == GLOBAL_BATCH
+    said = (ROOT / page).read_text()
+    assert str(GLOBAL_BATCH) in said
+    assert "512" in said  # v1's
+
+
+# ------------------------------------------------------------------------------------------- commands
+
+
+def test_every_command_is_run_or_listed_with_a_reason():
+    unknown = [command for command in ALL_COMMANDS if command not in RUN and not reason_not_to_run(command)]
+    assert unknown == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_command_hides_in_a_block_of_another_kind(page):
+    for language, content in blocks(page.read_text()):
+        assert language in ("sh", "python", "math", "bibtex", ""), f"{page.name}: a block of {language}"
+        if not language:
+            hidden = re.search(r"^\$? ?(python|make|accelerate|pip|torchrun) ", content, flags=re.MULTILINE)
+            assert not hidden, f"{page.name}: a command outside of a sh block"
+
+
+def test_the_lists_of_commands_hold_nothing_else():
+    assert set(RUN) <= set(ALL_COMMANDS)
+    assert not [command for command in RUN if reason_not_to_run(command)]
+    for start, reason in NOT_RUN.items():
+        assert any(command.startswith(start) for command in ALL_COMMANDS), start
+        for path in re.findall(r"tests/\S+\.py", reason):
+            assert (ROOT / path).exists(), path
+
+
+@pytest.fixture
+def laid_out(toy_world, tmp_path, monkeypatch) -> Path:
+    """A folder like a clone of this repository with the README's model and data in it, and the current one."""
+    for room in {*MAY_IMPORT, *DOORS}:
+        name = room if (ROOT / room).is_dir() else f"{room}.py"
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for path in (tmp_path / "configs").glob("*.yaml"):  # the pages launch on eight GPUs
+        path.write_text(path.read_text().replace("num_processes: 8", "num_processes: 2"))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "qwen3-0.6b").symlink_to(toy_world.backbone)
+    shutil.copytree(toy_world.raw, tmp_path / "training_data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_here(words: list[str], monkeypatch) -> None:
+    """`python FILE ...` or `python -m MODULE ...` in this process, which has imported everything.
+
+    Args:
+        words: of the command; assignments of environment variables may stand first.
+    """
+    program = words.index("python") + 1
+    for assignment in words[: program - 1]:
+        name, _, value = assignment.partition("=")
+        monkeypatch.setenv(name, value)
+    arguments = words[program:]
+    as_module = arguments[0] == "-m"
+    monkeypatch.setattr(sys, "argv", arguments[1:] if as_module else arguments)
+    status = None
+    try:
+        if as_module:
+            monkeypatch.delitem(sys.modules, arguments[1], raising=False)  # or runpy warns
+            runpy.run_module(arguments[1], run_name="__main__")
+        else:
+            runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as end:
+        status = end.code
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    assert status in (0, None)
+
+
+def launch(words: list[str], folder: Path) -> str:
+    """`accelerate launch ...` on the CPU; returns what it printed."""
+    command = ["-m", "accelerate.commands.launch", *words[2:]]
+    done = harness.run_command(*command, environment=os.environ | {"ACCELERATE_USE_CPU": "true"}, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.processes
+def test_the_commands_and_the_python_of_the_pages_run(laid_out, monkeypatch, capsys):
+    printed = {}
+    for language, text in STEPS:
+        if language == "python":
+            exec(compile(text, "a page", "exec"), {})
+        elif text in RUN and text not in printed:
+            words = shlex.split(f"{text} {RUN[text]}")
+            if words[0] == "accelerate":
+                printed[text] = launch(words, laid_out)
+            else:
+                with monkeypatch.context() as patch:
+                    run_here(words, patch)
+                printed[text] = capsys.readouterr().out
+    assert set(printed) == set(RUN)
+    # One process without a word from accelerate about flags that were not given.
+    assert "processes: 1, mixed precision: bf16" in printed[ONE_GPU]
+    assert "were not passed to `accelerate launch`" not in printed[ONE_GPU]
+    assert "processes: 1, mixed precision: bf16" in printed[WITHOUT_LAUNCHER]
+    assert "processes: 2, mixed precision: bf16" in printed[f"{LAUNCH} run.py --config configs/config.json"]
+    output = laid_out / "output"
+    for path in ("first_run/epoch_2/modules.json", "first_run/training.png", "0.6b+lora/epoch_2/adapter_config.json"):
+        assert (output / path).exists(), path
+    assert (output / "my_run" / "epoch_2" / "modules.json").exists()
+    assert (laid_out / "merged" / "model.safetensors").exists()
