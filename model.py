@@ -12,8 +12,8 @@ attention backend; all give the same embeddings and gradients (tests/test_model.
 
 Lengths decide where a text ends, never token ids: with eos = pad, or a literal pad token inside a
 text, a mask made from ids hides real tokens. Packed rows go in with `attention_mask=None` and
-`use_cache=False`: with either of the two otherwise, Transformers lets texts attend to each other in
-silence (measured difference 3.96; exact without). `choose_backend` tries that on the model at hand.
+`use_cache=False`: otherwise Transformers silently lets texts attend to each other (measured
+difference 3.96; exact without). `choose_backend` tries that on the model at hand.
 """
 
 import numpy as np
@@ -108,10 +108,10 @@ class Embedder(nn.Module):
             embeddings = self._embed_padded(tokens, cu_seqlens, lengths)
         return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
 
-    def states(self, function: str, **inputs) -> Tensor:
-        """[n, L, d] final hidden states of `input_ids` [n, L], with the attention function of this name."""
-        if self.backbone.config._attn_implementation != function:
-            self.decoder().set_attn_implementation(function)
+    def states(self, attention_name: str, **inputs) -> Tensor:
+        """[n, L, d] final hidden states of `input_ids` [n, L]; switches the decoder to the attention of this name."""
+        if self.backbone.config._attn_implementation != attention_name:
+            self.decoder().set_attn_implementation(attention_name)
         return self.backbone(use_cache=False, **inputs).last_hidden_state
 
     def pool(self, states: Tensor, first: Tensor, last: Tensor) -> Tensor:
@@ -135,10 +135,10 @@ class Embedder(nn.Module):
 
     def _embed_padded(self, tokens: Tensor, cu_seqlens: Tensor, lengths: np.ndarray) -> Tensor:
         longest = int(lengths.max())
-        on_device = cu_seqlens.diff()
-        ids, real = rectangle(tokens, on_device, longest)  # [n, longest] both
+        device_lengths = cu_seqlens.diff()
+        ids, real = rectangle(tokens, device_lengths, longest)  # [n, longest] both
         states = self.states("sdpa", input_ids=ids, attention_mask=real.long())  # [n, longest, d]
-        return self.pool(states.flatten(0, 1), *places_in_rectangle(on_device, longest))
+        return self.pool(states.flatten(0, 1), *places_in_rectangle(device_lengths, longest))
 
     def _embed_buckets(self, tokens: Tensor, lengths: np.ndarray) -> Tensor:
         ends = np.cumsum(lengths)
@@ -147,11 +147,11 @@ class Embedder(nn.Module):
         for group in groups:
             texts = [tokens[ends[i] - lengths[i] : ends[i]] for i in group]
             ids = nn.utils.rnn.pad_sequence(texts, batch_first=True)  # [group, longest]; a pad is any id
-            on_device = torch.from_numpy(lengths[group]).to(tokens.device, non_blocking=True)
+            device_lengths = torch.from_numpy(lengths[group]).to(tokens.device, non_blocking=True)
             states = self.states("sdpa", input_ids=ids)  # [group, longest, d]
-            pooled.append(self.pool(states.flatten(0, 1), *places_in_rectangle(on_device, ids.shape[1])))
-        back = torch.from_numpy(np.argsort(np.concatenate(groups))).to(tokens.device, non_blocking=True)
-        return torch.cat(pooled)[back]  # [n, d], in the order of the batch
+            pooled.append(self.pool(states.flatten(0, 1), *places_in_rectangle(device_lengths, ids.shape[1])))
+        original_order = torch.from_numpy(np.argsort(np.concatenate(groups))).to(tokens.device, non_blocking=True)
+        return torch.cat(pooled)[original_order]  # [n, d], in the order of the batch
 
     def computed_positions(self, lengths: np.ndarray) -> int:
         """Positions that a forward pass on texts of these lengths computes, padding included."""
@@ -179,7 +179,7 @@ class FrozenEmbedder(Embedder):
 
 
 def choose_backend(model: Embedder, candidates: list[str]) -> list[str]:
-    """Give the model the first backend that is exact for it: some decoders cannot be packed.
+    """Set `model.backend` to the first backend that is exact for this model: some decoders cannot be packed.
 
     Tried on two short texts: in company they must embed as alone, and no token may see what follows it. Some decoders
     mix neighbours by a convolution or an attention of their own.

@@ -29,7 +29,7 @@ class Batch:
 
     tokens: Tensor  # [T] int64, the distinct texts end to end, longest first
     cu_seqlens: Tensor  # [u + 1] int32, where each begins
-    index: Tensor  # [texts] int64, which of the u each text of the tuples is
+    index: Tensor  # [texts] int64, for each text of the tuples, its row among the u distinct texts
     mask: Tensor  # [b, n] bool, True where a negative exists; only those are in `index`
     positives: Tensor  # [B] int64, text numbers of the positives of all processes: equal numbers are equal texts
     texts: np.ndarray  # [texts] text numbers in the store
@@ -58,7 +58,7 @@ class Batch:
         return replace(self, **moved)
 
     def pinned(self) -> "Batch":
-        """The same batch in pages that a GPU can fetch while it computes."""
+        """The same batch in pinned memory, so that copies to a GPU overlap with its work."""
         pinned = {name: getattr(self, name).pin_memory() for name in self.ON_DEVICE}
         return replace(self, **pinned)
 
@@ -70,7 +70,7 @@ class Batch:
     def part(self, number: int) -> tuple[Tensor, Tensor, np.ndarray, int]:
         """The input of forward pass `number`, counted from 0.
 
-        A process that has fewer texts than others have parts runs its shortest text again, which then counts as none.
+        A process that has fewer texts than others have parts runs its shortest text again, and the result is ignored.
 
         Returns:
             tokens [t], cu_seqlens [k + 1] from 0, lengths [k], and how many of these k texts count: k or 0.

@@ -184,7 +184,11 @@ def split_sizes(rows: int) -> tuple[int, int]:
 
 
 def split_rows(rows: np.ndarray, size: int, held_out: bool = False) -> np.ndarray:
-    """Rows of a dataset of `size` tuples for rows of its training part (or of its held-out part), int64, same shape.
+    """Map training (or held-out) row numbers to rows of the store, int64, same shape.
+
+    Args:
+        rows: of the training part, or of the held-out part.
+        size: tuples of the whole dataset.
 
     The held-out part is the head of one fixed permutation of the dataset, the training part its tail.
     """

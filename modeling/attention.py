@@ -164,4 +164,6 @@ def explain_backend(backend: str, asked: str, on_cpu: bool, windowed: bool, half
         return "kernels for packed texts take bf16 or fp16"
     if not on_cpu and kernel() is None:
         return "no kernel for packed texts is installed"
+    if is_packed(backend):
+        return "the first that was exact when tried"
     return "packed texts were not exact when tried"

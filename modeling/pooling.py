@@ -38,7 +38,12 @@ def pooling_of(folder: Path) -> str:
     path = folder / "1_Pooling" / "config.json"
     if not path.exists():
         return DEFAULT
-    name = json.loads(path.read_text(encoding="utf-8")).get("pooling_mode", DEFAULT)
+    config = json.loads(path.read_text(encoding="utf-8"))
+    name = config.get("pooling_mode")
+    if name is None:  # older folders say it in booleans: pooling_mode_mean_tokens, pooling_mode_lasttoken
+        chosen = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
+        words = [key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for key in chosen]
+        name = "+".join(words) or DEFAULT
     if name not in POOLINGS:
         raise ValueError(f"{path}: pooling {name!r} is none of {', '.join(POOLINGS)}")
     return name

@@ -43,7 +43,7 @@ def test_all_published_keys_exist_with_their_published_defaults(tmp_path):
         "temperature": 0.05, "max_grad_norm": 1.0, "seed": 0,
     }  # fmt: skip
     assert {name: getattr(args, name) for name in published} == published
-    assert args.gradient_checkpointing is None  # published: always; here a difference, named in the README
+    assert args.gradient_checkpointing is None  # published: always; here a difference, named in docs/differences.md
 
 
 def test_the_command_line_wins_over_the_file(tmp_path):

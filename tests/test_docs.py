@@ -29,6 +29,10 @@ ONE_GPU = (
     "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision bf16 --dynamo_backend no "
     "run.py --config configs/config.json --experiment_id first_run"
 )
+OWN_DATA = (
+    "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision bf16 --dynamo_backend no run.py "
+    "--config configs/config.json --train_data_path my_data/tokenized --experiment_id my_run --warmup_steps 20"
+)
 LAUNCH = "accelerate launch --config_file configs/accelerate_config.yaml"
 TOKENIZE = "python tokenize_data_qwen.py --tokenizer_path models/qwen3-0.6b"
 WITHOUT_LAUNCHER = (
@@ -42,7 +46,7 @@ RUN = {  # command -> what is appended to it here; on two CPU processes where th
     f"{LAUNCH} run.py --config configs/config_lora.json": "",
     "python -m tools.merge_adapter output/0.6b+lora/epoch_2 merged": "",
     f"{TOKENIZE} --input_dir my_data --output_dir my_data/tokenized --task retrieval": "",
-    "python run.py --config configs/config.json --train_data_path my_data/tokenized --experiment_id my_run": "",
+    OWN_DATA: "",
     "python run.py --config configs/config.json --cache_only true": "",
     "python run.py --config configs/config.json --learning_rate 2e-5 --use_mrl true": A_RUN_OF_ITS_OWN,
     WITHOUT_LAUNCHER: "--experiment_id without_launcher --train_steps 2",

@@ -10,6 +10,7 @@ from arguments import Args
 from model import Embedder, FrozenEmbedder, choose_backend
 from modeling.attention import backend_candidates, explain_backend
 from modeling.backbone import add_lora, attention_window, load_backbone
+from modeling.pooling import pooling_of
 from runtime import engine
 from training import kernels
 from utils import RunError
@@ -75,7 +76,8 @@ def find_model_problems(args: Args, model: Embedder, candidates: list[str], one_
 def load_teacher(path: str | Path, accelerator: Accelerator, candidates: list[str]) -> FrozenEmbedder:
     """A teacher in the precision of the training, in parts over the processes where the student is."""
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    teacher = FrozenEmbedder(load_backbone(path, dtype).to(accelerator.device))
+    backbone = load_backbone(path, dtype).to(accelerator.device)
+    teacher = FrozenEmbedder(backbone, pooling=pooling_of(Path(path)))
     with accelerator.autocast():
         choose_backend(teacher, candidates)
     engine.shard_frozen(accelerator, teacher, teacher._no_split_modules)

@@ -1,10 +1,11 @@
 """What a step minimises: the losses of a batch, on any number of processes.
 
-Each process has the mean of a loss over its own rows. `share_of_global_mean` makes of it the process's part of the mean
-over the global batch, such that the average over processes, which data parallelism takes of gradients, is the
-one-process value and gradient: 1, 2 and 8 processes train the same function, however unequal their rows.
+Each process averages a loss over its own rows. `share_of_global_mean` rescales that average, so that the average over
+processes, which data parallelism takes of gradients, is the mean over the global batch: 1, 2 and 8 processes train the
+same function, however unequal their rows.
 
-To add a loss: write it in losses.py as a pure function, name it in LOSSES, and give it its lines in `Objective.losses`.
+To add a loss: write it in losses.py as a pure function, name it in LOSSES, and give it its lines in `Objective.losses`
+and its weight in `Objective.total`. To validate it too, name it in MEASURES and give it its lines in `measures`.
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Objective:
     Args:
         temperature: divides cosine similarities.
         prefixes: embedding prefix -> weight of its losses, from `matryoshka_weights`; {d: 1.0} for full width alone.
-        gather_with_grad: False keeps the in-batch gradient from the positives, as the published code when launched.
+        gather_with_grad: False detaches the gathered positives, as the published code did when launched.
         kd_weight: weight of the distillation loss.
         mask_same_text: leave out in-batch negatives that are the query's own positive, shared with another query.
     """
@@ -38,7 +39,9 @@ class Objective:
     mask_same_text: bool = False
 
     def gather_candidates(self, batch: Batch, embeddings: Tensor) -> Tensor:
-        """The positives of all processes: what each query of a retrieval batch is compared with. A collective.
+        """The positives of all processes, which each query of a retrieval batch is compared with.
+
+        Collective: every process must call this.
 
         Args:
             embeddings: [u, d] of the batch's distinct texts.
@@ -58,8 +61,8 @@ class Objective:
 
         Args:
             embeddings: [u, d] of the batch's distinct texts.
-            candidates: [B, d] from `gather_candidates`; None where in-batch negatives make no sense: of clustering and
-                classification data another query's positive may answer this query just as well.
+            candidates: [B, d] from `gather_candidates` for retrieval data. None leaves the in-batch loss out: of
+                clustering and classification data another query's positive may answer this query just as well.
             teacher: [u, D >= d] a teacher's embeddings of the same texts, or None.
         """
         embeddings = batch.spread(embeddings)  # [texts, d]
@@ -88,14 +91,14 @@ class Objective:
         return self.losses(batch, embeddings, candidates, teacher)
 
     def total(self, losses: dict[str, Tensor], embeddings: Tensor) -> Tensor:
-        """The scalar to differentiate: the sum of the losses, distillation weighted by `kd_weight`.
+        """The scalar to differentiate: the weighted sum of the losses.
 
         0 * sum of the embeddings takes a process without rows through the backward pass with the others.
         """
+        weights = {"in_batch": 1.0, "hard": 1.0, "distillation": self.kd_weight}
         total = 0.0 * embeddings.sum()
         for name, loss in losses.items():
-            weight = self.kd_weight if name == "distillation" else 1.0
-            total = total + weight * loss
+            total = total + weights[name] * loss
         return total
 
     def measures(self, batch: Batch, embeddings: Tensor, retrieval: bool) -> dict[str, tuple[Tensor, int]]:
