@@ -1,5 +1,6 @@
 # make quickstart    train on the Python functions of this machine and search with the result (minutes, no GPU)
-# make test          all tests
+# make test          all tests (eight minutes on two cores)
+# make test-quick    style, and the tests that need one process only (under two minutes)
 # make chaos         200 kills at random moments in one run, and the same bytes at its end (some minutes)
 # make bench         what a machine measures in a quarter of an hour, into benchmarks/RESULTS.md
 # make lint          style
@@ -8,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test chaos bench lint clean
+.PHONY: help quickstart test test-quick chaos bench lint clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -20,6 +21,11 @@ test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+test-quick: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m "not processes"
 
 chaos: $(VENV)/.installed
 	PYTHONPATH=. $(BIN)/python tests/chaos.py

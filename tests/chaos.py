@@ -1,7 +1,7 @@
 """Kill a run again and again, anywhere, and compare what it ends in with a run that nobody touched.
 
-    make chaos                     200 kills at random moments in one run, then each named point once
-    python -m pytest tests/runtime/test_chaos.py        10 and each named point once
+    make chaos                                      each named point once, then 200 kills at random moments
+    python -m pytest tests/runtime/test_chaos.py    each named point once, then a few at random moments
 
 Two gloo processes train the toy: LoRA with dropout, Matryoshka, three datasets, a state at every step. One of them,
 or both, get SIGKILL; who is left must end by itself; every state that lies there must be whole; the same command goes
@@ -19,20 +19,21 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 import toy
 from accelerate import Accelerator
-from harness import free_port, launcher_environment, server, through_the_door
+from harness import Processes, start_door
 
 import tokenize_data_qwen
 from data import store_writer, token_store
-from export import model_folder
+from export import probe
 from runtime import checkpoint, heartbeat, processes, resume
 from training import objective, records
 
-LIMIT = 30.0  # seconds in which a process must end after another was killed
+LIMIT = 60.0  # seconds in which a process must end after another was killed: six times `process_timeout`
 WORLD = 2
 
 
@@ -81,7 +82,7 @@ def to_model_folder(_, path) -> bool:
 
 
 def on_old_state(path, *_) -> bool:
-    return Path(path).name.endswith(".old")
+    return Path(path).name.endswith(".old") and Path(path).exists()
 
 
 POINTS = {  # name -> (rank, where, attribute, its replacement)
@@ -98,7 +99,7 @@ POINTS = {  # name -> (rank, where, attribute, its replacement)
     "while an old state is removed": (0, shutil, "rmtree", lambda f: before(f, on_old_state)),
     "before a model folder's rename": (0, os, "replace", lambda f: before(f, to_model_folder)),
     "after a model folder's rename": (0, os, "replace", lambda f: after(f, to_model_folder)),
-    "while a model folder is read back": (0, model_folder, "probe", before),
+    "while a model folder is read back": (0, probe, "read_back", before),
     "in a resume": (0, resume, "restore", before),
 }
 TOKENISING = {
@@ -113,17 +114,12 @@ TOKENISING = {
 # ----------------------------------------------------------------------------------------- processes
 
 
-def _trainer(rank: int, port: int, config: dict, point: str | None, log: str) -> None:
-    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    os.dup2(descriptor, 1), os.dup2(descriptor, 2)
-    sys.stdout = sys.stderr = os.fdopen(descriptor, "w", buffering=1)
-    os.environ.pop("ACCELERATE_USE_CPU", None)
-    os.environ |= launcher_environment(rank, WORLD, port)
-    torch.set_num_threads(1)
+def prepare(point: str | None, mark: str, rank: int) -> None:
+    """Let a process of the run leave a mark when all have met, and die at a point if that is its part."""
     begin = heartbeat.Heartbeat.__init__
 
     def watch(self, *words) -> None:
-        Path(f"{log}.met").touch()  # from here on nobody needs the launcher to end
+        Path(f"{mark}.{rank}").touch()  # from here on nobody needs the launcher to end
         begin(self, *words)
 
     heartbeat.Heartbeat.__init__ = watch
@@ -131,12 +127,12 @@ def _trainer(rank: int, port: int, config: dict, point: str | None, log: str) ->
         victim, where, name, replacement = POINTS[point]
         if rank == victim:
             setattr(where, name, replacement(getattr(where, name)))
-    sys.exit(through_the_door(rank, WORLD, config))
 
 
-def _tokenizer(words: list[str], point: str | None) -> None:
-    sys.stdout = sys.stderr = open(os.devnull, "w")
-    tokenize_data_qwen.BATCH_TEXTS, tokenize_data_qwen.COMMIT_ROWS = 416, 32
+def tokenise_until(rank: int, world: int, words: list[str], point: str | None) -> None:
+    """The tokenising door, in small pieces, which dies at a point."""
+    tokenize_data_qwen.BATCH_TEXTS = 416
+    tokenize_data_qwen.COMMIT_ROWS = 32
     if point:
         where, name, replacement = TOKENISING[point]
         setattr(where, name, replacement(getattr(where, name)))
@@ -163,47 +159,51 @@ class Storm:
     def __post_init__(self):
         self.rng = random.Random(self.seed)
         self.states = Path(self.config["output_dir"]) / self.config["experiment_id"] / "state"
+        self.marks: list[Path] = []  # of the processes, each there when all have met
 
     def attempt(self, point: str | None = None, within: float | None = None) -> list[int | None]:
-        """Start both processes; let them die at a point, or by a kill at a random moment; watch how the rest ends."""
-        self.tries += 1
-        logs = [f"{self.config['cache_dir']}.{rank}.log" for rank in range(WORLD)]
-        for log in logs:
-            Path(f"{log}.met").unlink(missing_ok=True)
-        context, port = server(), free_port()
-        workers = [
-            context.Process(target=_trainer, args=(rank, port, self.config, point, logs[rank])) for rank in range(WORLD)
-        ]
-        for worker in workers:
-            worker.start()
-        if within is not None:
-            time.sleep(self.rng.uniform(0, within))
-            victims = self.rng.choice([workers[:1], workers[1:], workers])
-            struck = [worker.is_alive() for worker in victims]
-            for worker in victims:
-                worker.kill()
-            self.seen["random"] += any(struck)
-        self._end(workers, logs, point or "random")
-        self._read_states(point or "random")
-        return [worker.exitcode for worker in workers]
+        """Start both processes; let one die at a point, or kill some at a random moment; watch how the rest ends.
 
-    def _end(self, workers: list, logs: list[str], what: str) -> None:
+        Returns:
+            Their exit statuses.
+        """
+        self.tries += 1
+        mark = f"{self.config['cache_dir']}.met"
+        self.marks = [Path(f"{mark}.{rank}") for rank in range(WORLD)]
+        for path in self.marks:
+            path.unlink(missing_ok=True)
+        pair = start_door(WORLD, self.config, partial(prepare, point, mark))
+        started = time.monotonic()
+        if within is not None:
+            pair.wait(self.rng.uniform(0, within))
+            victims = self.rng.choice([[0], [1], [0, 1]])
+            self.seen["random"] += bool(set(victims) & set(pair.running()))
+            pair.kill(victims)
+        statuses = self._end(pair, started, point or "random")
+        self._read_states(point or "random")
+        return statuses
+
+    def _end(self, pair: Processes, started: float, what: str) -> list[int | None]:
         """Wait for the end of all; who was left alone before they met is ended as a launcher would."""
-        started, began = time.monotonic(), None
-        while any(worker.is_alive() for worker in workers):
-            time.sleep(0.02)
-            if began is None and any(worker.exitcode is not None for worker in workers):
-                began = time.monotonic()
-            met = all(Path(f"{log}.met").exists() for log in logs)
-            self.start = self.start or (met and time.monotonic() - started)
-            late = began is not None and time.monotonic() - began > (LIMIT if met else 1.0)
-            if late:
-                self.hangs += [f"{what}: {[worker.exitcode for worker in workers]}"] if met else []
-                for worker in workers:
-                    worker.kill()
-        self.met += all(Path(f"{log}.met").exists() for log in logs)
-        if began is not None:
-            self.slowest = max(self.slowest, time.monotonic() - began)
+        first_end = None
+        while not pair.wait(0.02):
+            if first_end is None and len(pair.running()) < WORLD:
+                first_end = time.monotonic()
+            if self.start == 0.0 and self._have_met():
+                self.start = time.monotonic() - started
+            if first_end is None:
+                continue
+            if time.monotonic() - first_end > (LIMIT if self._have_met() else 1.0):
+                if self._have_met():
+                    self.hangs.append(f"{what}: {pair.running()} did not end")
+                pair.kill(pair.running())
+        self.met += self._have_met()
+        if first_end is not None:
+            self.slowest = max(self.slowest, time.monotonic() - first_end)
+        return [ended.status for ended in pair.end()]
+
+    def _have_met(self) -> bool:
+        return all(path.exists() for path in self.marks)
 
     def _read_states(self, what: str) -> None:
         for state in self.states.glob("step_*"):
@@ -240,28 +240,30 @@ def final(folder: Path) -> dict[str, bytes | dict]:
 
 def tokenise(root: Path, backbone: Path, raw: Path, kills: int, seed: int) -> Counter:
     """Tokenise under kills: each named point, then random moments; the stores must be those of a quiet run."""
-    seen, rng, context = Counter(), random.Random(seed), server()
+    seen = Counter()
+    rng = random.Random(seed)
     words = ["--input_dir", str(raw), "--tokenizer_path", str(backbone), "--max_seq_length", "128", "--output_dir"]
     quiet, stores = root / "quiet", root / "stores"
 
-    def start(folder: Path, point: str | None = None):
-        worker = context.Process(target=_tokenizer, args=([*words, str(folder)], point))
-        worker.start()
-        return worker
+    def start(folder: Path, point: str | None = None) -> Processes:
+        return Processes(1, tokenise_until, [*words, str(folder)], point)
 
-    start(root / "first").join()  # which also starts the fork server
+    start(root / "first").end()  # which also starts the fork server
     began = time.monotonic()
-    start(quiet).join()
+    start(quiet).end()
     took = time.monotonic() - began
-    for point in [*TOKENISING, *["random"] * kills, None]:
-        if point == "random" and (stores / "toy_retrieval").exists():
+    for point in TOKENISING:
+        [ended] = start(stores, point).end()
+        seen[point] += ended.status == -signal.SIGKILL
+    for _ in range(kills):
+        if (stores / "toy_retrieval").exists():
             shutil.rmtree(stores)  # all is done: from the beginning
-        worker = start(stores, point if point in TOKENISING else None)
-        if point == "random":
-            time.sleep(rng.uniform(0, took))
-            worker.kill()
-        worker.join()
-        seen[point] += worker.exitcode == -signal.SIGKILL
+        process = start(stores)
+        process.wait(rng.uniform(0, took))
+        process.kill([0])
+        [ended] = process.end()
+        seen["random"] += ended.status == -signal.SIGKILL
+    start(stores).end()
     for path in sorted(quiet.rglob("*.npy")) + sorted(quiet.rglob("meta.json")):
         assert path.read_bytes() == (stores / path.relative_to(quiet)).read_bytes(), path
     assert all(not token_store.deep_check(token_store.open_store(path.parent)) for path in stores.rglob("meta.json"))
@@ -276,13 +278,14 @@ def settings(root: Path, epochs: int) -> dict:
         "train_batch_size": 4, "max_seq_length": 64, "num_hard_neg": 3, "learning_rate": 1e-3, "warmup_steps": 2,
         "train_epochs": epochs, "log_interval": 3, "validation_steps": 7, "checkpointing_steps": 11,
         "save_every_minutes": 1e-9,  # a state at every step
-        "use_lora": True, "lora_dropout": 0.2, "use_mrl": True, "report_to": "none", "process_timeout": 5,
+        "use_lora": True, "lora_dropout": 0.2, "use_mrl": True, "report_to": "none", "process_timeout": 10,
     }  # fmt: skip
 
 
 def weather(root: Path, kills: int, epochs: int, seed: int = 0, tokenising: int = 4) -> tuple[Storm, Counter, bool]:
     """Tokenise under kills, train under kills, and say whether the end is that of a run left alone."""
-    toy.make_backbone(root / "backbone"), toy.write_raw(root / "raw")
+    toy.make_backbone(root / "backbone")
+    toy.write_raw(root / "raw")
     seen = tokenise(root, root / "backbone", root / "raw", tokenising, seed)
     quiet, storm = Storm(settings(root, epochs) | {"experiment_id": "whole"}, 0), Storm(settings(root, epochs), seed)
     began = time.monotonic()

@@ -12,6 +12,7 @@ os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # the golden losses are a C
 import json
 from dataclasses import dataclass
 
+import harness
 import hypothesis
 import pytest
 import toy
@@ -23,6 +24,12 @@ from data.feed import Feed
 
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)  # the same examples on every run
 hypothesis.settings.load_profile("fixed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item) -> None:
+    """Only a test with the mark `processes` may start some: `make test-quick` leaves these tests out."""
+    harness.may_start_processes = item.get_closest_marker("processes") is not None
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class ToyWorld:
 
 @pytest.fixture(scope="session")
 def toy_world(tmp_path_factory) -> ToyWorld:
-    root = tmp_path_factory.mktemp("ground")
+    root = tmp_path_factory.mktemp("toy_world")
     made = ToyWorld(root, toy.make_backbone(root / "backbone"), toy.write_raw(root / "raw"), root / "stores")
     assert tokenize(made.raw, made.stores, made.backbone) == 0
     return made
@@ -73,16 +80,24 @@ def toy_settings(toy_world: ToyWorld, folder: Path) -> dict:
 
 def train_here(config: dict) -> Path:
     """Train in this process; returns the run's folder. Raises RunError where the run ends with one."""
-    folder = Path(config["output_dir"])
-    folder.parent.mkdir(exist_ok=True)
-    path = folder.parent / "config.json"
+    assert _call_here(run.check_and_train, config) == 0
+    return Path(config["output_dir"]) / config["experiment_id"]
+
+
+def door_here(config: dict) -> int:
+    """Call the training door in this process; returns its exit status."""
+    return _call_here(run.main, config)
+
+
+def _call_here(door, config: dict) -> int:
+    path = Path(config["output_dir"]).parent / "config.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(config))
     try:
-        assert run.check_and_train(["--config", str(path)]) == 0
-    finally:
+        return door(["--config", str(path)])
+    finally:  # the next run of this process begins without an accelerator
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-    return folder / config["experiment_id"]
 
 
 @pytest.fixture

@@ -1,30 +1,43 @@
-"""Real gloo processes for tests: forked from a clean server, connected as a launcher would connect them.
+"""Real processes for tests: gloo processes connected as a launcher would connect them, and command lines.
 
-Imported by tests only. `train_steps` runs the door's own setup and train_step in each of them.
+    on_processes(2, function, argument)      what function(rank, world, argument) returns on each of two processes
+    door_on_processes(2, config, fault)      how the training door ends on each of two, and what it prints
+    run_command("run.py", "--config", path)  a command line in a Python of its own
+
+Imported by tests only; a test that starts a process carries the mark `processes`.
 """
 
 import contextlib
 import json
+import multiprocessing.connection
 import os
+import random
 import socket
+import subprocess
 import sys
+import time
 import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 import transformers
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState, GradientState
+from torch.distributed.tensor import DTensor
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 import run
 from modeling.backbone import load_backbone
 from runtime import engine
-from training import setup
+from training import models
 
+ROOT = Path(__file__).parent.parent
+PATIENCE = 600.0  # seconds: a deadlock ends a test after them; no test comes near, on a machine five times slower
 ENGINES = {
     "ddp": {"ACCELERATE_USE_CPU": "true"},
     "fsdp": {
@@ -35,73 +48,174 @@ ENGINES = {
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
     },
 }
+may_start_processes = True  # conftest sets it for each test, by its mark
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+# --------------------------------------------------------------------------------- gloo processes
 
 
-def launcher_environment(rank: int, world: int, port: int, kind: str = "ddp") -> dict[str, str]:
-    """What torchrun or accelerate launch would set."""
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
-    return {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in ranks.items()} | ENGINES[kind]
+@dataclass
+class Ended:
+    """How one process ended."""
+
+    status: int | None  # exit status; minus the signal that killed it; None: it did not end, and was killed here
+    printed: str  # to the console, by it and by what it started
+    value: object = None  # what its function returned
 
 
-def server():
-    """Processes forked from a server that has imported everything and computed nothing.
+class Processes:
+    """`function(rank, world, *arguments)` running on each of `world` processes; nobody kills the others if one fails.
+
+    What they print is read while they run, so that none waits at a full pipe; and into a pipe, not into a file, so
+    that a limit on the size of files does not silence them.
+
+    Args:
+        kind: "ddp" or "fsdp", what a launcher would ask for.
+        extra: further environment variables.
+    """
+
+    def __init__(self, world: int, function: Callable, *arguments, kind: str = "ddp", extra: dict | None = None):
+        context = _server()
+        port = free_port()
+        self.workers, self.answers, self.consoles = [], [], []
+        self.printed = [b""] * world
+        self.values = [None] * world
+        for rank in range(world):
+            environment = _launcher_environment(rank, world, port, kind) | (extra or {})
+            answer, answer_end = context.Pipe(duplex=False)
+            console, console_end = context.Pipe(duplex=False)
+            words = (rank, world, environment, function, arguments, answer_end, console_end)
+            worker = context.Process(target=_work, args=words)
+            worker.start()
+            answer_end.close()
+            console_end.close()
+            self.workers.append(worker)
+            self.answers.append(answer)
+            self.consoles.append(console)
+
+    def running(self) -> list[int]:
+        """The ranks of the processes that have not ended."""
+        return [rank for rank, worker in enumerate(self.workers) if worker.is_alive()]
+
+    def wait(self, seconds: float, rank: int | None = None) -> bool:
+        """Wait for the end of all processes, or of one. Returns whether it came within `seconds`."""
+        deadline = time.monotonic() + seconds
+        while True:
+            waiting = [number for number in self.running() if rank in (None, number)]
+            left = deadline - time.monotonic()
+            if not waiting or left <= 0:
+                self._read()
+                return not waiting
+            ends = [self.workers[number].sentinel for number in waiting]
+            multiprocessing.connection.wait([*ends, *self._open_pipes()], left)
+            self._read()
+
+    def kill(self, ranks: list[int]) -> None:
+        """SIGKILL, as when a machine goes."""
+        for rank in ranks:
+            self.workers[rank].kill()
+
+    def end(self, seconds: float = PATIENCE) -> list[Ended]:
+        """Wait for the end of all, kill who has not ended after `seconds`, and say how each ended."""
+        self.wait(seconds)
+        late = self.running()
+        self.kill(late)
+        self.wait(PATIENCE)
+        ended = []
+        for rank, worker in enumerate(self.workers):
+            status = None if rank in late else worker.exitcode
+            ended.append(Ended(status, self.printed[rank].decode(errors="replace"), self.values[rank]))
+        return ended
+
+    def _open_pipes(self) -> list:
+        return [pipe for pipe in [*self.answers, *self.consoles] if not pipe.closed]
+
+    def _read(self) -> None:
+        """Take what lies in the pipes, and close those whose process has ended."""
+        ready = multiprocessing.connection.wait(self._open_pipes(), timeout=0)
+        while ready:
+            for pipe in ready:
+                self._read_one(pipe)
+            ready = multiprocessing.connection.wait(self._open_pipes(), timeout=0)
+
+    def _read_one(self, pipe) -> None:
+        if pipe in self.consoles:
+            data = os.read(pipe.fileno(), 1 << 16)
+            self.printed[self.consoles.index(pipe)] += data
+            if not data:
+                pipe.close()
+            return
+        try:
+            self.values[self.answers.index(pipe)] = pipe.recv()
+        except EOFError:
+            pipe.close()
+
+
+def _server():
+    """Processes are forked from a server that has imported everything and computed nothing.
 
     A fork of the test process itself would hang: its OpenMP, Arrow and tokenizer threads are not in the child.
     """
-    here = Path(__file__).parent
-    os.environ["PYTHONPATH"] = f"{here}{os.pathsep}{here.parent}"  # where the server finds what it imports ahead
+    _check_mark()
+    os.environ["PYTHONPATH"] = f"{ROOT / 'tests'}{os.pathsep}{ROOT}"  # where the server finds what it imports ahead
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["harness"])
     return context
 
 
-def _worker(rank: int, world: int, port: int, kind: str, extra: dict, function, arguments: tuple, queue) -> None:
+def _check_mark() -> None:
+    assert may_start_processes, "a test that starts processes carries the mark `processes`"
+
+
+def free_port() -> int:
+    """A port that nobody listens at, below those that the system gives away to connections: it stays free."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+
+
+def _launcher_environment(rank: int, world: int, port: int, kind: str) -> dict[str, str]:
+    """What torchrun or accelerate launch would set; one process needs no launcher."""
+    if world == 1:
+        return {"ACCELERATE_USE_CPU": "true"}
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in ranks.items()} | ENGINES[kind]
+
+
+def _work(rank: int, world: int, environment: dict, function: Callable, arguments: tuple, answer, console) -> None:
+    """One process, from its start to its end."""
+    os.dup2(console.fileno(), 1)
+    os.dup2(console.fileno(), 2)
     os.environ.pop("ACCELERATE_USE_CPU", None)
-    os.environ |= launcher_environment(rank, world, port, kind) if world > 1 else {"ACCELERATE_USE_CPU": "true"}
-    os.environ |= extra
+    os.environ |= environment
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    PartialState._reset_state()
-    sys.stdout = open(os.devnull, "w")
+    status = 0
     try:
-        queue.put((rank, function(rank, world, *arguments), None))
-    except BaseException:
-        queue.put((rank, None, traceback.format_exc()))
-    finally:
+        answer.send(function(rank, world, *arguments))
         if dist.is_initialized():
             dist.destroy_process_group()
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    with contextlib.suppress(OSError):  # a full console
+        sys.stdout.flush()
+    os._exit(status)
 
 
-def on_processes(world: int, function, *arguments, kind: str = "ddp", extra: dict | None = None) -> list:
-    """What `function(rank, world, *arguments)` returns on each of `world` processes, by rank."""
-    context = server()
-    queue, port = context.Queue(), free_port()
-    workers = [
-        context.Process(target=_worker, args=(rank, world, port, kind, extra or {}, function, arguments, queue))
-        for rank in range(world)
-    ]
-    for worker in workers:
-        worker.start()
-    found: dict[int, tuple] = {}
-    while len(found) < world:
-        with contextlib.suppress(Empty):
-            rank, value, error = queue.get(timeout=1)
-            found[rank] = value, error
-            continue
-        for rank, worker in enumerate(workers):  # ended without a word: os._exit, or a signal
-            if not worker.is_alive() and rank not in found and queue.empty():
-                found[rank] = None, f"process {rank} ended with status {worker.exitcode}"
-    for worker in workers:
-        worker.join(10)
-    failures = [error for _, error in found.values() if error]
+def on_processes(world: int, function: Callable, *arguments, kind: str = "ddp", extra: dict | None = None) -> list:
+    """What `function(rank, world, *arguments)` returns on each of `world` processes, by rank; they must all succeed."""
+    ended = Processes(world, function, *arguments, kind=kind, extra=extra).end()
+    failures = [f"process {rank}: {end}" for rank, end in enumerate(ended) if end.status != 0]
     assert not failures, "\n".join(failures)
-    return [found[rank][0] for rank in range(world)]
+    return [end.value for end in ended]
+
+
+# -------------------------------------------------------------------- the training door on processes
 
 
 def through_the_door(rank: int, world: int, config: dict) -> int:
@@ -111,17 +225,37 @@ def through_the_door(rank: int, world: int, config: dict) -> int:
     return run.main(["--config", str(path)])
 
 
-def compute_in(dtype: torch.dtype) -> None:
-    """Models of this process are of this dtype throughout."""
-    setup.load_backbone = lambda path, _: load_backbone(path, dtype)
-    if dtype == torch.float64:  # Transformers rounds to fp32 here, where a difference of 1e-16 can become one of 1e-7
-        Qwen3RMSNorm.forward = lambda self, x: F.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon)
-
-
 def through_the_door_in_fp64(rank: int, world: int, config: dict) -> int:
     """The same; saved weights are fp32 as always."""
     compute_in(torch.float64)
     return through_the_door(rank, world, config)
+
+
+def no_fault(rank: int) -> None:
+    """Nothing happens."""
+
+
+def start_door(world: int, config: dict, fault: Callable = no_fault, kind: str = "ddp") -> Processes:
+    """The training door on `world` processes, after `fault(rank)` has broken something in each."""
+    Path(config["cache_dir"]).parent.mkdir(exist_ok=True)
+    return Processes(world, _break_and_enter, config, fault, kind=kind)
+
+
+def door_on_processes(world: int, config: dict, fault: Callable = no_fault, kind: str = "ddp") -> list[Ended]:
+    """How the training door ends on each of `world` processes, by rank."""
+    return start_door(world, config, fault, kind).end()
+
+
+def _break_and_enter(rank: int, world: int, config: dict, fault: Callable) -> None:
+    fault(rank)
+    sys.exit(through_the_door(rank, world, config))
+
+
+def compute_in(dtype: torch.dtype) -> None:
+    """Models of this process are of this dtype throughout."""
+    models.load_backbone = lambda path, _: load_backbone(path, dtype)
+    if dtype == torch.float64:  # Transformers rounds to fp32 here, where a difference of 1e-16 can become one of 1e-7
+        Qwen3RMSNorm.forward = lambda self, x: F.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon)
 
 
 def train_steps(rank: int, world: int, configs: list[dict], dtype: torch.dtype) -> list[dict]:
@@ -129,13 +263,14 @@ def train_steps(rank: int, world: int, configs: list[dict], dtype: torch.dtype) 
 
     Returns:
         For each configuration: "gradients", one dict of arrays by parameter a step, before clipping; "norms"; "losses",
-        the meter's; and "weights" at the end.
+        the meter's; "before" and "weights", before the first step and after the last; "engine", the wrapper's class;
+        "teacher", the class of its parameters.
     """
     compute_in(dtype)
-    return [_train(config, dtype) for config in configs]
+    return [_train(config) for config in configs]
 
 
-def _train(config: dict, dtype: torch.dtype) -> dict:
+def _train(config: dict) -> dict:
     path = Path(config["output_dir"]).with_suffix(f".{os.getpid()}.json")
     path.write_text(json.dumps(config))
     args, problems, unknown = run.arguments.parse(["--config", str(path)])
@@ -155,6 +290,7 @@ def _train(config: dict, dtype: torch.dtype) -> dict:
 
     accelerator.clip_grad_norm_ = recorded
     live.model.train()
+    found["before"] = _whole(dict(live.model.named_parameters()))
     for step in range(1, live.schedule.steps + 1):
         found["norms"].append(run.train_step(live, step)[1])
     found["losses"] = live.meter.read(accelerator.num_processes)[0]
@@ -166,7 +302,42 @@ def _train(config: dict, dtype: torch.dtype) -> dict:
     return found if accelerator.is_main_process else {}
 
 
-def _whole(tensors: dict[str, torch.Tensor | None]) -> dict:
-    """By parameter name, without the wrappers' prefixes, as arrays; gathers what is sharded."""
-    whole = {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in tensors.items() if t is not None}
-    return {name.removeprefix("module."): tensor.detach().numpy().copy() for name, tensor in whole.items()}
+def _whole(tensors: dict[str, torch.Tensor | None]) -> dict[str, np.ndarray]:
+    """By parameter name, without the wrappers' prefixes, as arrays; what is sharded is put together on all processes.
+
+    In one collective for all parameters: a `full_tensor()` for each was a quarter of the time of these tests.
+    """
+    arrays, sharded = {}, []
+    for name, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            sharded.append(name)
+            tensor = tensor.to_local()  # some rows, perhaps none
+        if tensor is not None:
+            arrays[name] = tensor.detach().numpy().copy()
+    if sharded:
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, {name: arrays[name] for name in sharded})
+        for name in sharded:
+            arrays[name] = np.concatenate([part[name] for part in parts])
+    return {name.removeprefix("module."): array for name, array in arrays.items()}
+
+
+# -------------------------------------------------------------------------------------- command lines
+
+
+def run_command(*words: str, environment: dict | None = None, folder: Path = ROOT) -> subprocess.CompletedProcess:
+    """`words` given to a Python of its own, to its end; it has PATIENCE.
+
+    Args:
+        environment: the whole of it, instead of this process's.
+    """
+    _check_mark()
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def start_command(*words: str, log: Path, environment: dict | None = None) -> subprocess.Popen:
+    """Any command, started in the repository; what it prints goes to the end of the file `log`."""
+    _check_mark()
+    with log.open("a") as console:
+        return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=console, stderr=subprocess.STDOUT)

@@ -1,6 +1,8 @@
 """Malformed input of every kind: refused with words, a non-zero status, and not a file changed.
 
 python -m pytest -s tests/test_fuzz.py        prints how many cases there were of each kind
+
+Most cases are put to the function that decides, a few of each kind to the whole command.
 """
 
 import contextlib
@@ -22,13 +24,15 @@ from conftest import tokenize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import arguments
 import run
+import tokenize_data_qwen
 from arguments import Args
 from data import cache
 from runtime import checkpoint
 
-CASES = Counter()
 MANY = settings(max_examples=150, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=4, suppress_health_check=list(HealthCheck))
 KEYS = {field.name: field for field in fields(Args)}
 ODD = {  # values of every JSON type
     str: ["", "x" * 300, "../x", "a\0b", "ünï", "true", "1"], int: [-1, 7, 10**30],
@@ -42,8 +46,8 @@ def snapshot(folder: Path) -> dict[str, tuple]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))}
 
 
-def spoken(call) -> tuple[int, str]:
-    """(exit status, everything printed)."""
+def status_and_output(call) -> tuple[int, str]:
+    """The exit status of a command, and everything that it printed."""
     with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()) as out:
         try:
             status = call()
@@ -51,6 +55,14 @@ def spoken(call) -> tuple[int, str]:
             status = end.code if isinstance(end.code, int) else 1
             print(end.code)
     return status, err.getvalue() + out.getvalue()
+
+
+def check_counts(cases: Counter, kinds: list[str]) -> None:
+    """Enough cases, and some of each kind."""
+    for kind in kinds:
+        print(f"{cases[kind]:5} {kind}")
+    assert cases.total() >= 120
+    assert min(cases[kind] for kind in kinds) >= 3
 
 
 # --------------------------------------------------------------------------------------------- configs
@@ -113,6 +125,7 @@ def broken_configs(draw, good: dict) -> tuple[str, str]:
 
 def test_malformed_configs(settings, tmp_path):
     path = tmp_path / "config.json"
+    cases = Counter()
 
     @MANY
     @given(broken_configs(settings))
@@ -120,11 +133,29 @@ def test_malformed_configs(settings, tmp_path):
         kind, text = case
         path.write_text(text, encoding="utf-8", errors="surrogateescape")
         before = snapshot(tmp_path)
-        status, printed = spoken(lambda: run.main(["--config", str(path)]))
-        assert status == 2, (kind, text[:300], printed)
+        _, problems, _ = arguments.parse(["--config", str(path)])
+        assert problems, (kind, text[:300])
+        assert snapshot(tmp_path) == before
+        cases[kind] += 1
+
+    each()
+    check_counts(cases, [kind.__name__ for kind in CONFIGS])
+
+
+@pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
+def test_the_training_command_refuses_malformed_configs(settings, tmp_path, kind):
+    path = tmp_path / "config.json"
+
+    @FEW
+    @given(st.data())
+    def each(data):
+        text = kind(data.draw, settings)
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+        before = snapshot(tmp_path)
+        status, printed = status_and_output(lambda: run.main(["--config", str(path)]))
+        assert status == 2, (text[:300], printed)
         assert "nothing was started" in printed
         assert snapshot(tmp_path) == before
-        CASES[f"config, {kind}"] += 1
 
     each()
 
@@ -185,9 +216,17 @@ def broken_files(draw) -> tuple[str, str, bytes]:
     return kind.__name__, RAW[kind], kind(draw, toy.raw_rows(6, 2))
 
 
-def test_malformed_raw_files(toy_world, tmp_path):
-    raw = tmp_path / "raw"
-    toy.write_parquet(raw / "sound.parquet", toy.raw_rows(5, 2))
+@pytest.fixture
+def raw(tmp_path):
+    """A folder of raw files with a sound one in it."""
+    toy.write_parquet(tmp_path / "raw" / "sound.parquet", toy.raw_rows(5, 2))
+    return tmp_path / "raw"
+
+
+def test_malformed_raw_files(raw, tmp_path):
+    words = ["--input_dir", str(raw), "--output_dir", str(tmp_path / "stores"), "--task", "retrieval"]
+    flags = tokenize_data_qwen.parse(words)
+    cases = Counter()
 
     @MANY
     @given(broken_files())
@@ -196,12 +235,33 @@ def test_malformed_raw_files(toy_world, tmp_path):
         path = raw / f"broken.{suffix}"
         path.write_bytes(data)
         before = snapshot(tmp_path)
-        status, printed = spoken(lambda: tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval"))
-        assert status == 2, (kind, data[:300], printed)
-        assert str(path) in printed
+        _, problems = tokenize_data_qwen.plan_jobs(flags, "")
+        assert problems, (kind, data[:300])
+        assert all(str(path) in problem for problem in problems)
         assert snapshot(tmp_path) == before
         path.unlink()
-        CASES[f"raw file, {kind}"] += 1
+        cases[kind] += 1
+
+    each()
+    check_counts(cases, [kind.__name__ for kind in RAW])
+
+
+@pytest.mark.parametrize("kind", RAW, ids=lambda kind: kind.__name__)
+def test_the_tokenising_command_refuses_malformed_raw_files(toy_world, raw, tmp_path, kind):
+    path = raw / f"broken.{RAW[kind]}"
+
+    @FEW
+    @given(st.data())
+    def each(data):
+        content = kind(data.draw, toy.raw_rows(6, 2))
+        path.write_bytes(content)
+        before = snapshot(tmp_path)
+        status, printed = status_and_output(
+            lambda: tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval")
+        )
+        assert status == 2, (content[:300], printed)
+        assert str(path) in printed
+        assert snapshot(tmp_path) == before
 
     each()
 
@@ -215,6 +275,7 @@ def test_malformed_stores(toy_world, tmp_path):
     good = json.loads(path.read_text())
     keys = ["format", "name", "task", "rows", "texts", "tokens", "negatives", "max_token_id", "eos_token_id", "sha256"]
     values = st.one_of(*(st.sampled_from(values) for values in ODD.values()), st.just("gone"))
+    cases = Counter()
 
     @MANY
     @given(st.sampled_from(keys), values)
@@ -227,15 +288,17 @@ def test_malformed_stores(toy_world, tmp_path):
         assert stores == []
         assert all(str(path.parent) in problem for problem in problems)
         assert snapshot(tmp_path / "data") == before
-        CASES["store, meta.json"] += 1
+        cases[key] += 1
 
     each()
+    check_counts(cases, keys)
 
 
 def test_malformed_states(tmp_path):
     folder = checkpoint.write(tmp_path, 3, {"weights": {"a": torch.arange(6.0)}}, {"sizes": {"metrics": 3}}, keep=1)
     names = [path.name for path in folder.iterdir()]
     whole = {name: (folder / name).read_bytes() for name in names}
+    cases = Counter()
 
     @MANY
     @given(st.sampled_from(names), st.integers(0, 10**6), st.integers(1, 255), st.booleans())
@@ -247,13 +310,8 @@ def test_malformed_states(tmp_path):
         with pytest.raises(ValueError, match=r"state|checksum|format"):
             checkpoint.read(folder)
         (folder / name).write_bytes(whole[name])
-        CASES["state, a byte changed or the rest cut"] += 1
+        cases[name] += 1
 
     each()
+    check_counts(cases, names)
     assert checkpoint.read(folder)[0] == 3
-
-
-def test_there_were_enough_cases():
-    print("\n" + "\n".join(f"{count:5} {kind}" for kind, count in sorted(CASES.items())))
-    assert sum(CASES.values()) >= 300
-    assert sum(count for kind, count in CASES.items() if kind.startswith(("config", "raw"))) >= 240

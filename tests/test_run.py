@@ -485,6 +485,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 ACCELERATE = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate_cpu.yaml"]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
 def test_two_processes_train_what_one_trains(settings, tmp_path, launcher):
     keys = {"use_mrl": True, "validation_steps": 3, "log_interval": 1, "train_steps": 6}
@@ -499,6 +500,7 @@ def test_two_processes_train_what_one_trains(settings, tmp_path, launcher):
         assert (weights(half / "step_6")[name] - weight).abs().max() < 1e-5
 
 
+@pytest.mark.processes
 def test_every_process_of_a_refused_launch_ends(settings, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(settings | {"model_path": "nowhere/at_all"}))

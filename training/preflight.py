@@ -67,7 +67,8 @@ def folder_problems(folder: Path, resume: str) -> list[str]:
         return []
     if folder.is_file():
         return [f"{folder}: holds something else than a run: choose another experiment_id"]
-    in_use = any(folder.iterdir())
+    own_traces = {".lock", "args.json.tmp"}  # of a run that was killed, or met a full disk, before its first file
+    in_use = any(path.name not in own_traces for path in folder.iterdir())
     if in_use and not (folder / "args.json").exists():
         return [f"{folder}: holds something else than a run: choose another experiment_id"]
     if in_use and resume == "never":

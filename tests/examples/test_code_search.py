@@ -4,17 +4,13 @@ python -m pytest tests/examples/test_code_search.py
 """
 
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from harness import ROOT, run_command
 
 from examples.code_search import corpus, tuples
 from examples.code_search.corpus import Function
-
-ROOT = Path(__file__).parent.parent.parent
 
 SOURCE = '''
 class Box:
@@ -108,14 +104,14 @@ def test_all_three_tasks_are_written_in_the_published_layout(tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()  # deterministic
 
 
+@pytest.mark.processes
 def test_the_whole_command_in_small(tmp_path):
     """Build, tokenise, warm up, launch on two processes, evaluate, plot: as `make quickstart`, but for the sizes."""
-    for path in ROOT.iterdir():
-        if path.suffix == ".py" or path.name in ("configs", "examples", "tools"):
-            (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+    left_out = shutil.ignore_patterns(".*", "quickstart", "quickstart.[0-9]*", "__pycache__", "tests")
+    shutil.copytree(ROOT, tmp_path, ignore=left_out, dirs_exist_ok=True)
     sizes = "--rows 600 --others 60 --train_steps 6 --log_interval 2 --train_batch_size 16 --validation_steps 5"
-    command = [sys.executable, "-m", "examples.code_search.quickstart", *sizes.split()]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    words = ["-m", "examples.code_search.quickstart", "--one_file_in", "10", *sizes.split()]
+    done = run_command(*words, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "python tokenize_data_qwen.py --tokenizer_path quickstart/models/tiny-qwen3" in done.stdout
     assert "accelerate launch --config_file configs/accelerate_cpu.yaml" in done.stdout

@@ -1,4 +1,4 @@
-"""Two machines by the README's two commands, to the losses of one process.
+"""Two machines by the two commands of docs/distributed.md, to the losses of one process.
 
 python -m pytest -s tests/runtime/test_two_hosts.py        says which of the two ran
 
@@ -11,14 +11,12 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import read_metrics
-from harness import free_port
+from conftest import read_metrics, train_here
+from harness import PATIENCE, free_port, start_command
 
-ROOT = Path(__file__).parent.parent.parent
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
 
 
@@ -47,10 +45,12 @@ def hosts():
         ip(f"netns del {name}")
 
 
+@pytest.mark.processes
 def test_two_machines_train_what_one_process_trains(hosts, settings, tmp_path):
     machines, address = hosts
     keys = {"train_steps": 4, "log_interval": 1, "validation_steps": 2, "use_mrl": True}
-    port, running = free_port(), []
+    port = free_port()
+    running = []
     for rank, (prefix, environment) in enumerate(machines):
         # Each machine has its own cache folder, as without a shared file system; outputs are the main process's.
         own = {"experiment_id": "two", "train_batch_size": 4, "cache_dir": str(tmp_path / f"cache{rank}")}
@@ -60,22 +60,17 @@ def test_two_machines_train_what_one_process_trains(hosts, settings, tmp_path):
         flags += f"--main_process_port {port}"
         launch = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate_cpu.yaml", *flags.split()]
         command = [*prefix, sys.executable, *launch, "run.py", "--config", str(path)]
-        log = open(tmp_path / f"two{rank}.log", "w")
-        running.append(
-            subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT)
-        )
-        time.sleep(1)
-    codes = [process.wait(timeout=180) for process in running]
+        log = tmp_path / f"two{rank}.log"
+        running.append(start_command(*command, log=log, environment=os.environ | environment))
+    codes = [process.wait(PATIENCE) for process in running]
     logs = [(tmp_path / f"two{rank}.log").read_text() for rank in range(2)]
     assert codes == [0, 0], "\n".join(logs)
     assert "processes: 2" in logs[0]
     assert all("verified toy_retrieval" in log for log in logs)  # one cache build on each machine
     assert ["step 4/4" in log for log in logs] == [True, False]  # one writer
 
-    path = tmp_path / "one.json"
-    path.write_text(json.dumps(settings | keys | {"experiment_id": "one", "train_batch_size": 8}))
-    subprocess.run([sys.executable, "run.py", "--config", str(path)], cwd=ROOT, check=True, capture_output=True)
-    two, one = (Path(settings["output_dir"]) / name for name in ("two", "one"))
+    two = Path(settings["output_dir"]) / "two"
+    one = train_here(settings | keys | {"experiment_id": "one", "train_batch_size": 8})
     for kind, values in (("train", "losses"), ("validation", "measures")):
         lines = list(zip(read_metrics(two, kind), read_metrics(one, kind), strict=True))
         assert lines

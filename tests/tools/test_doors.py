@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "__init__")
 
+pytestmark = pytest.mark.processes
+
 
 def run(words: list, folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *map(str, words)], cwd=folder, capture_output=True, text=True)
