@@ -1,4 +1,4 @@
-"""Tokenise raw training tuples: a folder of Parquet or JSONL files becomes a folder of token stores.
+"""Tokenise raw training tuples: a folder of Parquet, JSON, CSV or TSV files becomes a folder of token stores.
 
     python tokenize_data_qwen.py                                  the published paths
     python tokenize_data_qwen.py --tokenizer_path Qwen/Qwen3-0.6B --input_dir training_data \\
@@ -13,27 +13,30 @@ import math
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from tqdm import tqdm
 
-from data import raw_files, token_store
+from data import raw_files, raw_formats, token_store
+from data.declarations import ALL_FILES, declared_instructions, declared_tasks, folder_problems, name_problems
+from data.instructions import add_instructions, count_instructions, keep_most_frequent
 from data.raw_files import Survey
+from data.raw_rows import RawError
+from data.store_report import FILES_SHOWN, last_lines, not_read_lines, some, store_line
 from data.store_writer import StoreWriter, is_done, text_key
 from modeling.tokenizer import ENGINES, EngineDiffers, fingerprint, load_tokenizer, make_encoder
 from utils import aside_of, file_digest, plural, remove
 
 BATCH_TEXTS = 1024  # tokenised together: enough for all threads; more take memory and are no faster
 COMMIT_ROWS = 65536  # rows between two points at which a killed run continues
-ALL_FILES = "*"  # stands for a file's name where --task gives none
+COLUMNS_NAMED = 20  # columns that were not read, in meta.json
+REPORT = "report.txt"  # in output_dir: a line for every file, where they are more
 
-DONE, DISK_FULL, REFUSED = 0, 1, 2  # exit status
+DONE, DISK_FULL, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,21 @@ class Job:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Check everything, then tokenise file by file. Returns the exit status: 0; 2 refused input; 1 a full disk."""
+    """Check everything, then tokenise file by file.
+
+    Returns:
+        the exit status: 0; 1 a full disk; 2 refused input; 130 interrupted by Ctrl-C.
+    """
     flags = parse(argv)
+    try:
+        return check_and_tokenize(flags)
+    except KeyboardInterrupt:
+        complain("interrupted; the same command continues")
+        return INTERRUPTED
+
+
+def check_and_tokenize(flags: argparse.Namespace) -> int:
+    """Find everything that stands against the job and print all of it at once; or tokenise. Returns the exit status."""
     if flags.workers:
         os.environ["RAYON_NUM_THREADS"] = str(flags.workers)  # read when the first batch is tokenised
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -57,11 +73,14 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer_print = "" if tokenizer is None else fingerprint(tokenizer)
     jobs, job_problems = plan_jobs(flags, tokenizer_print)
     problems += job_problems
+    columns_not_read = {job.path.name: job.survey.not_read for job in jobs if job.survey is not None}
+    for line in not_read_lines(columns_not_read):
+        complain(line)
     if problems:
         complain(f"{plural(len(problems), 'problem')}, nothing was written")
         print("\n".join(f"  {problem}" for problem in problems), file=sys.stderr)
         return REFUSED
-    return tokenize_jobs(jobs, tokenizer, flags.engine)
+    return tokenize_jobs(jobs, tokenizer, flags.engine, flags.output_dir / REPORT)
 
 
 def complain(line: str) -> None:
@@ -74,12 +93,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--tokenizer_path", default="models/qwen3-0.6b", help="folder or hub id (default %(default)s)")
-    add(
-        "--input_dir",
-        type=_folder,
-        default=Path("training_data"),
-        help="raw .parquet and .jsonl files (default %(default)s)",
-    )
+    files = f"folder of raw files, or one: {raw_files.ENDINGS} (default %(default)s)"
+    add("--input_dir", type=_folder, default=Path("training_data"), help=files)
     add(
         "--output_dir",
         type=_folder,
@@ -108,11 +123,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="retrieval, clustering or classification, of all files or of the file called NAME; may be repeated",
     )
     add(
+        "--instruction",
+        action="append",
+        default=[],
+        metavar="[NAME=]TEXT",
+        help="put before every query that carries none, of all files or of the file called NAME; may be repeated",
+    )
+    add(
         "--skip_bad_rows",
         type=_boolean,
         default=False,
-        help="leave out empty texts and positives that are their own "
-        "negative, instead of refusing the file (default false)",
+        help="leave out rows with an empty query or positive, or nothing to learn from, "
+        "instead of refusing the file (default false)",
     )
     add("--overwrite", type=_boolean, default=False, help="replace stores made from other inputs (default false)")
     return parser.parse_args(argv)
@@ -132,23 +154,42 @@ def _boolean(text: str) -> bool:
 
 def plan_jobs(flags: argparse.Namespace, tokenizer_print: str) -> tuple[list[Job], list[str]]:
     """What to do for each raw file, and everything that stands against it. Reads every file, writes nothing."""
-    declared, declaration_problems = declared_tasks(flags.task)
-    problems = flag_problems(flags) + declaration_problems + folder_problems(flags.output_dir)
-    if not flags.input_dir.is_dir():
-        return [], [*problems, f"--input_dir {flags.input_dir}: no such folder"]
-    tasks, task_problems = token_store.known_tasks(flags.input_dir)
-    problems += task_problems
-    files = raw_files.raw_files(flags.input_dir)
+    tasks, problems = declared_tasks(flags.task)
+    problems = flag_problems(flags) + problems + folder_problems(flags.output_dir)
+    files, source_problems = find_files(flags)
     if not files:
-        return [], [*problems, f"--input_dir {flags.input_dir}: no .parquet or .jsonl file in it"]
-    problems += name_problems(flags.input_dir, [path.stem for path in files], declared)
+        return [], problems + source_problems
+    known_tasks, task_problems = token_store.known_tasks(files[0].parent)
+    names = [raw_formats.dataset_name(path) for path in files]
+    instructions, instruction_problems = declared_instructions(flags.instruction, names)
+    problems += task_problems + instruction_problems + name_problems(flags.input_dir, names, tasks)
     jobs = []
-    for path in tqdm(files, desc="checking", unit="file", disable=None):
-        task = declared.get(path.stem) or declared.get(ALL_FILES) or tasks.get(path.stem)
-        job, job_problems = plan_job(path, flags, task, tokenizer_print)
+    for path, name in zip(tqdm(files, desc="checking", unit="file", disable=None), names, strict=True):
+        task = tasks.get(name) or tasks.get(ALL_FILES) or known_tasks.get(name)
+        instruction = instructions.get(name) or instructions.get(ALL_FILES)
+        job, job_problems = plan_job(path, flags, task, instruction, tokenizer_print)
         jobs.append(job)
         problems += job_problems
     return jobs, problems
+
+
+def find_files(flags: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    """The raw files, or why there are none. Says what else lies there and is not read."""
+    source = flags.input_dir
+    if not source.exists():
+        return [], [f"--input_dir {source}: no such folder or file"]
+    if source.is_file() and raw_formats.format_of(source) is None:
+        return [], [f"--input_dir {source}: none of {raw_files.ENDINGS}"]
+    files, others = raw_files.raw_files(source)
+    if flags.output_dir.absolute().parent == source.absolute():
+        others.pop(flags.output_dir.name, None)  # the stores may stand beside the raw files
+    not_read = some(f"{name} ({reason})" for name, reason in others.items())
+    if not files:
+        there = f"; there are {not_read}" if not_read else ""
+        return [], [f"--input_dir {source}: no file with one of the endings {raw_files.ENDINGS} in it{there}"]
+    if not_read:
+        complain(f"not read in {source}: {not_read}")
+    return files, []
 
 
 def flag_problems(flags: argparse.Namespace) -> list[str]:
@@ -163,47 +204,12 @@ def flag_problems(flags: argparse.Namespace) -> list[str]:
     return problems
 
 
-def declared_tasks(declarations: list[str]) -> tuple[dict[str, str], list[str]]:
-    """--task flags as name -> task, ALL_FILES where none is named; and the ones that make no sense."""
-    declared = {}
-    problems = []
-    for text in declarations:
-        name, _, task = text.rpartition("=")
-        if task not in token_store.TASKS:
-            problems.append(f"--task {text}: {task!r} is none of {', '.join(token_store.TASKS)}")
-        declared[name or ALL_FILES] = task
-    return declared, problems
-
-
-def folder_problems(folder: Path) -> list[str]:
-    """Why nothing can be written below `folder`, one line, or nothing."""
-    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not nearest.is_dir():
-        return [f"--output_dir {folder}: {nearest} is a file"]
-    if not os.access(nearest, os.W_OK):
-        return [f"--output_dir {folder}: {nearest} may not be written to"]
-    return []
-
-
-def name_problems(folder: Path, names: list[str], declared: dict[str, str]) -> list[str]:
-    """Names that two raw files share, and tasks declared for a name that no raw file has. `names` have no endings."""
-    problems = []
-    counts = Counter(names)
-    for name in sorted(counts):
-        if counts[name] > 1:
-            problems.append(f"{folder}: two files are called {name!r}; one store can hold only one")
-    for name, task in declared.items():
-        is_known = name == ALL_FILES or name in counts
-        if not is_known and task in token_store.TASKS:  # an unknown task was a problem before
-            problems.append(
-                f"--task {name}={task}: no file is called {name}.parquet or {name}.jsonl; there are {', '.join(names)}"
-            )
-    return problems
-
-
-def plan_job(path: Path, flags: argparse.Namespace, task: str | None, tokenizer_print: str) -> tuple[Job, list[str]]:
+def plan_job(
+    path: Path, flags: argparse.Namespace, task: str | None, instruction: str | None, tokenizer_print: str
+) -> tuple[Job, list[str]]:
     """The job of one raw file, and what stands against it."""
-    name = path.stem
+    name = raw_formats.dataset_name(path)
+    folder = flags.output_dir / name
     problems = []
     name_problem = token_store.name_problem(name)
     if name_problem:
@@ -211,8 +217,12 @@ def plan_job(path: Path, flags: argparse.Namespace, task: str | None, tokenizer_
     if task is None:
         problems.append(
             f"{path}: no task is known for {name!r}: give --task {name}=retrieval (or clustering, classification), "
-            f'or put {{"{name}": "retrieval"}} into {flags.input_dir}/tasks.json'
+            f'or put {{"{name}": "retrieval"}} into {path.with_name("tasks.json")}'
         )
+    try:
+        raw_formats.check_file(path)
+    except RawError as error:
+        return Job(path, folder, {}, survey=None), [*problems, f"{path}: {error}"]
     inputs = {
         "source": path.name,
         "source_sha256": file_digest(path),
@@ -222,14 +232,15 @@ def plan_job(path: Path, flags: argparse.Namespace, task: str | None, tokenizer_
         "task": task,
         "skip_bad_rows": flags.skip_bad_rows,
     }
-    folder = flags.output_dir / name
+    if instruction:  # only then, so that stores of earlier versions still count as done
+        inputs["instruction"] = instruction
     done, folder_problem = is_done(folder, inputs, flags.overwrite)
     if done or folder_problem:
         return Job(path, folder, inputs, survey=None), problems + folder_problem
-    survey = raw_files.survey(path)
+    survey = raw_files.survey(path, task)
     problems += survey.problems
     if flags.skip_bad_rows:
-        if not survey.good:
+        if not survey.good and not survey.problems:
             problems.append(f"{path}: no good row would be left")
     else:
         for line in survey.describe_bad_rows(path):
@@ -237,11 +248,14 @@ def plan_job(path: Path, flags: argparse.Namespace, task: str | None, tokenizer_
     return Job(path, folder, inputs, survey), problems
 
 
-def tokenize_jobs(jobs: list[Job], tokenizer, engine: str) -> int:
+def tokenize_jobs(jobs: list[Job], tokenizer, engine: str, report: Path) -> int:
     """Write the store of each job that is not done, with a line about each. Returns the exit status."""
     longest_name = max(len(job.folder.name) for job in jobs)
-    for job in jobs:
-        seconds = None
+    are_many = len(jobs) > FILES_SHOWN
+    hide_bar = None if are_many else True  # None: shown on a terminal
+    stores = []
+    for job in tqdm(jobs, desc="tokenising", unit="file", disable=hide_bar):
+        took = "was done already"
         if job.survey is not None:
             begin = time.perf_counter()
             try:
@@ -250,8 +264,12 @@ def tokenize_jobs(jobs: list[Job], tokenizer, engine: str) -> int:
                 complain(f"{job.folder}: the disk refuses what is written: {error}")
                 complain("make room; the same command continues")
                 return DISK_FULL
-            seconds = time.perf_counter() - begin
-        print(report(job.folder, longest_name, seconds), flush=True)
+            took = f"{time.perf_counter() - begin:.1f} s"
+        stores.append(token_store.open_store(job.folder))
+        if not are_many:
+            print(f"{store_line(stores[-1], longest_name)}  {took}", flush=True)
+    for line in last_lines(stores, report):
+        print(line, flush=True)
     return DONE
 
 
@@ -271,19 +289,25 @@ def tokenize_file(job: Job, tokenizer, engine: str = "tokenizers") -> None:
     writer = StoreWriter(job.folder, survey.slots, inputs)
     encode = make_encoder(tokenizer, inputs["max_seq_length"], engine)
     is_sampled = raw_files.sample_rows(survey.rows, inputs["max_rows"])  # [rows of the file]
+    if survey.not_read:
+        writer.stats["columns_not_read"] = list(survey.not_read)[:COLUMNS_NAMED]
     position = writer.position
     batch_rows = math.ceil(BATCH_TEXTS / (2 + survey.slots))
     with tqdm(total=survey.rows, initial=position, desc=job.folder.name, unit="row", disable=None, leave=False) as bar:
         for table in raw_files.read(job.path, survey.columns, batch_rows, skip=position):
-            tuples = raw_files.to_tuples(table, survey.columns, survey.slots)
+            tuples = survey.columns.to_tuples(table, survey.slots)
             wanted = is_sampled[position + tuples.rows]  # [tuples of the table]
-            good = wanted & (tuples.kinds() == 0)
+            good = wanted & (raw_files.kinds(tuples, inputs["task"]) == 0)
             writer.stats["skipped"] = writer.stats.get("skipped", 0) + int(wanted.sum() - good.sum())
-            add_tuples(writer, [column.filter(pa.array(good)).to_pylist() for column in tuples.texts], encode)
+            columns = tuples.texts_of(good)
+            columns[0] = add_instructions(columns[0], tuples.prompts_of(good), inputs.get("instruction"))
+            count_instructions(writer.stats, columns[0])
+            add_tuples(writer, columns, encode)
             position += len(table)
             bar.update(len(table))
             if position // COMMIT_ROWS > writer.position // COMMIT_ROWS:  # a multiple of COMMIT_ROWS was passed
                 writer.commit(position)
+    keep_most_frequent(writer.stats)
     meta = {
         "name": job.folder.name,
         "task": inputs["task"],
@@ -320,26 +344,6 @@ def new_texts(columns: list[list[str | None]], keys: list[list[bytes | None]], k
             if key and key not in known:
                 texts[key] = text
     return texts
-
-
-def report(folder: Path, width: int, seconds: float | None) -> str:
-    """One line about a finished store.
-
-    Args:
-        width: of the column of names.
-        seconds: what it took; None for a store that was there before.
-    """
-    store = token_store.open_store(folder)
-    meta, stats = store.meta, store.meta["stats"]
-    took = "was done already" if seconds is None else f"{seconds:.1f} s"
-    parts = [
-        f"{store.name:{width}}  {store.task:14}",
-        f"{meta['rows']:>11,} rows  {meta['texts']:>11,} texts  {meta['tokens']:>14,} tokens",
-        f"{stats.get('truncated', 0) / meta['texts']:6.1%} truncated  {stats.get('skipped', 0):,} skipped",
-        f"{stats.get('own', 0):,} negatives cut to their positive",
-        f"{store.nbytes / 1e6:,.1f} MB  {took}",
-    ]
-    return "  ".join(parts)
 
 
 if __name__ == "__main__":

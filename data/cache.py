@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
+from tqdm import tqdm
 
 from data import token_store
+from data.store_report import DATASETS_SHOWN
 from data.token_store import StoreError, TokenStore
+from utils import plural
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ def prepare(folder: Path, cache_dir: Path, say: Callable[[str], None] = print) -
     """Open every dataset of `folder`, converting and verifying what was not yet.
 
     Args:
-        say: called with a line about each thing built, by the process that built it.
+        say: called with a line about each thing built, by the process that built it; with one line about all of them
+            where the datasets are many.
 
     Returns:
         (stores sorted by name, []) or ([], problems).
@@ -39,21 +43,33 @@ def prepare(folder: Path, cache_dir: Path, say: Callable[[str], None] = print) -
     sources, problems = find_sources(folder)
     if problems:
         return [], problems
+    are_many = len(sources) > DATASETS_SHOWN
     stores = []
+    news = []  # lines about what was built, where they are too many to be said
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         # One process of a node builds; the others wait here, and find everything done.
         with FileLock(cache_dir / ".lock"):
-            for source in sources:
+            hide_bar = None if are_many else True  # None: shown on a terminal, when there is something to wait for
+            for source in tqdm(sources, desc="preparing data", unit="dataset", disable=hide_bar, delay=1, leave=False):
                 try:
-                    stores.append(_prepare_one(source, cache_dir, say))
+                    stores.append(_prepare_one(source, cache_dir, news.append if are_many else say))
                 except StoreError as error:
                     problems += str(error).splitlines()
     except OSError as error:
         problems.append(f"cache_dir {cache_dir}: the disk refuses what is written: {error}; the same command continues")
+    if news:
+        say(_summary(news, stores))
     if problems:
         return [], problems
     return stores, []
+
+
+def _summary(news: list[str], stores: list[TokenStore]) -> str:
+    """One line for many lines about what was converted and what was verified."""
+    counts = Counter(line.partition(" ")[0] for line in news)
+    done = " and ".join(f"{what} {plural(counts[what], 'dataset')}" for what in sorted(counts))
+    return f"{done}; there are {plural(len(stores), 'dataset')}, {sum(store.nbytes for store in stores) / 1e6:,.1f} MB"
 
 
 def open_unverified(folder: Path) -> tuple[list[TokenStore], list[str]]:
@@ -105,7 +121,7 @@ def _source_at(path: Path, tasks: dict[str, str]) -> Source | None:
         return None
     if path.is_dir() and ((path / "meta.json").exists() or (path / "tokens.npy").exists()):
         return Source(path.name, path)
-    if path.suffix == ".jsonl":
+    if path.name.lower().removesuffix(".gz").endswith(".jsonl"):
         raise StoreError(f"{path}: raw texts: tokenise them, and give train_data_path what that writes")
     if path.suffix == ".parquet":
         return _published_source(path, tasks)

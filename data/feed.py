@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from data.batch import Batch, make_batch, truncates_to_its_positive
 from data.plan import Plan, batch_bounds, batch_count, choose_negatives, split_rows, split_sizes
+from data.store_report import DATASETS_SHOWN, largest, write_lines
 from data.token_store import TokenStore
 from utils import plural
 
@@ -81,16 +83,36 @@ class Prefetcher:
         return dataset, batch
 
 
-def describe(stores: list[TokenStore]) -> list[str]:
-    """What there is to train on, for people: a summary, then a line per dataset."""
+def describe(stores: list[TokenStore], listing: Path | None = None) -> list[str]:
+    """What there is to train on, for people: a summary, then a line per dataset; of many, of the largest.
+
+    Args:
+        listing: a file that gets the lines of all datasets where not all are shown; None writes none.
+    """
     tuples = sum(len(store.tuples) for store in stores)
     nbytes = sum(store.nbytes for store in stores)
-    longest_name = max(len(store.name) for store in stores)
     lines = [f"data ready: {plural(len(stores), 'dataset')}, {tuples:,} tuples, {nbytes / 1e6:,.1f} MB"]
-    for store in stores:
-        trained, held_out = split_sizes(len(store.tuples))
-        lines.append(
-            f"  {store.name:{longest_name}}  {store.task:14}  {trained:,} tuples + {held_out:,} held out, up to "
-            f"{store.meta['negatives']} negatives, {store.meta['tokens']:,} tokens, {store.nbytes / 1e6:,.1f} MB"
-        )
+    shown = stores
+    if len(stores) > DATASETS_SHOWN:
+        shown = largest(stores)
+        lines[0] += "; the largest:"
+    longest_name = max(len(store.name) for store in shown)
+    lines += [_describe_one(store, longest_name) for store in shown]
+    others = len(stores) - len(shown)
+    if others:
+        line = f"  and {others:,} more"
+        if listing is not None:
+            longest_name = max(len(store.name) for store in stores)
+            write_lines(listing, [_describe_one(store, longest_name) for store in stores])
+            line += f", in {listing}"
+        lines.append(line)
     return lines
+
+
+def _describe_one(store: TokenStore, width: int) -> str:
+    """A line about a dataset; `width` is that of the column of names."""
+    trained, held_out = split_sizes(len(store.tuples))
+    return (
+        f"  {store.name:{width}}  {store.task:14}  {trained:,} tuples + {held_out:,} held out, up to "
+        f"{store.meta['negatives']} negatives, {store.meta['tokens']:,} tokens, {store.nbytes / 1e6:,.1f} MB"
+    )

@@ -1,169 +1,73 @@
-"""Raw training tuples on disk: Parquet or JSONL files, one file per dataset, read in three column styles.
+"""Raw training tuples on disk, one file per dataset: which files of a folder are read, and what is in one.
 
-    query, passage, negative_1 .. negative_K      the published layout; `positive` may stand for `passage`
-    anchor, positive, negative_1 .. negative_K    Sentence Transformers; one `negative` may stand alone
-    query, pos, neg                               FlagEmbedding, lists of texts; one tuple for each text of pos
-
-Negatives may be missing: null, an empty text, a shorter list, or no negative column at all.
-
-To add a column style, add a line to STYLES: the words that a refused file is answered with, the column of queries,
-the columns that may hold positives, and the class that reads the cells. `TextColumns` reads one text per cell,
-`ListColumns` lists of positives and of negatives. Cells of another form need a third class beside these two. It says
-which columns hold negatives (`negatives_among`), what type each column must have (`types`), how many negatives a row
-has room for (`count_negatives`) and how rows become tuples (`to_tuples`). Nothing else knows of styles.
+The formats are raw_formats.py's, the meaning of the columns raw_columns.py's.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from data import raw_formats
-from data.raw_formats import RawError
+from data import raw_columns, raw_formats, raw_rows
+from data.raw_columns import Columns, Tuples, find_columns
+from data.raw_formats import UnreadableRows
+from data.raw_rows import RawError
+from data.row_styles import RowStyles
+from utils import plural
 
-SUFFIXES = (".parquet", ".jsonl")
+ENDINGS = ".parquet, .jsonl, .json, .csv, .tsv (all but the first also as .gz)"
+NOT_DATA = ("tasks.json", "report.txt")  # files with a meaning of their own
 # What can be wrong with a tuple; number 0 is nothing.
-BAD_KINDS = (None, "an empty or null query", "an empty or null positive", "a positive that is also its negative")
+BAD_KINDS = (
+    None,
+    "an empty or null query",
+    "an empty or null positive",
+    "no negative but its positive, so that nothing is left to learn from",
+)
 SAMPLE_SEED = 42  # of `sample_rows`, as in F2LLM-v2
 _SHOWN = 5  # row numbers given for a kind of bad row
 
 
-@dataclass(frozen=True)
-class Tuples:
-    """Some tuples of a raw file, column by column."""
-
-    texts: list[pa.Array]  # query, positive, negative x slots; each [n], null where missing
-    rows: np.ndarray  # [n] the raw row of each tuple, from 0 in this part of the file
-
-    def kinds(self) -> np.ndarray:
-        """What is wrong with each tuple, [n] numbers into BAD_KINDS."""
-        query, positive, *negatives = self.texts
-        no_query = _numpy(pc.is_null(query))
-        no_positive = _numpy(pc.is_null(positive))
-        is_own_negative = np.zeros(len(query), bool)
-        for negative in negatives:
-            is_own_negative |= _numpy(pc.fill_null(pc.equal(negative, positive), False))
-        return np.select([no_query, no_positive, is_own_negative], [1, 2, 3], 0)
+# -------------------------------------------------------------------------------------------- a folder
 
 
-# ------------------------------------------------------------------------------------- column styles
+def raw_files(source: Path) -> tuple[list[Path], dict[str, str]]:
+    """The raw files of a folder, sorted by name, or the one file that `source` is.
+
+    Returns:
+        (files, names of what else lies there -> why it is not read). A folder that is called as a raw file would be is
+        among the files, and is refused when it is looked into.
+    """
+    if source.is_file():
+        return [source], {}
+    files = []
+    others = {}
+    for path in sorted(source.iterdir()):
+        reason = _why_not_read(path)
+        if reason is None:
+            files.append(path)
+        elif path.name not in NOT_DATA:
+            others[path.name] = reason
+    return files, others
 
 
-@dataclass(frozen=True)
-class TextColumns:
-    """One text per cell; a row is a tuple."""
-
-    query: str
-    positive: str
-    negatives: tuple[str, ...]  # one column for each negative
-
-    @staticmethod
-    def negatives_among(names: list[str]) -> tuple[str, ...]:
-        """negative_1, negative_2, ... in the order of their numbers, or else `negative`."""
-        numbered = [name for name in names if re.fullmatch(r"negative_\d+", name)]
-        if numbered:
-            return tuple(sorted(numbered, key=lambda name: (int(name.removeprefix("negative_")), name)))
-        return ("negative",) if "negative" in names else ()
-
-    @property
-    def types(self) -> dict[str, pa.DataType]:
-        """Column -> the type that it must hold."""
-        return dict.fromkeys((self.query, self.positive, *self.negatives), pa.string())
-
-    def count_negatives(self, table: pa.Table) -> int:
-        """The most negatives that a row has room for."""
-        return len(self.negatives)
-
-    def to_tuples(self, table: pa.Table, slots: int) -> Tuples:
-        """A tuple for each row."""
-        missing = pa.nulls(len(table), pa.large_string())
-        texts = [_texts(table[name].combine_chunks()) for name in self.types]
-        texts += [missing] * (slots - len(self.negatives))
-        return Tuples(texts, rows=np.arange(len(table)))
-
-
-@dataclass(frozen=True)
-class ListColumns:
-    """A text for the query, a list of texts for positives, and a list for negatives; a tuple for each positive."""
-
-    query: str
-    positive: str
-    negatives: tuple[str, ...]  # the column of lists, or no column
-
-    @staticmethod
-    def negatives_among(names: list[str]) -> tuple[str, ...]:
-        """`neg`, if the file has it."""
-        return ("neg",) if "neg" in names else ()
-
-    @property
-    def types(self) -> dict[str, pa.DataType]:
-        """Column -> the type that it must hold."""
-        types = dict.fromkeys((self.positive, *self.negatives), pa.list_(pa.string()))
-        return {self.query: pa.string(), **types}
-
-    def count_negatives(self, table: pa.Table) -> int:
-        """The most negatives that a row has."""
-        if not self.negatives:
-            return 0
-        longest = pc.max(pc.list_value_length(table[self.negatives[0]])).as_py()
-        return longest or 0  # None where every list is null
-
-    def to_tuples(self, table: pa.Table, slots: int) -> Tuples:
-        """A tuple for each positive of a row, all with the same query and the same negatives."""
-        positives, counts, starts = _flat(table[self.positive].combine_chunks())  # counts, starts: [rows of the table]
-        tuples_per_row = np.maximum(counts, 1)  # a row without a positive stays, as a bad one
-        rows = np.repeat(np.arange(len(table)), tuples_per_row)  # [n] the row of each tuple
-        first_tuple = np.cumsum(tuples_per_row) - tuples_per_row
-        nth = np.arange(len(rows)) - first_tuple[rows]  # [n] which of its row's positives a tuple has
-        queries = _texts(table[self.query].combine_chunks()).take(pa.array(rows))
-        texts = [queries, _take(positives, starts[rows] + nth, nth < counts[rows])]
-        if self.negatives:
-            negatives, counts, starts = _flat(table[self.negatives[0]].combine_chunks())
-            for slot in range(slots):
-                texts.append(_take(negatives, starts[rows] + slot, slot < counts[rows]))
-        return Tuples(texts, rows)
-
-
-Columns = TextColumns | ListColumns
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a file's columns may be called, and how they are read."""
-
-    words: str  # for people: what a file of this style has
-    query: str
-    positives: tuple[str, ...]  # any of these, the first that a file has
-    cells: type[Columns]
-    preferred: bool = False  # to others that a file also fits
-
-
-STYLES = (
-    Style("query, passage, negative_1..K", "query", ("passage", "positive"), TextColumns),
-    Style("anchor, positive, negative_k", "anchor", ("positive",), TextColumns),
-    Style("query, pos, neg as lists", "query", ("pos",), ListColumns, preferred=True),
-)
-
-
-def find_columns(names: list[str]) -> Columns | None:
-    """How to read a file with columns of these names, or None."""
-    for style in sorted(STYLES, key=lambda style: not style.preferred):
-        for positive in style.positives:
-            if style.query in names and positive in names:
-                return style.cells(style.query, positive, style.cells.negatives_among(names))
+def _why_not_read(path: Path) -> str | None:
+    """Why a path in a folder of raw files is none of them, or None."""
+    if path.name.startswith("."):
+        return "hidden"
+    if path.name in NOT_DATA:
+        return "of another purpose"
+    kind = raw_formats.format_of(path)
+    if kind is None:
+        return "a folder" if path.is_dir() else "of another ending"
+    if kind == ".json" and path.is_file() and not raw_rows.is_table(path):
+        return "not an array of rows"
     return None
 
 
-# ------------------------------------------------------------------------------------------- a file
-
-
-def raw_files(folder: Path) -> list[Path]:
-    """The raw files of a folder, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)  # also folders: refused by name
+# ---------------------------------------------------------------------------------------------- a file
 
 
 def read(path: Path, columns: Columns, batch_rows: int, skip: int = 0) -> Iterator[pa.Table]:
@@ -175,9 +79,19 @@ def read(path: Path, columns: Columns, batch_rows: int, skip: int = 0) -> Iterat
     return raw_formats.read(path, columns.types, batch_rows, skip)
 
 
-def to_tuples(table: pa.Table, columns: Columns, slots: int) -> Tuples:
-    """Rows as tuples with `slots` negatives each. An empty text, or one of white space alone, becomes null."""
-    return columns.to_tuples(table, slots)
+def kinds(tuples: Tuples, task: str | None) -> np.ndarray:
+    """What is wrong with each tuple, [n] numbers into BAD_KINDS.
+
+    A negative that is its own positive is dropped by the writer and costs no more than itself; but clustering and
+    classification learn from nothing else than negatives.
+    """
+    query, positive, *_ = tuples.texts
+    no_query = ~query.is_valid().to_numpy(zero_copy_only=False)
+    no_positive = ~positive.is_valid().to_numpy(zero_copy_only=False)
+    nothing_left = np.zeros(len(query), bool)
+    if task in ("clustering", "classification"):
+        nothing_left = tuples.has_only_own_negatives()
+    return np.select([no_query, no_positive, nothing_left], [1, 2, 3], 0)
 
 
 def sample_rows(rows: int, max_rows: int) -> np.ndarray:
@@ -201,6 +115,7 @@ class Survey:
     rows: int = 0
     good: int = 0  # tuples with nothing wrong
     slots: int = 0  # K, the most negatives a row has room for
+    not_read: dict[str, str] = field(default_factory=dict)  # column -> why it is not read
     problems: list[str] = field(default_factory=list)  # the file cannot be used
     bad_rows: dict[str, list[int]] = field(default_factory=dict)  # kind -> rows, from 0
 
@@ -211,63 +126,92 @@ class Survey:
             shown = ", ".join(str(row) for row in rows[:_SHOWN])
             if len(rows) > _SHOWN:
                 shown += ", ..."
-            noun = "row" if len(rows) == 1 else "rows"
-            lines.append(f"{path}: {len(rows)} {noun} with {kind} (row {shown}, counted from 0)")
+            lines.append(f"{path}: {plural(len(rows), 'row')} with {kind} (row {shown}, counted from 0)")
         return lines
 
 
-def survey(path: Path, batch_rows: int = 1024) -> Survey:
+def survey(path: Path, task: str | None, batch_rows: int = 1024) -> Survey:
     """Read a raw file once and report everything that is wrong with it."""
     found = Survey()
+    unreadable = UnreadableRows()
+    problems = []
     try:
-        names = raw_formats.column_names(path)
-        found.columns = find_columns(names)
-        if found.columns is None:
-            remedy = "; or ".join(style.words for style in STYLES)
-            raise RawError(f"columns {', '.join(names)}: no query and positive among them; have {remedy}")
-        raw_formats.check_types(path, found.columns.types)
-        for table in read(path, found.columns, batch_rows):
-            _survey_table(found, table)
-        if not found.rows:
+        raw_formats.check_file(path)
+        names, found.columns = choose_columns(path)
+        found.not_read = raw_columns.reasons_not_read(names, found.columns)
+        for numbers, table in raw_formats.survey(path, found.columns.types, batch_rows, unreadable):
+            _survey_table(found, numbers, table, task)
+        if not found.rows and not unreadable.count:
             raise RawError("the file has no rows")
     except RawError as error:
-        found.problems += [f"{path}: {line}" for line in str(error).splitlines()]
+        problems = str(error).splitlines()
+    found.problems = [f"{path}: {line}" for line in unreadable.describe() + problems]
     return found
 
 
-def _survey_table(found: Survey, table: pa.Table) -> None:
-    """Add what some rows of a file hold to what was found in the rows before them."""
+def _survey_table(found: Survey, numbers: np.ndarray, table: pa.Table, task: str | None) -> None:
+    """Add what some rows of a file hold to what was found in the rows before them; `numbers` [n] are theirs."""
     found.slots = max(found.slots, found.columns.count_negatives(table))
     tuples = found.columns.to_tuples(table, found.slots)
-    kinds = tuples.kinds()
-    found.good += int((kinds == 0).sum())
-    for kind in np.unique(kinds[kinds > 0]):
-        rows = np.unique(tuples.rows[kinds == kind]) + found.rows
+    kind_of_tuple = kinds(tuples, task)
+    found.good += int((kind_of_tuple == 0).sum())
+    for kind in np.unique(kind_of_tuple[kind_of_tuple > 0]):
+        rows = numbers[np.unique(tuples.rows[kind_of_tuple == kind])]
         found.bad_rows.setdefault(BAD_KINDS[kind], []).extend(rows.tolist())
     found.rows += len(table)
 
 
-# ------------------------------------------------------------------------------------- Arrow columns
+# ------------------------------------------------------------------------------------- a file's columns
 
 
-def _texts(column: pa.Array) -> pa.Array:
-    """A column of texts, null where there is nothing but white space."""
-    column = column.cast(pa.large_string())
-    is_blank = pc.equal(pc.utf8_trim_whitespace(column), "")
-    return pc.if_else(is_blank, pa.scalar(None, pa.large_string()), column)
+def choose_columns(path: Path) -> tuple[list[str], Columns]:
+    """All columns of a file, and those of them to read.
+
+    Raises:
+        RawError: no style fits, or several do, or a column holds something else than text, or no row can be read.
+    """
+    if raw_formats.format_of(path) == raw_formats.PARQUET:
+        return _choose_by_schema(path)
+    found = RowStyles()
+    unreadable = UnreadableRows()
+    for row, value in raw_rows.rows_of(path, raw_formats.format_of(path)):
+        if isinstance(value, str):
+            unreadable.add(row, value)
+        else:
+            found.add(row, value)
+    names = list(found.names)
+    columns = find_columns(found.names_to_read())
+    problems = found.problems()
+    if names and columns is None:
+        problems.append(_no_style(names))
+    if not names and not unreadable.count:
+        problems.append("the file has no rows")
+    if problems or columns is None:
+        raise RawError("\n".join(unreadable.describe() + problems))
+    return names, columns
 
 
-def _flat(column: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-    """A column of lists as (all texts, how many in each row, where each row begins); null is an empty list."""
-    counts = _numpy(pc.fill_null(pc.list_value_length(column), 0)).astype(np.int64)
-    starts = np.cumsum(counts) - counts
-    return _texts(column.flatten()), counts, starts
+def _choose_by_schema(path: Path) -> tuple[list[str], Columns]:
+    """What `choose_columns` gives, of a Parquet file. Its rows are looked at only where its columns fit two styles."""
+    schema = raw_formats.schema_of(path)
+    names = schema.names
+    if find_columns(names) is None:
+        raise RawError(_no_style(names))
+    contested = raw_columns.contested(names)
+    if contested:
+        found = RowStyles()
+        for row, values in raw_formats.rows_of_parquet(path, contested):
+            found.add(row, values)
+        if found.problems():
+            raise RawError("\n".join(found.problems()))
+        without = set(contested) - set(found.names_to_read())
+        names = [name for name in names if name not in without]
+    columns = find_columns(names)
+    raw_formats.check_types(schema, columns.types)
+    return schema.names, columns
 
 
-def _take(texts: pa.Array, places: np.ndarray, real: np.ndarray) -> pa.Array:
-    """texts[places] where `real`, else null."""
-    return texts.take(pa.array(places, pa.int64(), mask=~real))
-
-
-def _numpy(column: pa.Array) -> np.ndarray:
-    return column.to_numpy(zero_copy_only=False)
+def _no_style(names: list[str]) -> str:
+    """What is said of columns that fit no style."""
+    remedy = "; or ".join(style.words for style in raw_columns.STYLES)
+    return f"columns {', '.join(names)}: no query and positive among them; have {remedy}"

@@ -201,7 +201,8 @@ def is_done(folder: Path, inputs: dict, overwrite: bool) -> tuple[bool, list[str
 
 
 def _changed_inputs(old: dict, new: dict) -> list[str]:
-    return [f"{name} {old.get(name)!r} -> {value!r}" for name, value in new.items() if old.get(name) != value]
+    names = list(dict.fromkeys([*new, *old]))  # some inputs are there only where they are used
+    return [f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
 
 
 def text_key(data: bytes) -> bytes:

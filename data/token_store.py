@@ -12,6 +12,7 @@ gives the same bytes: no clock, no host name, no order that depends on a hash se
 import hashlib
 import json
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -159,6 +160,56 @@ def identity(folder: Path) -> str:
         sizes_and_times.append((stat.st_size, stat.st_mtime_ns))
     facts = [(folder / "meta.json").read_text(), sizes_and_times]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+# --------------------------------------------------------------------------------------- instructions
+
+
+def instruction_shares(stores: list[TokenStore]) -> dict[str, dict[str, float]]:
+    """Dataset name -> instruction -> share of its queries that carry it, the most frequent first.
+
+    Stores that do not know their instructions are left out: those written before they were counted, and those made from
+    the published scripts' token ids.
+    """
+    shares = {}
+    for store in stores:
+        counts = _instruction_counts(store)
+        if counts is not None:
+            queries = max(store.meta["rows"], 1)
+            shares[store.name] = {text: count / queries for text, count in counts.items() if text is not None}
+    return shares
+
+
+def usual_instruction(stores: list[TokenStore]) -> tuple[str | None, float]:
+    """What most retrieval queries carry, and their share: an instruction, or None for no instruction.
+
+    (None, 0.0) where nothing is known: no retrieval dataset among the stores that know their instructions.
+    """
+    totals = Counter()
+    queries = 0
+    for store in stores:
+        counts = _instruction_counts(store)
+        if store.task == "retrieval" and counts is not None:
+            totals.update(counts)
+            queries += store.meta["rows"]
+    if not totals or not queries:
+        return None, 0.0
+    usual = min(totals, key=lambda text: (-totals[text], text or ""))
+    return usual, totals[usual] / queries
+
+
+def _instruction_counts(store: TokenStore) -> dict[str | None, int] | None:
+    """Queries by the instruction that they carry, None for no instruction; or None where the store does not know."""
+    found = store.meta["stats"].get("instructions")
+    if found is None:
+        return None
+    counts = dict(found["counts"])
+    if found["none"]:
+        counts[None] = found["none"]
+    return counts
+
+
+# ----------------------------------------------------------------------------------- tasks and names
 
 
 def known_tasks(folder: Path) -> tuple[dict[str, str], list[str]]:

@@ -4,6 +4,10 @@ import json
 from dataclasses import dataclass
 
 from modeling.pooling import DEFAULT as DEFAULT_POOLING
+from modeling.prompts import query_prompt
+from utils import plural
+
+_DATASETS_SHOWN = 10  # in the card's table; published recipes have hundreds
 
 # Every pooling that Sentence Transformers has, by its name there.
 _POOLING_IN_WORDS = {
@@ -29,17 +33,10 @@ class Facts:
     datasets: dict  # dataset -> number of training tuples
 
 
-def query_prompt(instruction: str) -> str:
-    """What stands before a query's text in training and in use; passages have none."""
-    if not instruction:
-        return ""
-    return f"Instruct: {instruction}\nQuery: "
-
-
 def model_card(facts: Facts, pooling: str = DEFAULT_POOLING) -> str:
     """The text of README.md. Its head, between the two lines of dashes, is what the hub reads."""
     training_rows = [f"| {key} | {value} |" for key, value in facts.training.items()]
-    dataset_rows = [f"| {name} | {count:,} |" for name, count in facts.datasets.items()]
+    dataset_rows = _dataset_rows(facts.datasets)
     training = "\n".join(training_rows)
     datasets = "\n".join(dataset_rows)
     pooling_words = f"{_POOLING_IN_WORDS[pooling]} pooling"
@@ -74,6 +71,19 @@ print(model.similarity(queries, documents))
 |---|---|
 {datasets}
 """
+
+
+def _dataset_rows(datasets: dict[str, int]) -> list[str]:
+    """The table of training tuples: every dataset, or the largest ones and what the others have together."""
+    shown = list(datasets.items())
+    if len(shown) > _DATASETS_SHOWN:
+        shown = sorted(shown, key=lambda item: (-item[1], item[0]))[:_DATASETS_SHOWN]
+    rows = [f"| {name} | {count:,} |" for name, count in shown]
+    others = len(datasets) - len(shown)
+    if others:
+        rest = sum(datasets.values()) - sum(count for _, count in shown)
+        rows.append(f"| and {plural(others, 'other dataset')} | {rest:,} |")
+    return rows
 
 
 def _matryoshka_sentence(dims: list[int]) -> str:

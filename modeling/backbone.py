@@ -26,7 +26,8 @@ def check_backbone(
     config, problems = read_config(path)
     if config is None:
         return None, problems
-    problems = _weight_problems(path) + _vocabulary_problems(config, max_token_id)
+    problems = _weight_problems(path)
+    problems += _vocabulary_problems(config, max_token_id, "tokenise again with the tokenizer of this model")
     limit = getattr(config, "max_position_embeddings", None)
     if limit and max_seq_length > limit:
         problems.append(f"max_seq_length {max_seq_length} is above the model's max_position_embeddings {limit}")
@@ -41,7 +42,8 @@ def check_teacher(path: str, student: PreTrainedConfig, max_token_id: int) -> li
     config, problems = read_config(path)
     if config is None:
         return problems
-    problems = _weight_problems(path) + _vocabulary_problems(config, max_token_id)
+    problems = _weight_problems(path)
+    problems += _vocabulary_problems(config, max_token_id, "take a teacher with the student's vocabulary")
     if student.hidden_size > config.hidden_size:
         problems.append(
             f"hidden size {config.hidden_size}, but the student's is {student.hidden_size}: a student learns the first "
@@ -69,12 +71,11 @@ def read_config(path: str) -> tuple[PreTrainedConfig | None, list[str]]:
         return None, [not_found(path, first_line(error))]
 
 
-def _vocabulary_problems(config: PreTrainedConfig, max_token_id: int) -> list[str]:
+def _vocabulary_problems(config: PreTrainedConfig, max_token_id: int, remedy: str) -> list[str]:
     if max_token_id < config.vocab_size:
         return []
     return [
-        f"the data hold token id {max_token_id}, but the model's vocabulary has {config.vocab_size} entries: "
-        "tokenise again with the tokenizer of this model"
+        f"the data hold token id {max_token_id}, but the model's vocabulary has {config.vocab_size} entries: {remedy}"
     ]
 
 

@@ -169,7 +169,7 @@ def bad_row(draw, rows: list) -> bytes:
                             {"query": " ", "passage": "p"},
                             {"query": ["q"], "passage": "p"}, {"query": "q", "passage": {"a": 1}},
                             {"query": "q", "passage": "p", "negative_1": 5},
-                            {"query": "q", "passage": "p", "negative_1": "p"}])  # fmt: skip
+                            {"query": "q", "anchor": "q", "positive": "p"}])  # fmt: skip
     rows = [*rows, draw(junk)]
     random.Random(draw(st.integers(0, 99))).shuffle(rows)
     return "\n".join(map(json.dumps, rows)).encode()

@@ -14,7 +14,7 @@ import toy
 from conftest import tokenize
 
 import tokenize_data_qwen
-from data import raw_files
+from data import raw_columns, raw_files
 from data.token_store import open_store
 from modeling.tokenizer import load_tokenizer
 
@@ -81,8 +81,8 @@ def test_column_styles_and_formats_give_the_same_store(toy_world, raw, tmp_path)
 
 
 def test_a_column_style_is_added_in_one_place(toy_world, raw, tmp_path, monkeypatch, capsys):
-    style = raw_files.Style("question, answer", "question", ("answer", "reply"), raw_files.TextColumns)
-    monkeypatch.setattr(raw_files, "STYLES", (*raw_files.STYLES, style))
+    style = raw_columns.Style("question, answer", "question", ("answer", "reply"))
+    monkeypatch.setattr(raw_columns, "STYLES", (*raw_columns.STYLES, style))
     rows = [{"question": "q1", "reply": "p1", "negative_1": "n1"}, {"question": "q2", "reply": "p2", "negative_1": ""}]
     toy.write_parquet(raw / "x.parquet", rows)
     assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval") == 0
@@ -107,7 +107,7 @@ def test_a_column_style_is_added_in_one_place(toy_world, raw, tmp_path, monkeypa
     ],
 )  # fmt: skip
 def test_which_columns_of_a_file_are_read(names, expected):
-    columns = raw_files.find_columns(names)
+    columns = raw_columns.find_columns(names)
     found = None if columns is None else (columns.query, columns.positive, columns.negatives)
     assert found == expected
 
@@ -157,8 +157,11 @@ def test_done_files_are_skipped_and_other_inputs_are_refused(toy_world, raw, tmp
     assert open_store(tmp_path / "stores" / "a").meta["max_seq_length"] == 32
 
 
-def test_an_interrupted_run_continues_to_the_same_bytes(toy_world, raw, tmp_path, monkeypatch):
-    toy.write_parquet(raw / "a.parquet", toy.raw_rows(50, 2))
+def test_an_interrupted_run_continues_to_the_same_bytes(toy_world, raw, tmp_path, monkeypatch, capsys):
+    rows = toy.raw_rows(50, 2)
+    for number, row in enumerate(rows):  # instructions are counted across the interruption too
+        row["query"] = row["query"].replace("Find it.", f"Find it {number % 13}.")
+    toy.write_parquet(raw / "a.parquet", rows)
     monkeypatch.setattr(tokenize_data_qwen, "BATCH_TEXTS", 28)
     monkeypatch.setattr(tokenize_data_qwen, "COMMIT_ROWS", 14)
     arguments = ("--task", "retrieval", "--max_rows", "33")
@@ -171,9 +174,10 @@ def test_an_interrupted_run_continues_to_the_same_bytes(toy_world, raw, tmp_path
             raise KeyboardInterrupt
         add(*args)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(tokenize_data_qwen, "add_tuples", dies_at_the_fifth)
-        tokenize(raw, tmp_path / "stores", toy_world.backbone, *arguments)
+        assert tokenize(raw, tmp_path / "stores", toy_world.backbone, *arguments) == 130
+    assert capsys.readouterr().err == "tokenize_data_qwen.py: interrupted; the same command continues\n"
     assert not (tmp_path / "stores" / "a").exists()
     skipped = []
     read = raw_files.read
@@ -199,6 +203,12 @@ def test_max_rows_samples_as_pandas_does(toy_world, raw, tmp_path):
     assert [row[0] for row in found] == [row["query"] for i, row in enumerate(rows) if i in set(sampled.index)]
 
 
+def test_without_flags_the_first_scripts_folders_and_lengths_are_used():
+    flags = tokenize_data_qwen.parse([])
+    assert (str(flags.input_dir), flags.max_seq_length, flags.max_rows) == ("training_data", 1024, 0)
+    assert str(flags.output_dir) == "training_data/data_tokenized_qwen"
+
+
 def test_bad_rows_are_named_and_left_out_only_when_told(toy_world, raw, tmp_path, capsys):
     rows = [{k: str(v) for k, v in row.items()} for row in toy.raw_rows(8, 2)]
     rows[2]["query"] = "  "
@@ -208,15 +218,16 @@ def test_bad_rows_are_named_and_left_out_only_when_told(toy_world, raw, tmp_path
     toy.write_parquet(raw / "a.parquet", rows)
     assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval") == 2
     error = capsys.readouterr().err
-    assert "3 problems" in error
+    assert "2 problems" in error
     assert "2 rows with an empty or null query (row 2, 4, counted from 0)" in error
     assert "1 row with an empty or null positive (row 5" in error
-    assert "1 row with a positive that is also its negative (row 6" in error
     assert "--skip_bad_rows true" in error
     assert not (tmp_path / "stores").exists()
     assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval", "--skip_bad_rows", "true") == 0
-    assert "4 skipped" in capsys.readouterr().out
-    assert len(open_store(tmp_path / "stores" / "a").tuples) == 4
+    printed = capsys.readouterr().out
+    assert "3 skipped" in printed
+    assert "1 negative equal to the positive left out" in printed
+    assert len(open_store(tmp_path / "stores" / "a").tuples) == 5
 
 
 def test_everything_wrong_is_said_at_once_and_nothing_is_written(toy_world, raw, tmp_path, capsys):
@@ -264,7 +275,7 @@ def test_wrong_flags(toy_world, raw, tmp_path, capsys, flags, message):
 
 def test_a_folder_without_data_is_an_error(toy_world, raw, tmp_path, capsys):
     assert tokenize(raw, tmp_path / "stores", toy_world.backbone) == 2
-    assert "no .parquet or .jsonl file" in capsys.readouterr().err
+    assert "no file with one of the endings .parquet, .jsonl" in capsys.readouterr().err
 
 
 def test_what_comes_late_in_a_large_jsonl_is_read(toy_world, raw, tmp_path):
@@ -315,7 +326,7 @@ def test_negatives_that_are_cut_to_their_positive_are_left_out_and_counted(toy_w
     row = {"query": "q", "passage": f"{long} yes", "negative_1": f"{long} no", "negative_2": "other"}
     toy.write_parquet(raw / "x.parquet", [row])
     assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval", "--max_seq_length", "8") == 0
-    assert "1 negatives cut to their positive" in capsys.readouterr().out
+    assert "1 negative equal to the positive left out" in capsys.readouterr().out
     assert open_store(tmp_path / "stores" / "x").tuples[0, 2:].tolist() == [-1, 3]
 
 
@@ -342,7 +353,7 @@ def test_parquet_is_read_on_from_any_row_page_by_page(tmp_path, skip):
     path, names = tmp_path / "a.parquet", ["query", "passage"]
     texts = [f"text {number}" for number in range(30)]
     pq.write_table(pa.table({"query": texts, "passage": texts[::-1]}), path, row_group_size=10)
-    parts = list(raw_files.read(path, raw_files.find_columns(names), 7, skip))
+    parts = list(raw_files.read(path, raw_columns.find_columns(names), 7, skip))
     assert all(len(part) <= 7 for part in parts)
     assert [row for part in parts for row in part.to_pylist()] == [
         {"query": query, "passage": passage} for query, passage in zip(texts[skip:], texts[::-1][skip:], strict=True)
@@ -354,7 +365,7 @@ def test_a_large_row_group_is_never_held_whole(tmp_path):
     texts = pa.array([f"{number}{text}" for number in range(200_000)])
     pq.write_table(pa.table({"query": texts, "passage": texts}), path, row_group_size=2**20, compression="none")
     held = []
-    for _ in raw_files.read(path, raw_files.find_columns(["query", "passage"]), 1000):
+    for _ in raw_files.read(path, raw_columns.find_columns(["query", "passage"]), 1000):
         held.append(pa.total_allocated_bytes())
     assert len(held) == 200
     assert max(held) - texts.nbytes < path.stat().st_size / 4  # 43 MB in all

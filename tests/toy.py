@@ -97,3 +97,11 @@ def write_raw(folder: Path, rows: int = 200) -> Path:
     tasks = {f"toy_{task}": task for task in ("retrieval", "clustering", "classification")}
     (folder / "tasks.json").write_text(json.dumps(tasks))
     return folder
+
+
+def write_many(folder: Path, datasets: int) -> Path:
+    """Raw datasets set_00, set_01, ... of 3, 4, ... tuples, all of one task: too many for a line about each."""
+    for number in range(datasets):
+        write_parquet(folder / f"set_{number:02}.parquet", raw_rows(3 + number, 1, seed=number))
+    (folder / "tasks.json").write_text(json.dumps({f"set_{number:02}": "retrieval" for number in range(datasets)}))
+    return folder

@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import toy
+from conftest import tokenize
 
 from data import cache, published_layouts
+from data.feed import describe
 from data.token_store import open_store
 
 NAME = "toy_retrieval"
@@ -120,6 +122,50 @@ def test_stores_are_used_where_they_are_and_verified_once(toy_world, tmp_path):
     cache.prepare(toy_world.stores, tmp_path / "cache", lambda line: pytest.fail(line))
 
 
+@pytest.fixture(scope="module")
+def many(toy_world, tmp_path_factory):
+    """A folder of twelve stores, set_00 with 3 tuples to set_11 with 14."""
+    raw = toy.write_many(tmp_path_factory.mktemp("many") / "raw", 12)
+    assert tokenize(raw, raw.parent / "stores", toy_world.backbone) == 0
+    return raw.parent / "stores"
+
+
+def test_many_datasets_are_prepared_with_one_line_about_all(many, tmp_path, capsys):
+    news = []
+    stores, problems = cache.prepare(many, tmp_path / "cache", news.append)
+    assert (len(stores), problems) == (12, [])
+    (line,) = news
+    assert line.startswith("verified 12 datasets; there are 12 datasets, ")
+    cache.prepare(many, tmp_path / "cache", lambda line: pytest.fail(line))
+    for store in stores:
+        write_v1(tmp_path / "published", store, store.name)
+    (tmp_path / "published" / "tasks.json").write_text(json.dumps({store.name: "retrieval" for store in stores}))
+    cache.prepare(tmp_path / "published", tmp_path / "cache", news.append)
+    assert news[1:] == [news[-1]]
+    assert news[1].startswith("converted 12 datasets and verified 12 datasets; there are 12 datasets, ")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_of_many_datasets_the_largest_are_described_and_a_file_lists_all(many, tmp_path):
+    stores, _ = cache.prepare(many, tmp_path / "cache", lambda _: None)
+    summary, *shown, rest = describe(stores)
+    assert summary.startswith("data ready: 12 datasets, 102 tuples, ")
+    assert [line.split()[0] for line in shown] == [f"set_{number:02}" for number in range(11, 1, -1)]
+    assert rest == "  and 2 more"
+    listing = tmp_path / "cache" / "datasets.txt"
+    assert describe(stores, listing)[-1] == f"  and 2 more, in {listing}"
+    assert [line.split()[0] for line in listing.read_text().splitlines()] == [store.name for store in stores]
+    assert set(shown) <= set(listing.read_text().splitlines())
+    listing.unlink()
+    assert [line.split()[0] for line in describe(stores[:10], listing)[1:]] == [store.name for store in stores[:10]]
+    assert not listing.exists()
+
+
+def test_the_report_of_the_tokenising_command_is_no_dataset(many, tmp_path):
+    (many / "report.txt").write_text("set_00 ...")
+    assert len(cache.prepare(many, tmp_path / "cache", lambda _: None)[0]) == 12
+
+
 def prepare_in_a_process(folder, cache_dir, queue):
     news = []
     stores, problems = cache.prepare(folder, cache_dir, news.append)
@@ -149,6 +195,7 @@ def test_everything_wrong_with_a_folder_is_said_at_once(folder, tmp_path, store)
     toy.write_parquet(folder / "raw.parquet", toy.raw_rows(3, 1))
     (folder / "garbage.parquet").write_bytes(b"no Parquet")
     (folder / "lines.jsonl").write_text("{}")
+    (folder / "packed.JSONL.gz").write_text("{}")
     (folder / ".half.partial").mkdir()
     write_v2(folder, store, name="lonely")
     (folder / "corpus.parquet").unlink()
@@ -159,6 +206,7 @@ def test_everything_wrong_with_a_folder_is_said_at_once(folder, tmp_path, store)
         "raw.parquet: no query_input_ids and passage_input_ids in it: if these are raw texts, tokenise them first",
         "garbage.parquet: ",
         "lines.jsonl: raw texts",
+        "packed.JSONL.gz: raw texts",
         ".half.partial: half-written store",
         "odd_corpus.parquet has no columns doc_id and input_ids",
         "lonely_query.parquet: its documents are missing: neither corpus.parquet nor lonely_corpus.parquet",
