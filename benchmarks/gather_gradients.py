@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from losses import in_batch_loss
-from utils import gather
+from runtime.collectives import gather
 
 WORLD = 4  # processes
 ROWS = 32  # pairs in the global batch

@@ -71,6 +71,7 @@ def toy_settings(toy_world: ToyWorld, folder: Path) -> dict:
         "learning_rate": 1e-3,
         "warmup_steps": 2,
         "train_steps": 4,
+        "train_epochs": 200,  # far behind train_steps, whatever a test makes of these: the earlier one ends a run
         "log_interval": 2,
         "validation_steps": 0,
         "checkpointing_steps": 0,

@@ -10,8 +10,8 @@ from torch import nn
 from arguments import Args
 from model import Embedder
 from runtime import engine
+from runtime.collectives import all_rows
 from training import memory
-from utils import all_rows
 
 
 def count_cost(args: Args, accelerator: Accelerator, model: Embedder) -> memory.Cost | None:

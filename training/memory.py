@@ -103,18 +103,18 @@ def recomputing_options(layers: int) -> list[int]:
     return options
 
 
-def usual_tokens(stores: list, negatives: list[int], rows: int, max_length: int) -> int:
+def usual_tokens(stores: list, negatives: list[int], rows: list[int], max_length: int) -> int:
     """Tokens of a process's part of a step, on average over the dataset with the longest.
 
     Args:
         stores: TokenStores.
         negatives: drawn per tuple, by dataset.
-        rows: tuples per process.
+        rows: tuples per process and step, by dataset.
     """
     largest = 0.0
-    for store, drawn in zip(stores, negatives, strict=True):
+    for store, drawn, tuples in zip(stores, negatives, rows, strict=True):
         mean_length = min(store.meta["tokens"] / store.meta["texts"], max_length)
-        largest = max(largest, rows * (2 + drawn) * mean_length)
+        largest = max(largest, tuples * (2 + drawn) * mean_length)
     return int(largest)
 
 

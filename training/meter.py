@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from utils import all_rows
+from runtime.collectives import all_rows
 
 
 class Meter:
@@ -35,7 +35,7 @@ class Meter:
         yield
         self.began += time.perf_counter() - stopped
 
-    def add(self, dataset: int, losses: dict[str, Tensor], rows: int) -> None:
+    def add(self, dataset: int, losses: dict[str, Tensor], rows: float) -> None:
         """Add losses that are means over `rows` rows of this process."""
         for kind, loss in losses.items():
             cell = self.sums[dataset, self.kinds.index(kind)]
@@ -95,6 +95,26 @@ class Meter:
                 if rows:
                     means.setdefault(name, {})[kind] = total / rows
         return means
+
+
+class Clock:
+    """Time since the loop began, and what the steps to come will take at the same pace.
+
+    Args:
+        steps_before: steps that were done when it began.
+    """
+
+    def __init__(self, steps_before: int):
+        self.steps_before = steps_before
+        self.began = time.monotonic()
+
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.began
+
+    def seconds_left(self, step: int, steps: int) -> float:
+        """Until the last of `steps`, when `step` is done."""
+        return self.seconds() / (step - self.steps_before) * (steps - step)
 
 
 def peak_gib(device: torch.device) -> float:

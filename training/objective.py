@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.batch import Batch
 from losses import distillation_loss, group_ranks, hard_negative_loss, in_batch_loss, over_prefixes
-from utils import gather
+from runtime.collectives import gather
 
 LOSSES = ("in_batch", "hard", "distillation")
 MEASURES = ("in_batch", "hard", "group_accuracy", "group_mrr")  # of validation
@@ -106,7 +106,7 @@ class Objective:
         queries, positives, negatives = batch.split(batch.spread(embeddings))
         hard = hard_negative_loss(queries, positives, negatives, self.temperature, batch.mask)
         measures = {"hard": (hard, batch.rows)}
-        if retrieval and sum(batch.counts) > 1:  # alone, a positive has nothing to win against
+        if retrieval:  # a lone positive has nothing to win against: 0, as published
             candidates = gather(positives, batch.counts)
             loss = in_batch_loss(queries, candidates, batch.targets, self.temperature, self._same_text(batch))
             measures["in_batch"] = (loss, batch.rows)

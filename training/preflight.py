@@ -1,6 +1,6 @@
 """Everything that can stand against a run, found without loading a weight.
 
-What a user says is looked at as a whole here, so this file takes the configuration, as only the doors do.
+What a user says is looked at as a whole here, so this file takes the configuration whole.
 """
 
 from importlib.util import find_spec

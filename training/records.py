@@ -1,7 +1,6 @@
-"""What a run writes down: metrics.jsonl, trackers, the manifest, the console's lines."""
+"""What a run writes down: metrics.jsonl, trackers, the manifest."""
 
 import json
-import math
 import os
 import platform
 import subprocess
@@ -48,33 +47,8 @@ def _tag(phase: str, kind: str) -> str:
     return f"{phase}_loss_{kind}" if kind in LOSSES else f"{phase}_{kind}"
 
 
-def format_means(means: dict[tuple[str, str], float]) -> str:
-    """Means as people read them: "retrieval in_batch 1.2345 hard 0.4567 | clustering hard 0.8912"."""
-    words_of: dict[str, list[str]] = {}
-    for (task, kind), value in means.items():
-        words_of.setdefault(task, [task]).append(f"{kind} {value:.4f}")
-    return " | ".join(" ".join(words) for words in words_of.values())
-
-
-def format_train_line(step: int, steps: int, means: dict[tuple[str, str], float], values: dict) -> str:
-    """The console's line about the steps since the last one."""
-    thousand_tokens = values["tokens_per_second"] / 1e3
-    return " | ".join(
-        [
-            f"step {step}/{steps}",
-            format_means(means),
-            f"lr {values['lr']:.2e}",
-            f"grad {values['grad_norm'] or math.nan:.3f}",
-            f"{values['tuples_per_second']:.1f} tuples/s {thousand_tokens:.1f}k tokens/s",
-            f"padding {values['padding']:.0%}",
-            f"imbalance {values['imbalance']:.0%}",
-            f"{values['peak_gib']:.2f} GiB",
-        ]
-    )
-
-
-def write_manifest(path: Path, accelerator: Accelerator, data: dict) -> None:
-    """What ran, where, on what: versions, commit, hardware, processes, checksums of the data."""
+def write_manifest(path: Path, accelerator: Accelerator, data: dict, tasks: dict[str, str]) -> None:
+    """What ran, where, on what: versions, commit, hardware, processes, checksums and task of each dataset."""
     versions = {"python": platform.python_version()}
     for package in ("torch", "transformers", "accelerate", "peft"):
         versions[package] = version(package)
@@ -88,6 +62,7 @@ def write_manifest(path: Path, accelerator: Accelerator, data: dict) -> None:
         "hardware": hardware,
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
+        "tasks": tasks,
         "data": data,
     }
     write_json(path, manifest)

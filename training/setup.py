@@ -1,8 +1,9 @@
 """A training run, put together: data, models, optimizer, objective, and where an earlier one stopped.
 
-Between the door, which has checked everything, and the loop. As the doors do, it takes the configuration.
+run.py calls `setup` once everything was checked, and hands what it makes to the loop. It takes the configuration whole.
 """
 
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,15 +13,16 @@ from accelerate import Accelerator
 from arguments import Args
 from data.feed import Feed, Prefetcher
 from data.plan import Plan, split_sizes
-from data.token_store import TokenStore
+from data.token_store import TASKS, TokenStore
 from export.model_folder import Facts
 from losses import matryoshka_weights
-from model import FrozenEmbedder
+from model import Embedder, FrozenEmbedder
 from runtime import engine, resume
 from training import memory
 from training.activations import choose_activation_policy, count_cost
-from training.identity import run_identity
-from training.meter import Meter
+from training.advice import choose_query_instruction, unexpected
+from training.identity import run_identity, what_old_states_stand_for
+from training.meter import Clock, Meter
 from training.models import load_models
 from training.objective import LOSSES, Objective
 from training.records import Metrics, write_manifest
@@ -30,7 +32,7 @@ from utils import RunError, plural, write_json
 
 @dataclass
 class Run:
-    """The live things of one training run."""
+    """The objects that make up one training run."""
 
     args: Args
     accelerator: Accelerator
@@ -47,27 +49,46 @@ class Run:
     folder: Path
     lock: object  # on the folder, held by the main process as long as it lives
     identity: dict  # what a resume must find unchanged
+    query_instruction: str  # of the saved folders' query prompt; "" for none
     resumable: bool
     steps_done: int  # by this run, and by what it goes on from
     skipped: int  # updates left out in a row
+    clock: Clock | None = None  # of the loop, while it runs
 
     @property
     def tasks(self) -> dict[str, str]:
         """Dataset name -> task, in the order of the datasets."""
         return {store.name: store.task for store in self.feed.stores}
 
+    @property
+    def expected_losses(self) -> list[tuple[str, str]]:
+        """(task, loss) of everything that these data train with: each has its column on the console."""
+        tasks = sorted(set(self.tasks.values()), key=TASKS.index)
+        expected = []
+        for task in tasks:
+            if task == "retrieval":
+                expected.append((task, "in_batch"))
+            expected.append((task, "hard"))
+            if self.teacher is not None:
+                expected.append((task, "distillation"))
+        return expected
+
 
 def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokenizer) -> Run:
     """Load the models, lay out the data, and write the run's first files.
 
     Raises:
-        RunError: on every process: what only starting can show stands against the run.
+        RunError: on every process: a problem that shows only once the processes or the model are there.
     """
-    engine.use_all_cores(accelerator.device)
+    engine.set_threads(accelerator.device, args.threads)
     args = record_processes(args, accelerator)
     plan, schedule = lay_out_steps(args, stores, accelerator.num_processes)
     model, teacher, attention = load_models(args, accelerator)
-    announce(args, accelerator, plan, schedule, attention)
+    announce(args, accelerator, plan, schedule, attention, model)
+    query_instruction, line = choose_query_instruction(args.query_instruction, stores)
+    accelerator.print(line)
+    for line in unexpected(args, plan, schedule, stores):
+        accelerator.print(f"warning: {line}")
     objective = make_objective(args, model.hidden_size)
     optimizer = make_optimizer(args, model)
     folder = Path(args.output_dir) / args.experiment_id
@@ -75,14 +96,17 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
     refuse_with_deepspeed(args, accelerator, folder)
     accelerator.wait_for_everyone()  # all have looked before anything is written
     lock = resume.lock_folder(folder) if accelerator.is_main_process else None
-    steps_done, facts, tensors = resume.find(accelerator, args.resume, folder / "state", identity)
-    if accelerator.is_main_process and not facts:
-        write_first_files(args, accelerator, folder, stores)
+    unsaid = what_old_states_stand_for(identity)
+    state_folder = folder / "state"
+    steps_done, facts, tensors = resume.find(accelerator, args.resume, state_folder, identity, args.model_path, unsaid)
+    resumed = bool(facts)
+    if accelerator.is_main_process:
+        write_first_files(args, accelerator, folder, stores, resumed)
     cost = count_cost(args, accelerator, model)
     model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
     feed = make_feed(args, accelerator, stores, plan, model, cost)
     meter = Meter([store.name for store in stores], LOSSES, accelerator.device)
-    if facts:
+    if resumed:
         earlier_sums = resume.restore(accelerator, model, optimizer, tensors)
         meter.load(earlier_sums.to(accelerator.device))
         accelerator.print(f"going on after step {steps_done} of {schedule.steps}")
@@ -103,6 +127,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
         folder=folder,
         lock=lock,
         identity=identity,
+        query_instruction=query_instruction,
         resumable=not engine.is_deepspeed(accelerator),
         steps_done=steps_done,
         skipped=facts.get("skipped", 0),
@@ -121,20 +146,41 @@ def lay_out_steps(args: Args, stores: list[TokenStore], processes: int) -> tuple
     """The order of the data, and the learning rate over the steps that it makes."""
     sizes = tuple(split_sizes(len(store.tuples))[0] for store in stores)
     plan = Plan(sizes, args.train_batch_size * processes, args.seed)
-    steps = args.train_steps
-    if steps <= 0:
-        steps = args.train_epochs * plan.steps_per_epoch
+    steps = args.train_epochs * plan.steps_per_epoch
+    if args.train_steps > 0:  # whichever comes first, as published
+        steps = min(steps, args.train_steps)
     constant = args.scheduler_type == "constant_with_warmup"
     return plan, Schedule(args.learning_rate, args.min_lr, args.warmup_steps, steps, constant)
 
 
-def announce(args: Args, accelerator: Accelerator, plan: Plan, schedule: Schedule, attention: str) -> None:
+def announce(
+    args: Args, accelerator: Accelerator, plan: Plan, schedule: Schedule, attention: str, model: Embedder
+) -> None:
     """The start-up line: what is trained, for how long, on what."""
-    accelerator.print(
-        f"training {args.model_path}: {plural(schedule.steps, 'step')}, {plan.steps_per_epoch:,} an epoch, "
-        f"global batch {plan.global_batch}, processes: {args.num_processes}, "
-        f"mixed precision: {accelerator.mixed_precision}, attention: {attention}"
-    )
+    facts = [
+        plural(schedule.steps, "step"),
+        f"{plan.steps_per_epoch:,} an epoch",
+        f"global batch {plan.global_batch}",
+        f"processes: {args.num_processes}",
+        f"mixed precision: {accelerator.mixed_precision}",
+        f"attention: {attention}",
+    ]
+    if accelerator.device.type == "cpu":
+        facts.insert(5, f"threads: {torch.get_num_threads()}")
+    if args.use_lora:
+        facts.append(f"LoRA of rank {args.lora_r}: {trained_share(model):.2%} of the weights are trained")
+    if args.use_mrl:
+        dims = sorted(matryoshka_weights(model.hidden_size))
+        facts.append(f"Matryoshka: {', '.join(map(str, dims))} dimensions")
+    if args.teacher_model_path:
+        facts.append(f"teacher: {args.teacher_model_path}")
+    accelerator.print(f"training {args.model_path}: {', '.join(facts)}")
+
+
+def trained_share(model: torch.nn.Module) -> float:
+    """Trained weights over all."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) / total
 
 
 def make_objective(args: Args, hidden_size: int) -> Objective:
@@ -166,10 +212,16 @@ def refuse_with_deepspeed(args: Args, accelerator: Accelerator, folder: Path) ->
     accelerator.print("DeepSpeed: an interrupted run cannot go on; configs/accelerate_config.yaml can")
 
 
-def write_first_files(args: Args, accelerator: Accelerator, folder: Path, stores: list[TokenStore]) -> None:
-    """args.json, which runs again as a config, and the manifest."""
+def write_first_files(
+    args: Args, accelerator: Accelerator, folder: Path, stores: list[TokenStore], resumed: bool
+) -> None:
+    """args.json, which runs again as a config; and where the run begins, the manifest."""
     write_json(folder / "args.json", asdict(args))
-    write_manifest(folder / "manifest.json", accelerator, {store.name: store.meta["sha256"] for store in stores})
+    if resumed:
+        return
+    checksums = {store.name: store.meta["sha256"] for store in stores}
+    tasks = {store.name: store.task for store in stores}
+    write_manifest(folder / "manifest.json", accelerator, checksums, tasks)
 
 
 def make_feed(
@@ -187,7 +239,8 @@ def make_feed(
         cost: from `count_cost`.
     """
     negatives = [min(args.negatives_for(store.task), store.meta["negatives"]) for store in stores]
-    usual_step = memory.usual_tokens(stores, negatives, args.train_batch_size, args.max_seq_length)
+    rows = [min(args.train_batch_size, math.ceil(size / accelerator.num_processes)) for size in plan.sizes]
+    usual_step = memory.usual_tokens(stores, negatives, rows, args.max_seq_length)
     token_limit = 0 if engine.is_deepspeed(accelerator) else args.max_tokens_per_forward
     policy = choose_activation_policy(args, accelerator, model, cost, usual_step, token_limit)
     accelerator.unwrap_model(model).recompute(policy.recompute_every)
@@ -221,7 +274,7 @@ def model_facts(run: Run, step: int) -> Facts:
     return Facts(
         hidden_size=max(run.objective.prefixes),
         max_seq_length=args.max_seq_length,
-        query_instruction=args.query_instruction,
+        query_instruction=run.query_instruction,
         base_model=args.model_path,
         matryoshka_dims=sorted(run.objective.prefixes) if args.use_mrl else [],
         training=training,

@@ -22,7 +22,7 @@ import transformers
 from retrieval.encode import encode
 from retrieval.metrics import score
 from retrieval.search import BM25, search
-from tools.plot_run import plot
+from training.plot import draw
 
 from . import backbone, corpus, tuples
 from .corpus import Function
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     output = Path(settings["output_dir"]) / settings["experiment_id"]
     trained = newest_model_folder(output)
     show_search(library, Path(settings["model_path"]), trained, settings["max_seq_length"])
-    print(f"\nmodel folder: {trained}\nplot of loss and learning rate: {plot(output)}")
+    print(f"\nmodel folder: {trained}\nplot of loss and learning rate: {draw(output)}")
     print(f"{(time.perf_counter() - began) / 60:.1f} minutes in all")
     return 0
 

@@ -28,10 +28,6 @@ def test_a_run_is_drawn(tmp_path, capsys):
     assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_curves_are_points_by_dataset_and_loss():
-    assert plot_run.curves(TRAIN, "losses") == {"toy in_batch": [(1, 1.0), (2, 0.5), (3, 1 / 3)]}
-
-
 @pytest.mark.parametrize(("text", "words"), [
     (None, "No such file"), ("", "no training step was logged yet"), ('{"step": 1, "ki', "metrics.jsonl, line 1: "),
 ], ids=["none", "empty", "cut"])  # fmt: skip

@@ -21,10 +21,10 @@ from data.feed import Feed
 from data.plan import Plan, split_sizes
 from data.token_store import open_store
 from losses import in_batch_loss, matryoshka_weights
+from runtime.collectives import all_rows, gather
 from training import objective
 from training.meter import Meter
 from training.objective import Objective
-from utils import all_rows, gather
 
 LORA = {"use_lora": True, "lora_dropout": 0.0, "lora_target_modules": "q_proj,up_proj"}
 VARIANTS = {

@@ -123,8 +123,9 @@ def test_gradients_moments_and_copies_are_left_room_for():
 
 def test_a_usual_step_is_the_longest_datasets():
     stores = [SimpleNamespace(meta={"tokens": tokens, "texts": 10}) for tokens in (1000, 9000, 2000)]
-    assert memory.usual_tokens(stores, [7, 1, 7], rows=4, max_length=500) == 4 * 9 * 200
-    assert memory.usual_tokens(stores[:2], [0, 1], rows=4, max_length=500) == 4 * 3 * 500
+    assert memory.usual_tokens(stores, [7, 1, 7], rows=[4, 4, 4], max_length=500) == 4 * 9 * 200
+    assert memory.usual_tokens(stores[:2], [0, 1], rows=[4, 4], max_length=500) == 4 * 3 * 500
+    assert memory.usual_tokens(stores[:2], [7, 1], rows=[4, 1], max_length=500) == 4 * 9 * 100  # the second is small
 
 
 def test_a_run_chooses_by_itself_and_trains_the_same(train, monkeypatch, capsys):

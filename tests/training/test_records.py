@@ -9,13 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from runtime import engine
-from runtime.engine import use_all_cores
+from runtime.collectives import gather
 from training import meter as meter_module
 from training import records
 from training.meter import Meter
-from training.records import Metrics, format_means, format_train_line, task_means, write_manifest
-from utils import gather
+from training.records import Metrics, task_means, write_manifest
 
 
 def test_gather_of_one_process_is_the_tensor_itself():
@@ -43,12 +41,6 @@ def test_task_means_weigh_datasets_the_same():
     losses = {"a": {"hard": 1.0, "in_batch": 5.0}, "b": {"hard": 3.0}, "c": {"hard": 7.0}}
     means = task_means(losses, {"a": "retrieval", "b": "retrieval", "c": "clustering"})
     assert means == {("retrieval", "hard"): 2.0, ("retrieval", "in_batch"): 5.0, ("clustering", "hard"): 7.0}
-    assert format_means(means) == "retrieval hard 2.0000 in_batch 5.0000 | clustering hard 7.0000"
-    rates = {"tuples_per_second": 3.0, "tokens_per_second": 4e3, "padding": 0.5, "imbalance": 0.125, "peak_gib": 1.5}
-    assert format_train_line(7, 9, means, {"lr": 1e-5, "grad_norm": 2.0} | rates) == (
-        "step 7/9 | retrieval hard 2.0000 in_batch 5.0000 | clustering hard 7.0000 | lr 1.00e-05 | grad 2.000 | "
-        "3.0 tuples/s 4.0k tokens/s | padding 50% | imbalance 12% | 1.50 GiB"
-    )
 
 
 class Accelerator(SimpleNamespace):
@@ -104,34 +96,19 @@ def test_the_clock_stands_still_while_paused(monkeypatch):
     assert meter.read(world=1)[2]["tuples_per_second"] == 10 / 5
 
 
-@pytest.mark.parametrize(("variable", "used"), [("1", True), (None, True), ("3", False)])
-def test_cores_are_used_where_nobody_chose_a_number(monkeypatch, variable, used):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if variable:
-        monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: range(8))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    chosen = []
-    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    use_all_cores(torch.device("cpu"))
-    assert chosen == ([4] if used else [])
-    use_all_cores(torch.device("meta"))  # not on devices
-    assert chosen == ([4] if used else [])
-
-
 def test_a_machine_without_git_has_a_manifest(tmp_path, monkeypatch):
     def no_git(*_, **__):
         raise FileNotFoundError("git")
 
     monkeypatch.setattr(records.subprocess, "run", no_git)
     accelerator = Accelerator(device=torch.device("cpu"), num_processes=1, mixed_precision="no")
-    write_manifest(tmp_path / "manifest.json", accelerator, {})
+    write_manifest(tmp_path / "manifest.json", accelerator, {}, {})
     assert json.loads((tmp_path / "manifest.json").read_text())["commit"] is None
 
 
 def test_manifest_says_what_ran(tmp_path):
     accelerator = Accelerator(device=torch.device("cpu"), num_processes=2, mixed_precision="no")
-    write_manifest(tmp_path / "manifest.json", accelerator, {"toy": "abc"})
+    write_manifest(tmp_path / "manifest.json", accelerator, {"toy": "abc"}, {"toy": "retrieval"})
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["versions"]["torch"] == torch.__version__
     assert (manifest["num_processes"], manifest["data"]) == (2, {"toy": "abc"})

@@ -1,0 +1,70 @@
+"""What a person may not have meant, said in one line each at the start of a run. Nothing here stops it."""
+
+from arguments import Args
+from data.plan import Plan
+from data.token_store import TokenStore, instruction_shares, usual_instruction
+from training.schedule import Schedule
+
+# Of F2LLM-v2's query prompt; taken where the data do not say what their queries carry, as the published layouts.
+PUBLISHED_INSTRUCTION = "Given a question, retrieve passages that can help answer the question."
+_NAMED = 3  # datasets named in a line; of more, their number is said
+
+
+def unexpected(args: Args, plan: Plan, schedule: Schedule, stores: list[TokenStore]) -> list[str]:
+    """What may surprise in a configuration that can be trained, one line each."""
+    lines = []
+    lone = [store.name for store in stores if len(store.tuples) == 1]
+    if lone:
+        lines.append(f"{_names(lone)}: one tuple alone: nothing is held out for validation")
+    small = [store.name for store, size in zip(stores, plan.sizes, strict=True) if 1 < size < plan.global_batch]
+    if small:
+        lines.append(f"{_names(small)}: fewer tuples than the global batch of {plan.global_batch}: a smaller batch")
+    if schedule.warmup and schedule.steps <= schedule.warmup:
+        lines.append(
+            f"warmup_steps {schedule.warmup:,} is not below the {schedule.steps:,} steps of this run: "
+            f"the learning rate never reaches {schedule.peak:g}"
+        )
+    if args.train_steps > schedule.steps:
+        lines.append(
+            f"train_steps {args.train_steps:,} is more than train_epochs {args.train_epochs} make: "
+            f"the run ends after {schedule.steps:,} steps, as published; raise train_epochs for more"
+        )
+    cuts = [store.meta["max_seq_length"] for store in stores]
+    if all(cuts) and max(cuts) < args.max_seq_length:
+        lines.append(
+            f"max_seq_length {args.max_seq_length:,}, but tokenising cut the texts at {max(cuts):,}: "
+            "the model folder will promise a length that was never trained"
+        )
+    return lines
+
+
+def _names(names: list[str]) -> str:
+    if len(names) <= _NAMED:
+        return ", ".join(names)
+    return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more datasets"
+
+
+def choose_query_instruction(asked: str | None, stores: list[TokenStore]) -> tuple[str, str]:
+    """What the saved folders' query prompt says, and a line about it: a prompt that was never trained finds less.
+
+    Args:
+        asked: the key; None leaves it to the data.
+
+    Returns:
+        (instruction, "" for none; a line for people)
+    """
+    usual, share = usual_instruction(stores)
+    if asked is None and share == 0:
+        return PUBLISHED_INSTRUCTION, f"query prompt: the published one, {PUBLISHED_INSTRUCTION!r}"
+    if asked is None and usual is None:
+        return "", f"query prompt: none, as {share:.0%} of the retrieval queries carry no instruction"
+    if asked is None:
+        return usual, f"query prompt: {usual!r}, which {share:.0%} of the retrieval queries carry"
+    if share == 0 or asked == (usual or ""):
+        return asked, f"query prompt: {asked!r}"
+    own_shares = [f"{shares.get(asked, 0.0):.0%} of {name}" for name, shares in instruction_shares(stores).items()]
+    listed = ", ".join(own_shares[:_NAMED])
+    return asked, (
+        f"warning: query_instruction {asked!r} is carried by {listed} alone; "
+        f"most retrieval queries ({share:.0%}) carry {repr(usual) if usual else 'none'}: null takes what most carry"
+    )
