@@ -19,6 +19,8 @@ ALIASES = {
     "per_device_train_batch_size": "train_batch_size",
     "num_train_epochs": "train_epochs",
     "max_steps": "train_steps",
+    "lr": "learning_rate",
+    "resume_from_checkpoint": "resume",
     "logging_steps": "log_interval",
     "save_steps": "checkpointing_steps",
     "eval_steps": "validation_steps",
@@ -26,6 +28,17 @@ ALIASES = {
     "model_name_or_path": "model_path",
     "max_length": "max_seq_length",
     "attn_implementation": "attn_backend",
+}
+# What people look for that is no key here, and where it is instead.
+HINTS = {
+    "gradient_accumulation_steps": "a batch of any size runs in parts by itself, with all its in-batch negatives: "
+    "raise train_batch_size (max_tokens_per_forward limits a part)",
+    "bf16": "precision is the launcher's: accelerate launch --mixed_precision bf16, or mixed_precision in its config",
+    "instruction": "it belongs to tokenize_data_qwen.py: --instruction TEXT",
+    "task": "it belongs to tokenize_data_qwen.py: --task TASK",
+    "fp16": "not supported; train in bf16: accelerate launch --mixed_precision bf16",
+    "fsdp": "the engine is the launcher's: accelerate launch --config_file configs/accelerate_config.yaml",
+    "deepspeed": "the engine is the launcher's: accelerate launch --config_file configs/accelerate_deepspeed.yaml",
 }
 _MODEL = "Model"
 _DATA = "Data"
@@ -109,9 +122,13 @@ class Args:
     weight_decay: float = key(_STEP, "", "AdamW, on all weights; 0 = off", 1e-2, low=0)
     max_grad_norm: float = key(_STEP, "", "gradients are scaled down to this norm; 0 = off", 1.0, low=0)
     train_steps: int = free_key(
-        _STEP, "optimizer updates", "stop after these; wins over train_epochs; -1 = off", -1, low=-1
+        _STEP,
+        "optimizer updates",
+        "stop after these, or after train_epochs, whichever comes first; -1 = off",
+        -1,
+        low=-1,
     )
-    train_epochs: int = free_key(_STEP, "passes over all data", "used when train_steps is -1", 5, low=1)
+    train_epochs: int = free_key(_STEP, "passes over all data", "the run ends with the earlier of the two", 5, low=1)
 
     use_lora: bool = key(_LORA, "", "train adapters, freeze the rest", False)
     lora_r: int = key(_LORA, "", "rank of the adapters", 8, low=1)
@@ -135,11 +152,11 @@ class Args:
         "auto",
         choices=("auto", "float32", "bfloat16"),
     )
-    query_instruction: str = free_key(
+    query_instruction: str | None = free_key(
         _OUT,
         "text",
-        "goes into the saved folder's query prompt; train with the same one; empty = none",
-        "Given a question, retrieve passages that can help answer the question.",
+        "goes into the saved folder's query prompt; null = what most retrieval queries carry; empty = none",
+        None,
     )
     report_to: str = free_key(
         _OUT, "", "comma-separated trackers: tensorboard, wandb, ...; none = only metrics.jsonl", "tensorboard"
@@ -160,12 +177,19 @@ class Args:
     process_timeout: float = free_key(
         _OUT, "seconds", "a process without a sign of life for this long ends the run on all of them", 300.0, low=1
     )
+    threads: int = free_key(
+        _MODEL,
+        "per process",
+        "of computing on a CPU; 0 = OMP_NUM_THREADS where you set it, else a share of the cores",
+        0,
+        low=0,
+    )
     num_processes: int = free_key(_OUT, "", "a record: filled in with the number of processes that ran", 0, low=0)
 
     def negatives_for(self, task: str) -> int:
-        """Hard negatives per tuple of this task: 1 for classification, as published."""
+        """Hard negatives per tuple of this task: always 1 for classification, as published."""
         if task == "classification":
-            return min(1, self.num_hard_neg)
+            return 1
         if task == "clustering" and self.num_hard_neg_clustering is not None:
             return self.num_hard_neg_clustering
         return self.num_hard_neg
@@ -231,6 +255,8 @@ def _check_values(values: dict, keys: dict[str, Field]) -> tuple[dict, list[str]
 
 
 def _what_it_may_be(name: str, keys: dict[str, Field]) -> str:
+    if name in HINTS:
+        return f"; {HINTS[name]}"
     if name in ALIASES:
         return f"; did you mean {ALIASES[name]}?"
     return did_you_mean(name, keys) or "; python run.py --help lists them"
@@ -291,3 +317,8 @@ def _help_of(f: Field) -> list[str]:
     unit = f" [{f.metadata['unit']}]" if f.metadata["unit"] else ""
     choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
     return [f"  --{f.name} {show_default(f)}{unit}", f"        {f.metadata['effect']}{choices}"]
+
+
+def defaults() -> dict:
+    """Key -> default, of the keys that have one."""
+    return {f.name: f.default for f in fields(Args) if f.default is not MISSING}

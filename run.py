@@ -6,12 +6,24 @@ python run.py --config configs/config.json --cache_only true                only
 python run.py --help                                                        every key
 """
 
-import math
-import os
+# ruff: noqa: E402 - torch takes seconds to import, and a mistyped key is named before
 import sys
+
+from runtime import launcher
+from training.refusal import answer_at_once, asks_for_help, refuse
+
+PROBLEMS_PRINTED = []
+if __name__ == "__main__":
+    launcher.end_in_words()
+    launcher.end_with_launcher()
+    PROBLEMS_PRINTED = answer_at_once(sys.argv[1:])
+
+import math
+import shutil
 import time
 import warnings
 from functools import partial
+from pathlib import Path
 
 import torch
 import transformers
@@ -24,21 +36,27 @@ from data.feed import describe
 from export import model_folder, probe
 from runtime import checkpoint, engine, processes, resume
 from training import two_pass
-from training.meter import Meter
+from training.console import end_lines, format_means, format_train_line, how_to_go_on
+from training.meter import Clock, Meter
 from training.objective import MEASURES
+from training.plot import draw
 from training.preflight import find_problems
-from training.records import format_means, format_train_line, task_means, tracker_tags
+from training.records import task_means, tracker_tags
 from training.setup import Run, model_facts, setup
-from utils import RunError, plural
+from utils import RunError
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], printed: list[str] = ()) -> int:
     """Check everything, then train.
+
+    Args:
+        argv: the words of the command line.
+        printed: problems that are on the screen already.
 
     Returns:
         The exit status: 0; 2 for refused input; 75 for a run told to stop; 1 for one that could not go on.
     """
-    if "--help" in argv or "-h" in argv:
+    if asks_for_help(argv):
         print(arguments.help_text())
         return processes.FINISHED
     if hasattr(sys.stdout, "reconfigure"):
@@ -46,28 +64,25 @@ def main(argv: list[str]) -> int:
     transformers.utils.logging.disable_progress_bar()  # its bars for loading weights tear the log apart
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)  # peft asks
     try:
-        return check_and_train(argv)
+        return check_and_train(argv, printed)
     except Exception as error:
         message = processes.user_message(error)
         if message is None:
             raise
-        print(message, file=sys.stderr)
+        launcher.say([message])
+        launcher.repeat_below_launcher([message])
         return processes.FAILED
 
 
-def check_and_train(argv: list[str]) -> int:
-    """Find everything that stands against the run and print all of it at once; or train. Returns the exit status."""
+def check_and_train(argv: list[str], printed: list[str] = ()) -> int:
+    """Find everything that stands against the run and print all of it; or train. Returns the exit status."""
     args, problems, unknown = arguments.parse(argv)
     stores, tokenizer, problems = find_problems(args, problems, unknown)
-    first_on_its_machine = int(os.environ.get("LOCAL_RANK", 0)) == 0  # each machine sees its own disks
     if problems:
-        if first_on_its_machine:
-            print(f"run.py: {plural(len(problems), 'problem')}, nothing was started", file=sys.stderr)
-            for problem in problems:
-                print(f"  {problem}", file=sys.stderr)
-        return processes.REFUSED
-    if first_on_its_machine:
-        print("\n".join(describe(stores)), flush=True)
+        return refuse(problems, printed)
+    if launcher.is_first_on_machine():
+        listing = Path(args.cache_dir) / "datasets.txt"
+        print("\n".join(describe(stores, listing)), flush=True)
     if args.cache_only:
         return processes.FINISHED
     with processes.process_group(args.trackers(), args.tb_dir, args.process_timeout) as accelerator:
@@ -77,7 +92,7 @@ def check_and_train(argv: list[str]) -> int:
 # --------------------------------------------------------------------------------------- training
 
 
-def train(run: Run) -> int:
+def train(run: Run) -> int:  # noqa: C901, PLR0915 - the loop is read from top to bottom
     """The loop, in the order of time: step, log, validate, save. Returns the exit status, the same on all processes."""
     args = run.args
     steps = run.schedule.steps
@@ -89,6 +104,9 @@ def train(run: Run) -> int:
     hide_bar = None if run.accelerator.is_main_process else True  # None: shown on a terminal
     bar = tqdm(total=steps, initial=run.steps_done, desc="training", unit="step", disable=hide_bar)
     run.model.train()
+    run.clock = Clock(steps_before=run.steps_done)
+    means: dict[tuple[str, str], float] = {}
+    folder = None
     for step in range(run.steps_done + 1, steps + 1):
         learning_rate, norm = train_step(run, step)
         run.steps_done = step
@@ -96,15 +114,15 @@ def train(run: Run) -> int:
         is_last = step == steps
         epoch_ends = step % steps_per_epoch == 0
         if step % args.log_interval == 0 or is_last:
-            log(run, step, learning_rate, norm)
+            means = log(run, step, learning_rate, norm)
         with run.meter.paused():
             if args.validation_steps and (step % args.validation_steps == 0 or epoch_ends or is_last):
                 validate(run, step)
             folder_is_due = bool(args.checkpointing_steps) and step % args.checkpointing_steps == 0
-            if folder_is_due or (is_last and not epoch_ends):
-                save(run, f"step_{step}", step)
-            if epoch_ends:
-                save(run, f"epoch_{step // steps_per_epoch}", step)
+            if epoch_ends:  # the same weights would be step_N's: one folder holds them
+                folder = save(run, f"epoch_{step // steps_per_epoch}", step)
+            elif folder_is_due or is_last:
+                folder = save(run, f"step_{step}", step)
             minutes = (time.monotonic() - last_saved) / 60
             state_is_late = bool(args.save_every_minutes) and minutes > args.save_every_minutes
             stop, state_is_late = processes.on_any_process(run.accelerator, [stop_signal.stop, state_is_late])
@@ -116,6 +134,12 @@ def train(run: Run) -> int:
     bar.close()
     run.metrics.close()
     stop_signal.forget()
+    if run.accelerator.is_main_process:
+        lines = last_lines(run, means, folder)
+        for line in lines:
+            print(line, flush=True)
+        if run.steps_done < steps:
+            launcher.repeat_below_launcher(lines)
     return processes.FINISHED if run.steps_done >= steps else processes.STOPPED
 
 
@@ -139,10 +163,13 @@ def train_step(run: Run, step: int) -> tuple[float, float]:
         losses = run.objective.losses(batch, embeddings, candidates, teacher)
         accelerator.backward(run.objective.total(losses, embeddings))
     norm = float(accelerator.clip_grad_norm_(run.model.parameters(), run.args.max_grad_norm or math.inf))
-    if math.isfinite(norm):  # the norm is that of all processes' gradients together: they agree
+    if math.isfinite(norm):  # of all processes' gradients together, so every process takes the same branch
         run.optimizer.step()
         run.skipped = 0
-        run.meter.add(dataset, losses, sum(batch.counts) / len(batch.counts))  # their mean over processes is the loss
+        mean_rows = sum(batch.counts) / len(batch.counts)
+        run.meter.add(
+            dataset, losses, mean_rows
+        )  # each loss is this process's share already: all processes weigh alike
     else:
         skip_or_stop(run, step, norm)
     run.optimizer.zero_grad()
@@ -178,7 +205,7 @@ def skip_or_stop(run: Run, step: int, norm: float) -> None:
     run.skipped += 1
     what = f"step {step}: the gradient is {norm}: {run.feed.sources(step)}"
     if run.skipped > run.args.max_skipped_steps:
-        raise RunError(f"{what}; {run.skipped} updates in a row. A lower learning_rate may help.")
+        raise RunError(f"{what}; {run.skipped} updates in a row were left out. A lower learning_rate may help.")
     if run.accelerator.is_main_process:
         tqdm.write(f"{what}; this update is left out", file=sys.stderr)
 
@@ -196,8 +223,8 @@ def count_work(run: Run, batch: Batch) -> None:
 # --------------------------------------------------------------------------- log, validate, save
 
 
-def log(run: Run, step: int, learning_rate: float, norm: float) -> None:
-    """One line on the console, one in metrics.jsonl, the published tags to the trackers."""
+def log(run: Run, step: int, learning_rate: float, norm: float) -> dict[tuple[str, str], float]:
+    """One line on the console, one in metrics.jsonl, the published tags to the trackers. Returns the means by task."""
     losses, shares, timings = run.meter.read(run.accelerator.num_processes)
     means = task_means(losses, run.tasks)
     grad_norm = norm if math.isfinite(norm) else None  # JSON has no NaN
@@ -206,7 +233,25 @@ def log(run: Run, step: int, learning_rate: float, norm: float) -> None:
     tags = {"lr": learning_rate, "grad_norm": norm if math.isfinite(norm) else math.nan}
     run.metrics.write(step, "train", values, tags | tracker_tags("training", losses, means), timings)
     if run.accelerator.is_main_process:
-        tqdm.write(format_train_line(step, run.schedule.steps, means, values | timings))
+        values |= timings | {"seconds_left": run.clock.seconds_left(step, run.schedule.steps)}
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        tqdm.write(format_train_line(step, run.schedule.steps, means, values, run.expected_losses, width))
+    return means
+
+
+def last_lines(run: Run, means: dict[tuple[str, str], float], folder: Path | None) -> list[str]:
+    """What the run says last: what came out and how to use it, or how to go on.
+
+    Args:
+        means: of the last log line.
+        folder: the last model folder, None where this run has written none.
+    """
+    if run.steps_done < run.schedule.steps:
+        return [how_to_go_on(run.steps_done, run.schedule.steps, run.resumable)]
+    if folder is None:
+        return []
+    steps_here = run.steps_done - run.clock.steps_before
+    return end_lines(steps_here, run.clock.seconds(), means, str(folder), run.args.use_lora, draw(run.folder))
 
 
 @torch.no_grad()
@@ -229,9 +274,10 @@ def validate(run: Run, step: int) -> None:
         tqdm.write(f"step {step}/{run.schedule.steps} | validation | {format_means(means)}")
 
 
-def save(run: Run, name: str, step: int) -> None:
-    """Write a model folder and read it back: what users will load must be what was trained."""
+def save(run: Run, name: str, step: int) -> Path:
+    """Write a model folder and read it back: what users will load must be what was trained. Returns the folder."""
     accelerator = run.accelerator
+    folder = run.folder / name
     tokens, cu_seqlens = probe.probe_batch(run.tokenizer, run.args.max_seq_length)
     lengths = cu_seqlens.diff().numpy()
     run.model.eval()
@@ -248,10 +294,9 @@ def save(run: Run, name: str, step: int) -> None:
         exact = save_dtype == "float32" and accelerator.mixed_precision == "no"
         tolerance = 1e-3 if exact else 0.1
         read_back = partial(probe.read_back, tokens=tokens, cu_seqlens=cu_seqlens, live=live, tolerance=tolerance)
-        folder = run.folder / name
         facts = model_facts(run, step)
         embedder = accelerator.unwrap_model(run.model)
-        if not model_folder.is_finished(folder, facts):  # it is where a run was killed just after writing it
+        if not model_folder.is_finished(folder, facts):  # it is after a kill between writing it and saving the state
             weights = {name.removeprefix("backbone."): weight for name, weight in weights.items()}
             dtype = getattr(torch, save_dtype)
             model_folder.save(
@@ -259,6 +304,7 @@ def save(run: Run, name: str, step: int) -> None:
             )
         tqdm.write(f"step {step}/{run.schedule.steps} | saved {folder}, read back and compared")
     accelerator.wait_for_everyone()
+    return folder
 
 
 def save_state(run: Run, step: int) -> None:
@@ -275,7 +321,12 @@ def save_state(run: Run, step: int) -> None:
         broken = resume.broken(tensors)
         if broken:
             raise RunError(f"step {step}: {broken} is not finite: nothing is saved, and older states are kept")
-        facts = {"ground": run.identity, "sizes": run.metrics.sizes(), "skipped": run.skipped}
+        facts = {
+            resume.IDENTITY_KEY: run.identity,
+            "model_path": run.args.model_path,
+            "sizes": run.metrics.sizes(),
+            "skipped": run.skipped,
+        }
         path = checkpoint.write(run.folder / "state", step, tensors, facts, run.args.save_total_limit)
         megabytes = sum(file.stat().st_size for file in path.iterdir()) / 1e6
         seconds = time.monotonic() - began
@@ -284,7 +335,4 @@ def save_state(run: Run, step: int) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit("run.py: interrupted")
+    sys.exit(main(sys.argv[1:], PROBLEMS_PRINTED))

@@ -1,6 +1,6 @@
-"""The ground floor: what processes share, files that survive a power cut, a few words. No other topic comes in here.
+"""The ground floor: files that survive a power cut, a few words. No other topic comes in here, and no package.
 
-Three sections: processes, files, words.
+Two sections: files, words.
 """
 
 import hashlib
@@ -8,59 +8,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
-
-# -------------------------------------------------------------------------------------- processes
-
-
-class _Gather(torch.autograd.Function):
-    """All processes' rows, in the order of the processes; the backward pass sums what each sends back."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, counts: Sequence[int]) -> Tensor:
-        ctx.counts = counts
-        longest = max(counts)
-        padded = rows.new_zeros(longest, *rows.shape[1:])
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)  # the sum over processes of d(loss of that process) / d(gathered rows)
-        begin = sum(ctx.counts[: dist.get_rank()])
-        return gradient[begin : begin + ctx.counts[dist.get_rank()]], None
-
-
-def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """The rows of all processes, with gradient: [b, d] -> [sum(counts), d].
-
-    Args:
-        rows: [b, d], b = counts[rank].
-        counts: rows on each process; known to all of them from the plan, so no collective is spent on it.
-
-    Each process takes the mean loss over its own queries, and data parallelism averages gradients over
-    processes. Summing in the backward pass then gives exactly the one-process gradient, with no factor:
-    L = (1/W) sum_r l_r, and process s receives d(sum_r l_r)/d(rows_s), which averaging divides by W.
-    """
-    return _Gather.apply(rows, tuple(counts)) if len(counts) > 1 else rows
-
-
-def all_rows(values: Tensor, world: int) -> Tensor:
-    """The same vector from every process: [v] -> [world, v]. One collective, no gradient."""
-    if world == 1:
-        return values[None]
-    rows = [torch.empty_like(values) for _ in range(world)]
-    dist.all_gather(rows, values)
-    return torch.stack(rows)
-
 
 # ------------------------------------------------------------------------------------------ files
 

@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectCon
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from runtime import launcher
 from utils import RunError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # a large model is saved and read back by one process; the others wait
@@ -80,16 +81,23 @@ def _start_sharding_on_cpu() -> None:
     }
 
 
-def use_all_cores(device: torch.device) -> None:
-    """On CPU, share the machine's cores between the processes of this node.
+def set_threads(device: torch.device, wanted: int) -> None:
+    """Set how many threads this process computes with: the number wanted, else a person's, else its share of the cores.
 
-    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 where nobody chose: one process on 16 cores would
-    use one of them and say nothing. A number above 1 was chosen by somebody and stays.
+    Without this one process on 16 cores would use one of them and say nothing: `accelerate launch` and torchrun set
+    OMP_NUM_THREADS=1 where nobody chose. A person's number counts, because only they know what else the machine does:
+    two threads on two cores that others use too were 30 times slower than one, since OpenMP's threads wait in a loop.
+
+    Args:
+        device: where the model is; away from a CPU nothing is chosen, only what is wanted is set.
+        wanted: 0 = automatic.
     """
-    if device.type != "cpu" or os.environ.get("OMP_NUM_THREADS", "1") != "1":
-        return
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    torch.set_num_threads(max(1, _usable_cores() // processes_here))
+    if wanted:
+        torch.set_num_threads(wanted)
+    elif device.type == "cpu":
+        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        share = max(1, _usable_cores() // processes_here)
+        torch.set_num_threads(launcher.threads_of_environment() or share)
 
 
 def _usable_cores() -> int:

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
+from runtime import launcher
 from utils import first_line
 
 FAILED = 1  # exit status of every process when one has failed
@@ -60,7 +61,7 @@ class Heartbeat:
         if lost_contact:
             self.stopped.wait(2 * self.interval)  # another process may be about to say what really happened
         # Where the store is gone too, lost contact is news from elsewhere, and any other error is this process's own.
-        first = self._leave_reason(f"{type(error).__name__}: {error}", first_without_store=not lost_contact)
+        first = self._leave_reason(_reason_of(error), first_without_store=not lost_contact)
         if first:
             self._print_error(error)
             self.stopped.wait(2 * self.interval)  # the store may live in this process: let the others read it
@@ -99,7 +100,7 @@ class Heartbeat:
 
     def _end_because_of_silence(self) -> NoReturn:
         reason = f"process {self.neighbour} gave no sign of life for {self.silence:.0f} s"
-        if self._leave_reason(reason):
+        if self._leave_reason(f": {reason}"):
             _print_line(f"run.py: {reason}: it hangs or its machine is gone")
         self._end(say_why=False)
 
@@ -107,12 +108,13 @@ class Heartbeat:
         """Leave the reason of the end where all look.
 
         Args:
+            reason: what follows the name of this process: ": ..." or ", which ...".
             first_without_store: what to return where the store cannot be reached any more.
 
         Returns:
             Whether this process was the first to leave one.
         """
-        own = f"process {self.rank} on {socket.gethostname()}: {reason}"
+        own = f"process {self.rank} on {socket.gethostname()}{reason}"
         try:
             stored = self.store.compare_set("failure", "", own)  # writes only where there is nothing yet
         except RuntimeError:
@@ -125,6 +127,7 @@ class Heartbeat:
             _print_line(message)
         else:
             traceback.print_exception(error)
+            launcher.repeat_below_launcher([f"run.py: {launcher.one_line(error)}"])
 
     def _end(self, say_why: bool) -> NoReturn:
         """End this process at once.
@@ -143,5 +146,14 @@ class Heartbeat:
         os._exit(FAILED)  # an orderly end would wait for collectives that nobody answers
 
 
+def _reason_of(error: BaseException) -> str:
+    """What follows the name of a process that was ended by this error."""
+    if isinstance(error, KeyboardInterrupt):
+        return ", which was interrupted"
+    return f": {launcher.one_line(error)}"
+
+
 def _print_line(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    """Print a line for the user; on each machine one process has it repeated below what a launcher prints."""
+    launcher.say([line])
+    launcher.repeat_below_launcher([line])

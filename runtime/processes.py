@@ -1,6 +1,7 @@
 """Processes that start together, stop together when one is told to, and end together when one fails."""
 
 import errno
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +11,20 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from runtime import heartbeat
+from runtime import heartbeat, launcher
 from runtime.engine import start
 from utils import RunError
 
 # Exit statuses, the same on every process of a run.
-FINISHED = 0
+FINISHED = launcher.FINISHED
 FAILED = heartbeat.FAILED
-REFUSED = 2  # a problem was found before the run, and nothing was started
+REFUSED = launcher.REFUSED
 STOPPED = 75  # told to stop, and can go on: EX_TEMPFAIL of sysexits.h
 
+_STOPPING = f"{launcher.INTERRUPTED}: stopping after this step"
+_STOPPING_AT_ONCE = (
+    "; Ctrl-C again ends at once, and the same command goes on from the last saved state, if there is one"
+)
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # no fault of the code
 
 
@@ -48,7 +53,7 @@ def process_group(trackers: list[str], logging_dir: str, silence: float) -> Iter
 def user_message(error: BaseException) -> str | None:
     """What a user should read instead of a traceback; None where a traceback tells more."""
     if isinstance(error, KeyboardInterrupt):
-        return "run.py: interrupted"
+        return launcher.INTERRUPTED
     if isinstance(error, RunError):
         return f"run.py: {error}"
     if _is_disk_error(error):
@@ -66,12 +71,14 @@ def _is_disk_error(error: BaseException) -> bool:
 
 
 class StopSignal:
-    """Whether this process was told to stop: SIGTERM before a machine is taken away, SIGUSR1 by a scheduler.
+    """Whether this process was told to stop: SIGTERM before a machine is taken away, SIGUSR1 by a scheduler, or Ctrl-C.
 
-    The signal only sets `stop`; the loop looks at it between two steps, so a second signal does no harm.
+    The signal only sets `stop`; the loop looks at it between two steps, so a second signal does no harm. But a second
+    Ctrl-C means "at once": it is left to the system, which waits for no step and no file that is being written. What
+    was saved before is whole, whenever that comes.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self):
         self.stop = False
@@ -79,8 +86,14 @@ class StopSignal:
         for number in self.SIGNALS:
             self.earlier_handlers[number] = signal.signal(number, self._on_signal)
 
-    def _on_signal(self, *_) -> None:
+    def _on_signal(self, number: int, _frame) -> None:
         self.stop = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if launcher.is_first_on_machine():
+                # A launcher does not pass a second Ctrl-C on. And `print` may be what was interrupted: not called here.
+                line = _STOPPING if launcher.is_launched() else _STOPPING + _STOPPING_AT_ONCE
+                os.write(2, f"\n{line}\n".encode())
 
     def forget(self) -> None:
         """Put back what the signals did before."""

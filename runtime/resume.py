@@ -15,9 +15,16 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from runtime import checkpoint
-from utils import RunError, all_rows
+from runtime.collectives import all_rows
+from utils import RunError
 
 Tensors = dict[str, dict[str, Tensor]]  # file stem -> name -> tensor
+_HOW_TO_TRAIN_LONGER = (
+    "  a cosine ends where it was laid out to end. To train longer, begin another run: another experiment_id, and",
+    "  model_path set to this run's last model folder (of an adapter, merged first: python -m tools.merge_adapter).",
+    "  A run begun with scheduler_type constant_with_warmup can be made longer as it is",
+)
+IDENTITY_KEY = "ground"  # of a state's facts; so called since the first states, and those must stay readable
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each weight
 
 
@@ -106,12 +113,16 @@ def broken(tensors: Tensors) -> str | None:
 # --------------------------------------------------------------------- which state, and whether it fits
 
 
-def find(accelerator: Accelerator, choice: str, folder: Path, identity: dict) -> tuple[int, dict, Tensors | None]:
+def find(
+    accelerator: Accelerator, choice: str, folder: Path, identity: dict, model_path: str, unsaid: dict
+) -> tuple[int, dict, Tensors | None]:
     """The state to go on from. The main process reads it, and all processes learn what was found; a collective.
 
     Args:
         choice: "auto" for the newest whole state in `folder`, "never", or the folder of one state.
         identity: what a resume must find unchanged, as it is now.
+        model_path: where this run's model is. It may have moved; it names the model where that is another one.
+        unsaid: what a state that does not say a part of its identity stands for, by name.
 
     Returns:
         (updates done, facts, tensors); (0, {}, None) to begin. The tensors are on the main process alone.
@@ -133,8 +144,8 @@ def find(accelerator: Accelerator, choice: str, folder: Path, identity: dict) ->
     if problem:
         raise RunError(problem)
     if facts:
-        # The key is called "ground" since the first states that were written, and those must stay readable.
-        _refuse_changes(folder.parent, differences(identity, facts["ground"]))
+        earlier_path = facts.get("model_path")  # not in the first states that were written
+        _refuse_changes(folder.parent, differences(identity, unsaid | facts[IDENTITY_KEY], model_path, earlier_path))
     return step, facts, tensors
 
 
@@ -147,13 +158,34 @@ def _read_state(choice: str, folder: Path) -> checkpoint.State | None:
     return checkpoint.read(Path(choice))
 
 
-def differences(now: dict, earlier: dict) -> list[str]:
-    """Which parts of a run's identity have changed, one line each."""
+def differences(now: dict, earlier: dict, path: str | None = None, earlier_path: str | None = None) -> list[str]:
+    """Which parts of a run's identity have changed, one line each.
+
+    Args:
+        now, earlier: the identities.
+        path, earlier_path: of the models, where they are known: an identity holds only a digest of a model's shapes.
+    """
     lines = []
     for name in sorted(set(now) | set(earlier)):
-        if now.get(name) != earlier.get(name):
-            lines.append(f"{name}: {earlier.get(name)!r} then, {now.get(name)!r} now")
+        value, earlier_value = now.get(name), earlier.get(name)
+        if value == earlier_value:
+            continue
+        if name == "weights":
+            if now.get("model") == earlier.get("model"):  # else the line about the model says it
+                lines.append(f"weights: training began with those of {earlier_path!r}, and {path!r} holds others")
+        elif name == "model":
+            lines.append(f"model: {_named(earlier_value, earlier_path)} then, {_named(value, path)} now")
+        else:
+            lines.append(f"{name}: {earlier_value!r} then, {value!r} now")
+        same_batch = now.get("global batch") == earlier.get("global batch")
+        if name == "steps" and same_batch and value and earlier_value and value > earlier_value:
+            lines += _HOW_TO_TRAIN_LONGER
     return lines
+
+
+def _named(digest: str, path: str | None) -> str:
+    """A model for people: by its path and the digest of its shapes."""
+    return f"{path!r} (shapes {digest})" if path else repr(digest)
 
 
 def _refuse_changes(run_folder: Path, changes: list[str]) -> None:

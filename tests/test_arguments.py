@@ -74,7 +74,7 @@ def test_negatives_by_task():
     tasks = ("retrieval", "clustering", "classification")
     assert [v1.negatives_for(task) for task in tasks] == [7, 7, 1]
     assert [v2.negatives_for(task) for task in tasks] == [7, 9, 1]
-    assert [Args(**REQUIRED, num_hard_neg=0).negatives_for(task) for task in tasks] == [0, 0, 0]
+    assert [Args(**REQUIRED, num_hard_neg=0).negatives_for(task) for task in tasks] == [0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,12 @@ def test_negatives_by_task():
         ({"learning_rat": 1}, "learning_rat: no such key; did you mean learning_rate?"),
         ({"per_device_train_batch_size": 4}, "did you mean train_batch_size?"),
         ({"zzz": 1}, "zzz: no such key; python run.py --help lists them"),
+        ({"gradient_accumulation_steps": 4}, "raise train_batch_size"),
+        ({"bf16": True}, "bf16: no such key; precision is the launcher's: accelerate launch --mixed_precision bf16"),
+        ({"fp16": True}, "fp16: no such key; not supported; train in bf16"),
+        ({"fsdp": "full_shard"}, "fsdp: no such key; the engine is the launcher's"),
+        ({"deepspeed": "x.json"}, "configs/accelerate_deepspeed.yaml"),
+        ({"threads": -1}, "threads: -1 is below 0"),
         ({"train_batch_size": "8"}, 'train_batch_size: "8" is not a whole number; leave out the quotes'),
         ({"train_batch_size": 8.5}, "train_batch_size: 8.5 is not a whole number"),
         ({"train_batch_size": True}, "train_batch_size: true is not a whole number"),
@@ -143,6 +149,20 @@ def test_hostile_json(tmp_path, text, problem):
 def test_hostile_command_lines(words, problem):
     _, problems, _ = arguments.parse(words)
     assert any(problem in line for line in problems)
+
+
+def test_a_hint_names_no_key_and_no_file_that_is_not_there():
+    for name, hint in arguments.HINTS.items():
+        assert name not in Args.__dataclass_fields__
+        for word in hint.replace(":", " ").replace(",", " ").split():
+            assert not word.startswith("configs/") or (ROOT / word).is_file()
+    assert "max_tokens_per_forward" in Args.__dataclass_fields__
+    assert set(arguments.ALIASES.values()) <= Args.__dataclass_fields__.keys()
+
+
+def test_threads_may_change_when_a_run_goes_on():
+    assert "threads" in arguments.keys_that_may_change()
+    assert Args(**REQUIRED).threads == 0
 
 
 def test_all_mistakes_are_said_at_once(tmp_path):

@@ -32,6 +32,7 @@ from model import Embedder
 from modeling.backbone import load_backbone
 from runtime.resume import lock_folder
 from training import models
+from training.schedule import Schedule
 from utils import RunError
 
 ROOT = Path(__file__).parent.parent
@@ -100,6 +101,13 @@ def test_training_moves_every_weight_and_lowers_the_loss(train, toy_world):
     assert all(not torch.equal(before[name], weight) for name, weight in weights(folder / "step_60").items())
     losses = [line["losses"]["toy_retrieval"]["in_batch"] for line in read_metrics(folder, "train")]
     assert losses[-1] < losses[0] - 1
+
+
+def test_the_logged_rate_is_that_of_the_update(train):
+    folder = train(train_steps=6, log_interval=1)
+    schedule = Schedule(peak=1e-3, floor=1e-6, warmup=2, steps=6)
+    lines = read_metrics(folder, "train")
+    assert [line["lr"] for line in lines] == [schedule.rate(step) for step in range(1, 7)]
 
 
 def test_golden_losses(train):
@@ -224,17 +232,18 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(train, toy_world):
 def test_zero_negatives_and_distillation(train, toy_world):
     folder = train(num_hard_neg=0, teacher_model_path=str(toy_world.backbone))
     for line in read_metrics(folder, "train"):
-        assert all(kinds["hard"] == 0 for kinds in line["losses"].values())
+        for name, kinds in line["losses"].items():
+            assert (kinds["hard"] == 0) == (name != "toy_classification")  # which has one negative always, as published
         assert np.isfinite(line["grad_norm"])
 
 
-def test_a_lone_held_out_tuple_has_no_in_batch_measure(train, toy_world, tmp_path):
+def test_a_lone_held_out_tuple_has_an_in_batch_measure_of_zero(train, toy_world, tmp_path):
     toy.write_parquet(tmp_path / "raw" / "small.parquet", toy.raw_rows(40, 2))
     assert tokenize(tmp_path / "raw", tmp_path / "small", toy_world.backbone, "--task", "retrieval") == 0
     folder = train(train_data_path=str(tmp_path / "small"), validation_steps=4)
     (line,) = read_metrics(folder, "validation")
     assert "hard" in line["measures"]["small"]
-    assert "in_batch" not in line["measures"]["small"]  # it would be 0 and look like a triumph
+    assert line["measures"]["small"]["in_batch"] == 0  # as published: its positive has no other to win against
 
 
 def test_missing_negatives_train(train, toy_world, tmp_path):
@@ -397,12 +406,17 @@ def test_a_model_without_weights_and_a_cut_one_are_refused(settings, toy_world, 
     assert "damaged or cut short" in refused(capsys, *flags(settings, teacher_model_path=folder))
 
 
-def test_a_teacher_with_a_smaller_vocabulary_is_refused(settings, toy_world, tmp_path, capsys):
+def test_a_teacher_with_a_smaller_vocabulary_is_refused_without_advice_to_tokenise_again(
+    settings, toy_world, tmp_path, capsys
+):
     folder = tmp_path / "teacher"
     shutil.copytree(toy_world.backbone, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
-    assert "teacher_model_path: the data hold token id" in refused(capsys, *flags(settings, teacher_model_path=folder))
+    error = refused(capsys, *flags(settings, teacher_model_path=folder))
+    assert "teacher_model_path: the data hold token id" in error
+    assert "take a teacher with the student's vocabulary" in error
+    assert "tokenise again" not in error
 
 
 def test_published_data_that_do_not_fit_the_model_are_refused_after_the_conversion(
@@ -449,6 +463,31 @@ def test_what_a_machine_without_a_gpu_cannot_do_is_refused_at_once(settings, cap
     assert "attn_backend: varlen needs a GPU: set it to auto" in error
     error = refused(capsys, *flags(settings, compile="true", attn_backend="buckets"))
     assert "compile: not with attn_backend buckets" in error
+
+
+def test_a_mistyped_key_is_named_before_torch_is_imported(settings):
+    """And what is wrong besides is named after it, with no line twice."""
+    config = flags(settings, model_path="nowhere/at_all", learning_rat=3)
+    code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path('run.py', run_name='__main__')"
+    hook = "import sys; from runtime import launcher; say = launcher.say\n"
+    hook += "launcher.say = lambda lines: say([*lines, f'torch: {\"torch\" in sys.modules}'])\n"
+    done = command_line(["-c", hook + code, "run.py", *config])
+    assert done.returncode == 2
+    first, second, third, fourth, *rest = done.stderr.splitlines()
+    assert first == "run.py: learning_rat: no such key; did you mean learning_rate?"
+    assert second == "torch: False"
+    assert third.startswith("run.py: model_path: 'nowhere/at_all'")
+    assert fourth == "run.py: 2 problems, nothing was started"
+    assert rest == ["torch: True"]
+
+
+@pytest.mark.parametrize("words", [["--learning_rat", "3"], ["--help"]])
+def test_what_needs_no_torch_imports_none(words):
+    code = (
+        "import runpy, sys, atexit; sys.argv = sys.argv[1:]; atexit.register(lambda: print('torch' in sys.modules))\n"
+    )
+    done = command_line(["-c", code + "runpy.run_path('run.py', run_name='__main__')", "run.py", *words])
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_help(capsys):
@@ -506,4 +545,6 @@ def test_every_process_of_a_refused_launch_ends(settings, tmp_path):
     path.write_text(json.dumps(settings | {"model_path": "nowhere/at_all"}))
     done = command_line([*TORCHRUN, "run.py", "--config", str(path)])
     assert done.returncode != 0
-    assert done.stderr.count("nothing was started") == 1  # one voice
+    before, _, repeated = done.stderr.partition("ChildFailedError")
+    assert before.count("nothing was started") == 1  # by one process, and once more below the launcher's traceback
+    assert repeated.count("nothing was started") == 1
