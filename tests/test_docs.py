@@ -6,6 +6,7 @@ Commands and Python of README.md and docs/ run in the order of the pages, in a f
 says, with the toy in place of the published model and data. What a test cannot run is listed below, with the reason.
 """
 
+import json
 import os
 import re
 import runpy
@@ -31,8 +32,9 @@ ONE_GPU = (
 )
 OWN_DATA = (
     "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision bf16 --dynamo_backend no run.py "
-    "--config configs/config.json --train_data_path my_data/tokenized --experiment_id my_run --warmup_steps 20"
+    "--config configs/config.json --train_data_path my_data/tokenized --experiment_id my_run --warmup_steps 0"
 )
+OWN_INSTRUCTION = "Given a question, retrieve passages that can help answer the question."
 LAUNCH = "accelerate launch --config_file configs/accelerate_config.yaml"
 TOKENIZE = "python tokenize_data_qwen.py --tokenizer_path models/qwen3-0.6b"
 WITHOUT_LAUNCHER = (
@@ -45,7 +47,8 @@ RUN = {  # command -> what is appended to it here; on two CPU processes where th
     f"{LAUNCH} run.py --config configs/config.json": "--train_steps 2",
     f"{LAUNCH} run.py --config configs/config_lora.json": "",
     "python -m tools.merge_adapter output/0.6b+lora/epoch_2 merged": "",
-    f"{TOKENIZE} --input_dir my_data --output_dir my_data/tokenized --task retrieval": "",
+    f"{TOKENIZE} --input_dir my_data --output_dir my_data/tokenized --task retrieval "
+    f"--instruction {shlex.quote(OWN_INSTRUCTION)}": "",
     OWN_DATA: "",
     "python run.py --config configs/config.json --cache_only true": "",
     "python run.py --config configs/config.json --learning_rate 2e-5 --use_mrl true": A_RUN_OF_ITS_OWN,
@@ -83,9 +86,9 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 def commands(block: str) -> list[str]:
-    """The commands of a sh block, each on one line, without comments."""
+    """The commands of a sh block, each on one line, without comments; words with spaces are quoted."""
     lines = block.replace("\\\n", " ").splitlines()
-    found = [" ".join(shlex.split(line, comments=True)) for line in lines]
+    found = [shlex.join(shlex.split(line, comments=True)) for line in lines]
     return [command for command in found if command]
 
 
@@ -317,4 +320,6 @@ def test_the_commands_and_the_python_of_the_pages_run(laid_out, monkeypatch, cap
     for path in ("first_run/epoch_2/modules.json", "first_run/training.png", "0.6b+lora/epoch_2/adapter_config.json"):
         assert (output / path).exists(), path
     assert (output / "my_run" / "epoch_2" / "modules.json").exists()
+    prompts = json.loads((output / "my_run" / "epoch_2" / "config_sentence_transformers.json").read_text())["prompts"]
+    assert prompts["query"] == f"Instruct: {OWN_INSTRUCTION}\nQuery: "  # only the tokenising was told
     assert (laid_out / "merged" / "model.safetensors").exists()
