@@ -99,7 +99,6 @@ def train(run: Run) -> int:  # noqa: C901, PLR0915 - the loop is read from top t
     steps_per_epoch = run.feed.plan.steps_per_epoch
     if run.steps_done >= steps:
         run.accelerator.print(f"{run.folder}: this run is finished: {steps:,} steps were trained")
-    stop_signal = processes.StopSignal()
     last_saved = time.monotonic()
     hide_bar = None if run.accelerator.is_main_process else True  # None: shown on a terminal
     bar = tqdm(total=steps, initial=run.steps_done, desc="training", unit="step", disable=hide_bar)
@@ -107,33 +106,33 @@ def train(run: Run) -> int:  # noqa: C901, PLR0915 - the loop is read from top t
     run.clock = Clock(steps_before=run.steps_done)
     means: dict[tuple[str, str], float] = {}
     folder = None
-    for step in range(run.steps_done + 1, steps + 1):
-        learning_rate, norm = train_step(run, step)
-        run.steps_done = step
-        bar.update()
-        is_last = step == steps
-        epoch_ends = step % steps_per_epoch == 0
-        if step % args.log_interval == 0 or is_last:
-            means = log(run, step, learning_rate, norm)
-        with run.meter.paused():
-            if args.validation_steps and (step % args.validation_steps == 0 or epoch_ends or is_last):
-                validate(run, step)
-            folder_is_due = bool(args.checkpointing_steps) and step % args.checkpointing_steps == 0
-            if epoch_ends:  # the same weights would be step_N's: one folder holds them
-                folder = save(run, f"epoch_{step // steps_per_epoch}", step)
-            elif folder_is_due or is_last:
-                folder = save(run, f"step_{step}", step)
-            minutes = (time.monotonic() - last_saved) / 60
-            state_is_late = bool(args.save_every_minutes) and minutes > args.save_every_minutes
-            stop, state_is_late = processes.on_any_process(run.accelerator, [stop_signal.stop, state_is_late])
-            if folder_is_due or is_last or epoch_ends or stop or state_is_late:
-                save_state(run, step)
-                last_saved = time.monotonic()
-        if stop:
-            break
+    with processes.StopSignal() as stop_signal:
+        for step in range(run.steps_done + 1, steps + 1):
+            learning_rate, norm = train_step(run, step)
+            run.steps_done = step
+            bar.update()
+            is_last = step == steps
+            epoch_ends = step % steps_per_epoch == 0
+            if step % args.log_interval == 0 or is_last:
+                means = log(run, step, learning_rate, norm)
+            with run.meter.paused():
+                if args.validation_steps and (step % args.validation_steps == 0 or epoch_ends or is_last):
+                    validate(run, step)
+                folder_is_due = bool(args.checkpointing_steps) and step % args.checkpointing_steps == 0
+                if epoch_ends:  # the same weights would be step_N's: one folder holds them
+                    folder = save(run, f"epoch_{step // steps_per_epoch}", step)
+                elif folder_is_due or is_last:
+                    folder = save(run, f"step_{step}", step)
+                minutes = (time.monotonic() - last_saved) / 60
+                state_is_late = bool(args.save_every_minutes) and minutes > args.save_every_minutes
+                stop, state_is_late = processes.on_any_process(run.accelerator, [stop_signal.stop, state_is_late])
+                if folder_is_due or is_last or epoch_ends or stop or state_is_late:
+                    save_state(run, step)
+                    last_saved = time.monotonic()
+            if stop:
+                break
     bar.close()
     run.metrics.close()
-    stop_signal.forget()
     if run.accelerator.is_main_process:
         lines = last_lines(run, means, folder)
         for line in lines:

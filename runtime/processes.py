@@ -83,8 +83,12 @@ class StopSignal:
     def __init__(self):
         self.stop = False
         self.earlier_handlers = {}
+
+    def __enter__(self) -> "StopSignal":
+        """Listen to the signals."""
         for number in self.SIGNALS:
             self.earlier_handlers[number] = signal.signal(number, self._on_signal)
+        return self
 
     def _on_signal(self, number: int, _frame) -> None:
         self.stop = True
@@ -95,7 +99,7 @@ class StopSignal:
                 line = _STOPPING if launcher.is_launched() else _STOPPING + _STOPPING_AT_ONCE
                 os.write(2, f"\n{line}\n".encode())
 
-    def forget(self) -> None:
+    def __exit__(self, *_) -> None:
         """Put back what the signals did before."""
         for number, handler in self.earlier_handlers.items():
             signal.signal(number, handler)

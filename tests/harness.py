@@ -48,6 +48,7 @@ ENGINES = {
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
     },
 }
+run.draw = lambda folder: None  # a picture takes a second: test_console.py draws some, test_run.py one of a run
 may_start_processes = True  # conftest sets it for each test, by its mark
 
 

@@ -32,6 +32,7 @@ from model import Embedder
 from modeling.backbone import load_backbone
 from runtime.resume import lock_folder
 from training import models
+from training.plot import draw
 from training.schedule import Schedule
 from utils import RunError
 
@@ -46,12 +47,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 # ---------------------------------------------------------------------------------------- outputs
 
 
-def test_a_run_leaves_everything_it_promises(train, settings, tmp_path):
+def test_a_run_leaves_everything_it_promises(train, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "draw", draw)
     folder = train(train_steps=-1, train_epochs=2, checkpointing_steps=15, validation_steps=11, report_to="tensorboard")
     steps = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     args = json.loads((folder / "args.json").read_text())
     assert args == run.arguments.parse(["--config", str(folder / "args.json")])[0].__dict__
     assert args["num_processes"] == 1
+    assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "manifest.json").read_text())["data"].keys() == {
         f"toy_{task}" for task in ("retrieval", "clustering", "classification")
     }
