@@ -1,6 +1,6 @@
 # make quickstart    train on the Python functions of this machine and search with the result (minutes, no GPU)
-# make test          all tests (eight minutes on two cores)
-# make test-quick    style, and the tests that need one process only (under two minutes)
+# make test          all tests (ten to twelve minutes on two cores)
+# make test-quick    style, and the tests that need one process only
 # make chaos         200 kills at random moments in one run, and the same bytes at its end (some minutes)
 # make bench         what a machine measures in a quarter of an hour, into benchmarks/RESULTS.md
 # make lint          style
