@@ -36,14 +36,24 @@ def segments(module, query, key, value, attention_mask, scaling=None, dropout=0.
         ValueError: a mask came, or no lengths: texts would see each other.
     """
     _only_packed(attention_mask, text_lengths)
-    sizes = text_lengths.tolist()
+    if query.device.type != "cpu":
+        return _attend(query, key, value, text_lengths, scaling, dropout), None
+    exact = torch.promote_types(value.dtype, torch.float32)
+    with torch.autocast("cpu", enabled=False):  # in bf16 a CPU's backward pass takes 2 to 4 times as long (dev/LOG.md)
+        out = _attend(query.to(exact), key.to(exact), value.to(exact), text_lengths, scaling, dropout)
+        return out.to(value.dtype), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, lengths, scaling: float | None, dropout: float) -> Tensor:
+    """Causal attention, text by text: query [1, heads, T, head_dim] -> [1, T, heads, head_dim]."""
+    sizes = lengths.tolist()
     queries, keys, values = (x.split(sizes, dim=2) for x in (query, key, value))
     out = []
     for q, k, v in zip(queries, keys, values, strict=True):  # [1, heads, length of one text, head_dim]
         out.append(
             F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=True)
         )
-    return torch.cat(out, dim=2).transpose(1, 2), None
+    return torch.cat(out, dim=2).transpose(1, 2)
 
 
 def varlen(

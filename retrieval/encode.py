@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import trange
 
 from model import Embedder
 from modeling.backbone import load_backbone
@@ -15,13 +16,15 @@ BATCH = 256  # texts that are embedded at once
 
 
 @torch.no_grad()
-def encode(folder: Path, texts: list[str], max_length: int) -> np.ndarray:
+def encode(folder: Path, texts: list[str], max_length: int, bf16: bool = False) -> np.ndarray:
     """Embeddings of texts, normalised: the dot product of two is their cosine.
 
     Args:
         folder: a model folder that training wrote, or a bare decoder with its tokenizer.
         texts: queries with their instruction, or passages, as in training; in any order and of any length.
         max_length: tokens of a text at most, EOS included; longer texts are cut.
+        bf16: compute in bf16 under autocast, as training does with --mixed_precision bf16: faster where the processor
+            has instructions for it, and some 1e-3 off in a cosine.
 
     Returns:
         fp32 [n, d], in the order of `texts`.
@@ -36,11 +39,12 @@ def encode(folder: Path, texts: list[str], max_length: int) -> np.ndarray:
     tokenize = make_encoder(tokenizer, max_length)
     vectors = np.zeros((len(texts), model.hidden_size), np.float32)  # [n, d]
     by_length = np.argsort([len(text) for text in texts])  # the texts of a batch are of like length
-    for start in range(0, len(texts), BATCH):
+    for start in trange(0, len(texts), BATCH, desc="encoding", unit="batch", disable=None):  # None: on a terminal
         batch = by_length[start : start + BATCH]
         tokens, lengths, _ = tokenize([texts[number] for number in batch])  # [T], [batch]
         cu_seqlens = F.pad(torch.from_numpy(lengths).cumsum(0), (1, 0)).to(torch.int32)  # [batch + 1]
-        states = model(torch.from_numpy(tokens).long(), cu_seqlens, lengths)  # [batch, d]
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            states = model(torch.from_numpy(tokens).long(), cu_seqlens, lengths)  # [batch, d]
         vectors[batch] = F.normalize(states, dim=-1).numpy()
     return vectors
 

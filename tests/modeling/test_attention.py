@@ -110,3 +110,29 @@ def test_the_kernel_is_taken_where_it_can_run(monkeypatch):
     ]
     for backend, asked, on_cpu, windowed, half, said in reasons:
         assert explain_backend(backend, asked, on_cpu, windowed, half) == said
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_processor_computes_attention_in_fp32_at_least(dtype, monkeypatch):
+    """Also under autocast, where rotary positions leave queries and keys in fp32 and values come in bf16."""
+    torch.manual_seed(0)
+    wide = dtype if dtype == torch.float64 else torch.float32
+    query = torch.randn(1, 4, 13, 8, dtype=wide, requires_grad=True)
+    key = torch.randn(1, 2, 13, 8, dtype=wide)
+    value = torch.randn(1, 2, 13, 8, dtype=dtype)
+    expected = plain(*(x[0].transpose(0, 1).to(wide) for x in (query, key, value)), STARTS, None)  # [T, heads, d]
+    used = []
+    sdpa = F.scaled_dot_product_attention
+
+    def noted(q, k, v, **options):
+        used.append((q.dtype, k.dtype, v.dtype))
+        return sdpa(q, k, v, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        out, _ = attention.segments(None, query, key, value, None, text_lengths=LENGTHS)
+    assert used == [(wide, wide, wide)] * 3
+    assert out.dtype == dtype
+    torch.testing.assert_close(out[0], expected.to(dtype))
+    out.sum().backward()
+    assert query.grad.abs().sum() > 0

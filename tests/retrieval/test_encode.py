@@ -37,6 +37,14 @@ def test_a_text_has_one_unit_vector_in_any_company(folder, monkeypatch):
     assert encode(folder, [], 32).shape == (0, 32)
 
 
+def test_bf16_gives_nearly_the_same_vectors(folder):
+    exact = encode(folder, TEXTS, 32)
+    rounded = encode(folder, TEXTS, 32, bf16=True)
+    assert rounded.dtype == np.float32
+    assert 0 < np.abs(rounded - exact).max() < 0.05  # it did compute otherwise
+    assert ((rounded * exact).sum(axis=1) > 0.999).all()
+
+
 def test_long_texts_are_cut(folder):
     first, second = encode(folder, ["The river is old. " * 20, "The river is old. " * 30], 16)
     assert np.allclose(first, second, atol=1e-6)
