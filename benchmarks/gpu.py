@@ -29,7 +29,7 @@ from data.batch import Batch
 from model import Embedder, choose_backend
 from modeling.attention import backend_candidates
 from modeling.backbone import add_lora
-from modeling.packing import places_in_rectangle, rectangle
+from modeling.packing import MULTIPLE, places_in_rectangle, rectangle
 from training import kernels, memory
 
 DATASHEET = 989e12  # dense bf16 FLOP/s of H100 and H200
@@ -80,7 +80,7 @@ class Trainee:
         """Set up the model for a variant."""
         self.model.backend = variant.backend
         self.model.recompute(variant.recompute_every)
-        self.model.multiple = kernels.MULTIPLE if variant.compiled else 1
+        self.model.multiple = MULTIPLE if variant.compiled else 1
         if self.compiled_calls:
             for layer, call in zip(self.model.layers(), self.compiled_calls, strict=True):
                 layer._compiled_call_impl = call if variant.compiled else None

@@ -9,6 +9,7 @@ from tqdm import trange
 
 from model import Embedder
 from modeling.backbone import load_backbone
+from modeling.packing import MULTIPLE
 from modeling.pooling import pooling_of
 from modeling.tokenizer import load_tokenizer, make_encoder
 
@@ -36,6 +37,8 @@ def encode(folder: Path, texts: list[str], max_length: int, bf16: bool = False) 
     if problems:
         raise ValueError(problems[0])
     model = load_embedder(folder)
+    if bf16:
+        model.multiple = MULTIPLE
     tokenize = make_encoder(tokenizer, max_length)
     vectors = np.zeros((len(texts), model.hidden_size), np.float32)  # [n, d]
     by_length = np.argsort([len(text) for text in texts])  # the texts of a batch are of like length

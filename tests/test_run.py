@@ -30,6 +30,7 @@ from data.store_writer import StoreWriter, text_key
 from losses import hard_negative_loss, in_batch_loss
 from model import Embedder
 from modeling.backbone import load_backbone
+from modeling.packing import MULTIPLE
 from runtime.resume import lock_folder
 from training import models
 from training.plot import draw
@@ -286,6 +287,26 @@ def test_bf16_compute_keeps_fp32_weights_and_stays_near(train, monkeypatch):
     assert not any(rounded)  # masters are fp32: updates far below bf16's resolution are kept
     automatic = train(experiment_id="auto")
     assert {weight.dtype for weight in weights(automatic / "step_4").values()} == {torch.bfloat16}
+
+
+def test_rows_have_few_lengths_under_bf16_on_a_processor(train, monkeypatch):
+    """Its products in bf16 are prepared for each length of a row, and kept: memory would grow with every step."""
+    lengths = []
+    states = Embedder.states
+
+    def noted(self, attention_name, **inputs):
+        if torch.is_grad_enabled():
+            lengths.append(inputs["input_ids"].shape[1])
+        return states(self, attention_name, **inputs)
+
+    monkeypatch.setattr(Embedder, "states", noted)
+    train(experiment_id="fp32")
+    assert any(length % MULTIPLE for length in lengths)
+    lengths.clear()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    train(experiment_id="bf16")
+    assert len(lengths) >= 4
+    assert not any(length % MULTIPLE for length in lengths)
 
 
 def test_a_dataset_smaller_than_a_batch_trains(train, toy_world, tmp_path):

@@ -16,8 +16,8 @@ from transformers import AttentionInterface
 
 from model import Embedder
 from modeling import attention
+from modeling.packing import MULTIPLE
 
-MULTIPLE = 256  # tokens: a compiled kernel loads whole vectors where it knows that a size has such a factor
 CLOSE = 2e-2  # relative; bf16 rounds to 4e-3
 _LIGER = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
 

@@ -10,6 +10,7 @@ from arguments import Args
 from model import Embedder, FrozenEmbedder, choose_backend
 from modeling.attention import backend_candidates, explain_backend
 from modeling.backbone import add_lora, attention_window, load_backbone
+from modeling.packing import MULTIPLE
 from modeling.pooling import pooling_of
 from runtime import engine
 from training import kernels
@@ -34,6 +35,8 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
         problems = find_model_problems(args, model, candidates, one_call)
     if problems:
         raise RunError("\n".join(f"{args.model_path}: {problem}" for problem in problems))
+    if on_cpu and half:
+        model.multiple = MULTIPLE
     teacher = load_teacher(args.teacher_model_path, accelerator, candidates) if args.teacher_model_path else None
     attention = f"{model.backend} ({explain_backend(model.backend, args.attn_backend, on_cpu, windowed, half)})"
     if args.compile:
@@ -80,5 +83,7 @@ def load_teacher(path: str | Path, accelerator: Accelerator, candidates: list[st
     teacher = FrozenEmbedder(backbone, pooling=pooling_of(Path(path)))
     with accelerator.autocast():
         choose_backend(teacher, candidates)
+    if accelerator.device.type == "cpu" and dtype == torch.bfloat16:
+        teacher.multiple = MULTIPLE
     engine.shard_frozen(accelerator, teacher, teacher._no_split_modules)
     return teacher
