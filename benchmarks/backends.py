@@ -44,7 +44,7 @@ def main() -> None:
     """Measure every variant in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, default=Path("quickstart/data_tokenized_qwen/code_search"))
-    parser.add_argument("--model", default="quickstart/models/tiny-qwen3")
+    parser.add_argument("--model", default="quickstart/models/smollm2")
     parser.add_argument("--batch", type=int, default=16, help="tuples, as in the published 4B recipe")
     parser.add_argument("--negatives", type=int, default=7)
     parser.add_argument("--max_length", type=int, default=512)

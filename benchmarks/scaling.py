@@ -1,6 +1,6 @@
 """One process with all cores against several with their share, at the same global batch, in turn.
 
-    make quickstart && python -m benchmarks.scaling
+    python -m examples.code_search.quickstart --backbone random && python -m benchmarks.scaling
 
 Prints tuples/s of each engine (the median of the log lines of all rounds), and checks that all of them logged the same
 losses. On one machine's cores this measures what the engines cost, not what more machines give.
@@ -45,7 +45,7 @@ LAUNCHES = {
 def main() -> None:
     """Run every launch in turn, several times, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="examples/code_search/config.json")
+    parser.add_argument("--config", default="examples/code_search/random.json")
     parser.add_argument("--batch", type=int, default=256, help="tuples of a global batch")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)

