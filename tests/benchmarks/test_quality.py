@@ -1,0 +1,397 @@
+"""The benchmarks of quality at toy size: their rows are trained, evaluated, kept and chosen as their pages say.
+
+python -m pytest tests/benchmarks/test_quality.py
+"""
+
+import gzip
+import json
+import random
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import toy
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+
+from arguments import Args
+from benchmarks import ingredients, packages, pairs, quality, quality_report, search_task, training_commands
+from benchmarks import sentence_transformers_training as st_training
+from benchmarks.ingredient_rows import Row, groups
+from benchmarks.measured_rows import RowFile
+from benchmarks.pairs import Pair
+from benchmarks.search_task import Variant
+from benchmarks.training_commands import Trained, Training
+from data.token_store import open_store
+from retrieval.encode import encode
+from retrieval.search import Ranking
+from training.schedule import Schedule
+from utils import RunError, read_json
+
+TRAINING = 64
+HELD_OUT = 24
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A benchmark's folder with a toy task in the place of Python code."""
+    folder = tmp_path_factory.mktemp("quality")
+    rng = random.Random(0)
+    made = []
+    for number in range(TRAINING + HELD_OUT):
+        subject = rng.choice(toy.SUBJECTS)
+        made.append(asdict(Pair(toy.sentence(rng, subject, 4), toy.sentence(rng, subject, 10), f"g{number}")))
+    content = {"instruction": "Find it.", "training": made[:TRAINING], "held_out": made[TRAINING:]}
+    (folder / "code").mkdir()
+    (folder / "code" / f"pairs-{TRAINING}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def words(folder, toy_world, tmp_path) -> list[str]:
+    """What both benchmarks are told: the toy task and backbone, and a file of rows of this test's own."""
+    sizes = f"--pairs {TRAINING} --evaluated 8 --batch 8 --max_seq_length 32".split()
+    places = ["--folder", str(folder), "--model", str(toy_world.backbone), "--rows", str(tmp_path / "rows.jsonl")]
+    return [*sizes, *places]
+
+
+def rows_of(words: list[str]) -> RowFile:
+    return RowFile(Path(words[-1]))
+
+
+def add_trials(words: list[str], quality_by_rate: dict[float, float], system: str, **changed) -> None:
+    """Trials as if they had been measured; `changed` settings make them those of another benchmark."""
+    rows = rows_of(words)
+    bench = quality.Bench(quality.parse(words), rows)
+    for rate, ndcg in quality_by_rate.items():
+        settings = bench.settings | {"minutes": 3.0, "learning_rate": rate} | changed
+        measured = {"steps": 4, "seconds_per_step": 60 * 6 / STEPS, "curve": [{"seconds": 1.0, "nDCG@10": ndcg}]}
+        rows.append(bench.identity("trial", system, quality.TRIAL_SEED, settings) | measured)
+
+
+# -------------------------------------------------------------------------------------- compared rows
+
+
+@pytest.mark.processes
+def test_each_system_trains_a_row_which_is_not_measured_again(words, folder, toy_world, monkeypatch, capsys):
+    words = [*words[:-2], "--seeds", "0", "--learning_rates", "1e-3", "4e-3", *words[-2:]]
+    for system in quality.SYSTEMS:
+        add_trials(words, {1e-3: 0.4, 4e-3: 0.5}, system)
+    monkeypatch.setattr(quality, "YARDSTICKS", ("BM25", "untrained"))
+    monkeypatch.setattr(quality, "remove", lambda path: None)  # what was trained is looked at below
+    assert quality.main(words) == 0, capsys.readouterr().err
+    finals = rows_of(words).rows(kind="final")
+    assert [row["system"] for row in finals] == list(quality.SYSTEMS)
+    for row in finals:
+        assert row["settings"]["learning_rate"] == 4e-3
+        assert row["steps"] == STEPS
+        assert [point["step"] for point in row["curve"]] == [2, 4, 6, 8]
+        seconds = [point["seconds"] for point in row["curve"]]
+        assert 0 < seconds[0] < seconds[1] < seconds[2] < seconds[3]
+        assert all(0 < point["nDCG@10"] <= 1 for point in row["curve"])
+    check_what_was_trained(folder / "code" / f"pairs-{TRAINING}" / "rows", toy_world.backbone)
+
+    def refuse(*arguments):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(quality, "train_here", refuse)
+    monkeypatch.setattr(quality, "train_by_sentence_transformers", refuse)
+    before = rows_of(words).rows()
+    capsys.readouterr()
+    assert quality.main(words) == 0
+    assert rows_of(words).rows() == before
+    printed = capsys.readouterr().out
+    assert "here (0.004) reaches the last quality of st_cached (0.004)" in printed
+    assert "BM25" in printed
+    assert Path(words[-1]).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def check_what_was_trained(rows: Path, backbone: Path) -> None:
+    """Every system made its steps on whole batches, and its folders hold other weights than the backbone's."""
+    start = load_file(backbone / "model.safetensors")
+    here = rows / "final-here-0-0.004" / "run"
+    lines = [json.loads(line) for line in (here / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert all("in_batch" in line["losses"]["search"] and line["grad_norm"] > 0 for line in lines)
+    assert read_json(here / "manifest.json")["mixed_precision"] == "bf16"
+    for loss in ("st_in_batch", "st_cached"):
+        states = read_json(rows / f"final-{loss}-0-0.004" / f"checkpoint-{STEPS}" / "trainer_state.json")
+        norms = [line["grad_norm"] for line in states["log_history"] if "grad_norm" in line]
+        assert states["global_step"] == len(norms) == STEPS
+        assert min(norms) > 0
+    theirs = rows / "final-st_in_batch-0-0.004"
+    folders = [theirs / f"checkpoint-{STEPS}", *training_commands.model_folders(here).values()]
+    assert len(folders) == 5
+    for folder in folders:
+        weights = load_file(folder / "model.safetensors")
+        assert weights.keys() == start.keys()
+        assert any(not torch.equal(weights[name].float(), start[name]) for name in start)
+    check_vectors_agree(theirs / f"checkpoint-{STEPS}")
+
+
+def check_vectors_agree(folder: Path) -> None:
+    """A folder that Sentence Transformers saved has the same vectors there and here."""
+    texts = ["The river is old.", "Instruct: Find it.\nQuery: castle", "The garden was sold and the bridge. " * 20]
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    ours = encode(folder, texts, 32)
+    assert np.abs(ours).max() > 0.1
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_sentence_transformers_trains_in_bf16_by_the_same_schedule(tmp_path, toy_world, monkeypatch):
+    raw = tmp_path / "search.parquet"
+    toy.write_parquet(raw, toy.raw_rows(40, 0))
+    training = Training(str(toy_world.backbone), str(raw), "", str(tmp_path), 20, 8, 32, 0, 4e-3, seed=0, threads=1)
+    (tmp_path / "training.json").write_text(json.dumps(asdict(training) | {"loss": "st_in_batch"}))
+    dtypes = set()
+    rates = []
+
+    class Listener(st_training.TrainingClock):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            super().on_train_begin(args, state, control)
+            projection = next(part for name, part in model.named_modules() if name.endswith("q_proj"))
+            projection.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+
+        def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+            rates.append(optimizer.param_groups[0]["lr"])
+            assert optimizer.param_groups[0]["betas"] == (0.9, 0.98)
+            assert len(optimizer.param_groups) == 1
+
+    monkeypatch.setattr(st_training, "TrainingClock", Listener)
+    try:
+        st_training.main(tmp_path / "training.json")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    schedule = Schedule(4e-3, 0.0, training.warmup_steps, 20)
+    assert rates == pytest.approx([schedule.rate(step) for step in range(1, 21)])
+    assert dtypes == {torch.bfloat16}
+    seconds = read_json(tmp_path / "seconds.json")
+    assert len(seconds) == 20
+    assert seconds == sorted(seconds)
+
+
+def test_the_best_trial_gives_the_learning_rate(words):
+    words = [*words[:-2], "--learning_rates", "1e-4", "2e-4", "5e-4", *words[-2:]]
+    add_trials(words, {5e-4: 0.6, 2e-4: 0.6, 1e-4: 0.5}, "here")
+    add_trials(words, {1e-4: 0.9}, "here", batch=512)  # trials of another benchmark
+    add_trials(words, {1e-4: 0.9, 2e-4: 0.1}, "st_cached")
+    bench = quality.Bench(quality.parse(words), rows_of(words))
+    assert bench.learning_rate("here") == 2e-4  # of equal ones the lower
+    with pytest.raises(RunError, match=r"st_cached: learning rate 0\.0005 was not tried"):
+        bench.learning_rate("st_cached")
+    given = quality.parse([*words, "--learning_rate", "here=3e-4"])
+    assert quality.Bench(given, rows_of(words)).learning_rate("here") == 3e-4
+
+
+def test_without_a_learning_rate_nothing_begins(words, capsys):
+    assert quality.main([*words, "--row", "st_cached:1"]) == 2
+    problem = capsys.readouterr().err
+    assert problem == (
+        "quality: st_cached: no learning rate is known; run --trial first, or give --learning_rate st_cached=RATE\n"
+    )
+
+
+def test_steps_fill_the_minutes_at_the_newest_pace(words, monkeypatch):
+    flags = [*words, "--row", "here:5", "--learning_rate", "here=1e-3", "--minutes", "2"]
+    asked = []
+
+    def train(training):
+        asked.append(training)
+        return Trained([3.0 * step for step in range(1, training.steps + 1)], {})
+
+    monkeypatch.setattr(quality, "train_here", train)
+    monkeypatch.setattr(search_task, "token_stores", lambda *arguments: Path())
+    bench = quality.Bench(quality.parse(flags), rows_of(words))
+    assert bench.seconds_per_step("here", 1e-3) == 3.0  # calibrated
+    assert (asked[0].steps, asked[0].learning_rate) == (quality.CALIBRATION_STEPS, 1e-3)
+    assert bench.seconds_per_step("here", 1e-3) == 3.0
+    assert len(asked) == 1  # remembered
+    with pytest.raises(IndexError):  # no folder came back to be evaluated
+        bench.measure_final("here", 5)
+    assert (asked[1].steps, asked[1].saves, asked[1].seed) == (40, 4, 5)
+
+
+def test_the_speed_is_read_between_two_points():
+    curve = [(10.0, [0.2, 0.4]), (20.0, [0.5, 0.5]), (30.0, [0.4, 0.4])]
+    assert quality_report.seconds_until(0.4, curve) == pytest.approx(15)  # halfway from 0.3 to 0.5
+    assert quality_report.seconds_until(0.1, curve) == 10
+    assert quality_report.seconds_until(0.6, curve) is None
+
+
+def test_trials_and_rows_are_measured_by_different_pairs(folder):
+    task = search_task.prepare("code", folder, TRAINING)
+    own, of_trials = task.evaluated(8), task.evaluated(8, for_trials=True)
+    assert len(own) == len(of_trials) == 8
+    assert not {pair.query for pair in own} & {pair.query for pair in of_trials}
+    assert not {pair.query for pair in own} & {pair.query for pair in task.training}
+    assert task.evaluated(20, for_trials=True) == task.evaluated(20)  # too few for both
+
+
+def test_rows_are_told_apart_by_what_was_measured(tmp_path):
+    rows = RowFile(tmp_path / "new" / "rows.jsonl")
+    assert rows.rows() == []
+    row = {"kind": "final", "data": "code", "system": "here", "seed": 0, "settings": {"batch": 8}}
+    rows.append(row | {"steps": 3})
+    assert rows.find(row)["steps"] == 3
+    for other in ({"seed": 1}, {"settings": {"batch": 9}}, {"kind": "trial"}, {"data": "packages"}, {"system": "x"}):
+        assert rows.find(row | other) is None
+    rows.append(row | {"steps": 4, "seed": 1})
+    assert len(rows.path.read_text().splitlines()) == 2
+
+
+# ------------------------------------------------------------------------------------------ ingredients
+
+
+@pytest.mark.processes
+def test_an_ingredient_is_trained_on_its_own_tuples_and_kept(words, folder, capsys, monkeypatch):
+    monkeypatch.setattr(ingredients, "remove", lambda path: None)  # what was trained is looked at below
+    words = [*words, "--steps", "4", "--row", "losses:2:0"]
+    assert ingredients.main(words) == 0, capsys.readouterr().err
+    assert "hard alone" in capsys.readouterr().out
+    task_folder = folder / "code" / f"pairs-{TRAINING}"
+    (store,) = task_folder.glob("tokens-*/bm257-clustering/search/meta.json")
+    opened = open_store(store.parent)
+    assert opened.task == "clustering"
+    assert opened.tuples.shape == (TRAINING, 2 + 7)
+    lines = (task_folder / "rows" / "losses-1-0" / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        (losses,) = json.loads(line)["losses"].values()
+        assert losses.keys() == {"hard"}
+        assert losses["hard"] > 0
+    monkeypatch.setattr(ingredients, "train_here", None)  # would fail where it were called
+    assert ingredients.main(words) == 0
+
+
+def test_the_plain_row_stands_in_every_group_and_prefixes_in_theirs(words, capsys):
+    flags = ingredients.parse(words)
+    scores = {"nDCG@10": 0.5, "MRR@10": 0.4, "recall@10": 0.75, "prefixes": {"8": 0.125, "32": 0.5}}
+    measured = {"steps": 80, "seconds": 9.0, "scores": scores}
+    for row in (groups()["losses"][0], groups()["matryoshka"][1]):
+        rows_of(words).append(ingredients.identity(flags, "digest", row, 0) | measured)
+    assert ingredients.main([*words, "--show"]) == 0
+    table = capsys.readouterr().out
+    for name in ("in-batch alone", "none", "full width alone", "all weights", "Matryoshka"):
+        assert f"\n{name:30}     1     80        9" in table, name
+    assert f"\n{'Matryoshka':30}   0.125   0.500" in table
+    for name in ("hard alone", "LoRA", "batch 32"):
+        assert name not in table
+
+
+def test_a_row_for_the_same_time_makes_fewer_steps(words, monkeypatch):
+    seconds = {0: 1.0, 7: 4.0}
+    asked = []
+
+    def train(training, changes, processes):
+        asked.append((training.steps, changes.get("num_hard_neg", 0)))
+        pace = seconds[asked[-1][1]]
+        passed = [pace * step for step in range(1, training.steps + 1)]
+        return Trained(passed, {training.steps: Path(training.model)})
+
+    monkeypatch.setattr(ingredients, "train_here", train)
+    monkeypatch.setattr(search_task, "token_stores", lambda *arguments: Path())
+    monkeypatch.setattr(ingredients, "remove", lambda path: None)
+    number = [row.name for row in groups()["negatives"]].index("7 by BM25, time of none") + 1
+    assert ingredients.main([*words, "--steps", "20", "--row", f"negatives:{number}:3"]) == 0
+    assert asked == [(20, 0), (20, 7), (5, 7)]  # 20 steps of 1 s are 5 of 4 s
+
+
+def test_rows_change_what_run_py_knows_and_nothing_twice(words):
+    flags = ingredients.parse(words)
+    known = {field.name for field in fields(Args)}
+    for name, rows in groups().items():
+        settings = [json.dumps(ingredients.identity(flags, "", row, 0)) for row in rows]
+        assert len(set(settings)) == len(rows) == len({row.name for row in rows}), name
+        assert all(row.changes.keys() <= known for row in rows)
+    sized = {row.batch: ingredients.planned_steps(flags, row) * row.batch for row in groups()["batch"]}
+    assert sized == {32: 640, 128: 640, 512: 512}  # 80 steps of 8 tuples; 1.25 steps of 512 are one
+    assert ingredients.planned_steps(flags, Row("plain")) == 80
+
+
+# ------------------------------------------------------------------------------------------------ pairs
+
+
+def numbered(count: int) -> list[Pair]:
+    return [Pair(f"query {number}", f"passage {number}", f"g{number // 2}") for number in range(count)]
+
+
+def test_negatives_come_from_the_window_below_the_margin_and_of_other_groups():
+    made = numbered(20)
+    order = np.arange(20)[None].repeat(20, axis=0)  # every query ranks 0, 1, 2, ...
+    scores = np.linspace(1, 0.05, 20)[None].repeat(20, axis=0)
+    mined = pairs.negatives_of_ranking(made, Ranking(order, scores), 3)
+    assert mined[0] == ["passage 5", "passage 6", "passage 7"]  # ranks 6 to 8
+    assert mined[6] == ["passage 5", "passage 8", "passage 9"]  # 6 and 7 are one group
+    mined = pairs.negatives_of_ranking(made, Ranking(order, scores), 3, max_scores=np.full(20, 0.51))
+    assert mined[0] == ["passage 10", "passage 11", "passage 12"]  # the eleventh has 0.5
+    assert all(len(set(texts)) == 3 for texts in pairs.random_negatives(made, 3))
+
+
+def test_raw_tuples_have_their_negatives_and_instruction(folder):
+    task = search_task.prepare("code", folder, TRAINING)
+    plain = pq.read_table(search_task.raw_file(task, Variant())).to_pylist()
+    first = task.training[0]
+    assert plain[0] == {"query": f"Instruct: Find it.\nQuery: {first.query}", "passage": first.passage}
+    variant = Variant("bm25", 2, instructed=False)
+    raw = pq.read_table(search_task.raw_file(task, variant)).to_pylist()
+    assert [row["query"] for row in raw] == [pair.query for pair in task.training]
+    assert all(len({row["passage"], row["negative_1"], row["negative_2"]}) == 3 for row in raw)
+
+
+# --------------------------------------------------------------------------------------------- packages
+
+
+LONG = "It reads what a microphone hears and writes words that a person can read"
+
+
+def stanza(name: str, query: str, passage: str = LONG) -> str:
+    return f"Package: {name}\nDescription-md5: 0\nDescription-en: {query}\n {passage} {name},\n .\n and  no more.\n"
+
+
+def test_packages_are_read_from_lists_of_any_kind(tmp_path):
+    plain = [stanza("speech2-tool", "turns speech into text"), stanza("x", "Turns SPEECH into text", "Other " * 20)]
+    (tmp_path / "a_i18n_Translation-en").write_text("\n".join(plain))
+    with gzip.open(tmp_path / "b_i18n_Translation-en.gz", "wt") as file:
+        file.write(stanza("short", "two words") + "\n" + stanza("brief", "says far too little", "ok"))
+    with pa.output_stream(str(tmp_path / "c_i18n_Translation-en.lz4"), compression="lz4") as file:
+        file.write(stanza("ähnlich", "finds what is alike").encode())
+    (tmp_path / "d_i18n_Translation-de").write_text(stanza("german", "not an English list"))
+    training, held_out = packages.package_pairs(tmp_path)
+    found = sorted(training + held_out, key=lambda pair: pair.group)
+    assert [pair.group for pair in found] == ["speech", "ähnlich"]
+    assert found[0] == Pair("turns speech into text", f"{LONG} speech2-tool, and no more.", "speech")
+
+
+def test_a_family_stands_on_one_side_and_empty_packages_on_none(tmp_path):
+    names = []
+    for number in range(200):
+        stem = f"{chr(97 + number % 20)}{chr(97 + number // 20)}oo"
+        names += [f"lib{stem}2", f"lib{stem}-dev", f"{stem}-doc"]
+    text = [stanza(name, f"makes the thing {name} work") for name in names]
+    text += [stanza("old-name", "transitional package for new"), stanza("foo-dbgsym", "symbols for the foo")]
+    text += [
+        stanza("gone", "something that is gone", "This is a dummy package which can be removed at any time, as said")
+    ]
+    (tmp_path / "x_i18n_Translation-en").write_text("\n".join(text))
+    training, held_out = packages.package_pairs(tmp_path)
+    families = {pair.group for pair in training}
+    assert not families & {pair.group for pair in held_out}
+    assert len(training) + len(held_out) == 600
+    assert len(families) + len({pair.group for pair in held_out}) == 200
+    assert 30 <= len(held_out) <= 90  # one in ten
+    assert len(held_out) % 3 == 0
+
+
+def test_without_a_list_the_remedy_is_named(tmp_path):
+    with pytest.raises(RunError, match="apt-get update -o Acquire::Languages=en -o Dir::State::Lists=FOLDER"):
+        packages.package_pairs(tmp_path)
+    (tmp_path / "a_i18n_Translation-en.xz").write_bytes(b"damaged")
+    with pytest.raises(RunError, match="cannot be read"):
+        packages.package_pairs(tmp_path)
