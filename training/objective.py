@@ -74,11 +74,12 @@ class Objective:
                 targets=batch.targets, temperature=self.temperature, same=self._same_text(batch),
             )  # fmt: skip
             losses["in_batch"] = share_of_global_mean(mean, batch.rows, sum(batch.counts), batch)
-        mean = over_prefixes(
-            hard_negative_loss, self.prefixes, queries, positives, negatives,
-            temperature=self.temperature, mask=batch.mask,
-        )  # fmt: skip
-        losses["hard"] = share_of_global_mean(mean, batch.rows, sum(batch.counts), batch)
+        if negatives.shape[1]:  # with num_hard_neg 0 it would be 0 for any model
+            mean = over_prefixes(
+                hard_negative_loss, self.prefixes, queries, positives, negatives,
+                temperature=self.temperature, mask=batch.mask,
+            )  # fmt: skip
+            losses["hard"] = share_of_global_mean(mean, batch.rows, sum(batch.counts), batch)
         if teacher is not None:
             losses["distillation"] = distillation(batch, embeddings, batch.spread(teacher))
         return losses
@@ -104,8 +105,10 @@ class Objective:
     def measures(self, batch: Batch, embeddings: Tensor, retrieval: bool) -> dict[str, tuple[Tensor, int]]:
         """Validation of one batch: name -> (mean, over how many rows of this process). Full width, no Matryoshka."""
         queries, positives, negatives = batch.split(batch.spread(embeddings))
-        hard = hard_negative_loss(queries, positives, negatives, self.temperature, batch.mask)
-        measures = {"hard": (hard, batch.rows)}
+        measures = {}
+        if negatives.shape[1]:
+            hard = hard_negative_loss(queries, positives, negatives, self.temperature, batch.mask)
+            measures["hard"] = (hard, batch.rows)
         if retrieval:  # a lone positive has nothing to win against: 0, as published
             candidates = gather(positives, batch.counts)
             loss = in_batch_loss(queries, candidates, batch.targets, self.temperature, self._same_text(batch))

@@ -64,11 +64,15 @@ class Run:
     def expected_losses(self) -> list[tuple[str, str]]:
         """(task, loss) of everything that these data train with: each has its column on the console."""
         tasks = sorted(set(self.tasks.values()), key=TASKS.index)
+        with_negatives = {
+            store.task for store, asked in zip(self.feed.stores, self.feed.negatives, strict=True) if asked
+        }
         expected = []
         for task in tasks:
             if task == "retrieval":
                 expected.append((task, "in_batch"))
-            expected.append((task, "hard"))
+            if task in with_negatives:
+                expected.append((task, "hard"))
             if self.teacher is not None:
                 expected.append((task, "distillation"))
         return expected
