@@ -91,7 +91,7 @@ def answers(query: str, functions: list[tuple[Path, Function]], folder: Path, to
         raise RunError(f"{folder}: no model folder that Sentence Transformers can load")
     from sentence_transformers import SentenceTransformer  # seconds; a wrong path is named before
 
-    model = SentenceTransformer(str(folder), device="cpu")
+    model = SentenceTransformer(str(folder))
     passages = embed_passages(model, folder, [function.passage for _, function in functions])  # [m, d]
     cosines = passages @ model.encode_query(query, normalize_embeddings=True)  # [m]
     lines = []
