@@ -64,9 +64,10 @@ class Run:
     def expected_losses(self) -> list[tuple[str, str]]:
         """(task, loss) of everything that these data train with: each has its column on the console."""
         tasks = sorted(set(self.tasks.values()), key=TASKS.index)
-        with_negatives = {
-            store.task for store, asked in zip(self.feed.stores, self.feed.negatives, strict=True) if asked
-        }
+        with_negatives = set()
+        for store, asked in zip(self.feed.stores, self.feed.negatives, strict=True):
+            if asked and store.meta["negatives"]:
+                with_negatives.add(store.task)
         expected = []
         for task in tasks:
             if task == "retrieval":

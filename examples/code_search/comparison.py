@@ -1,6 +1,7 @@
 """How well models find the functions of the standard library, beside BM25 and all-MiniLM-L6-v2; and what they find."""
 
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,42 +21,54 @@ QUERIES = ("download a page from a url", "encode bytes as base64", "copy a file 
 
 
 def show(job: Job, library: list[Function], trained: Path) -> None:
-    """Print a table of scores, and what the trained model finds for QUERIES.
+    """Print how well the trained model searches, beside the yardsticks, and what it finds for QUERIES.
 
     Args:
         library: held-out functions.
         trained: a model folder.
     """
-    sample = random.Random(0).sample(range(len(library)), min(EVALUATED, len(library)))
     max_length = job.settings()["max_seq_length"]
-    descriptions = [library[number].query for number in sample]
-    passages = [library[number].passage for number in sample]
-    queries = [tuples.instruct(tuples.SEARCH, description) for description in descriptions]
-
+    sample = random.Random(0).sample(range(len(library)), min(EVALUATED, len(library)))
     title(f"search in {len(sample):,} functions of the standard library that training never saw")
     vectors = embed(trained, [function.passage for function in library], max_length)  # [m, d]
-    scores = {
-        "untrained backbone": score_vectors(
-            embed(job.backbone, queries, max_length), embed(job.backbone, passages, max_length)
-        ),
-        "trained": score_vectors(embed(trained, queries, max_length), vectors[sample]),
-    }
-    if "BM25" in job.yardsticks:
-        scores["BM25"] = score(BM25(passages).search(descriptions, k=10).passages)
-    if "MiniLM" in job.yardsticks:
-        model = SentenceTransformer(str(minilm.unpack(job.folder / "models" / "all-MiniLM-L6-v2")), device="cpu")
-        scores["all-MiniLM-L6-v2"] = score_vectors(model.encode(descriptions), model.encode(passages))
-    print(table(scores))
+    queries = embed(trained, with_instruction(library[number].query for number in sample), max_length)
+    functions = [library[number] for number in sample]
+    scores = {"untrained backbone": score_model(job.backbone, functions, max_length)}
+    scores["trained"] = score_vectors(queries, vectors[sample])
+    print(table(scores | score_yardsticks(job, functions)))
 
     title(f"what the trained model finds in all {len(library):,} of them")
-    queries = [tuples.instruct(tuples.SEARCH, query) for query in QUERIES]
-    found = search(embed(trained, queries, max_length), vectors, k=3)
+    found = search(embed(trained, with_instruction(QUERIES), max_length), vectors, k=3)
     for query, best in zip(QUERIES, found.passages, strict=True):
         print(query)
         for rank, number in enumerate(best, start=1):
             function = library[number]
             name = f"{function.module}.{function.name}"
             print(f"  {rank}. {name:44}  {function.query[:70]}")
+
+
+def score_model(folder: Path, functions: list[Function], max_length: int) -> dict[str, float]:
+    """How well a model folder finds each function by its docstring."""
+    queries = embed(folder, with_instruction(function.query for function in functions), max_length)
+    return score_vectors(queries, embed(folder, [function.passage for function in functions], max_length))
+
+
+def score_yardsticks(job: Job, functions: list[Function]) -> dict[str, dict[str, float]]:
+    """The same of what was not trained here: name -> metric -> value."""
+    queries = [function.query for function in functions]
+    passages = [function.passage for function in functions]
+    scores = {}
+    if "BM25" in job.yardsticks:
+        scores["BM25"] = score(BM25(passages).search(queries, k=10).passages)
+    if "MiniLM" in job.yardsticks:
+        model = SentenceTransformer(str(minilm.unpack(job.folder / "models" / "all-MiniLM-L6-v2")), device="cpu")
+        scores["all-MiniLM-L6-v2"] = score_vectors(model.encode(queries), model.encode(passages))
+    return scores
+
+
+def with_instruction(queries: Iterable[str]) -> list[str]:
+    """Queries as the model was trained on them."""
+    return [tuples.instruct(tuples.SEARCH, query) for query in queries]
 
 
 def embed(folder: Path, texts: list[str], max_length: int) -> np.ndarray:

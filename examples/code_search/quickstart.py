@@ -14,18 +14,22 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import transformers
 
-from examples.models import packages, smollm2
+from arguments import Args
+from configuration.keys import did_you_mean
+from configuration.sources import read_command_line
+from examples.models import smollm2, weights
 from training.plot import draw
 from utils import RunError
 
 from . import comparison, job
 from .job import Job
 
+FOLDERS = {"experiment_id", "model_path", "output_dir", "train_data_path"}  # keys of run.py that the job decides
 QUICKSTART = Job(
     folder=Path("quickstart"),
     config=Path("examples/code_search/quickstart.json"),
@@ -85,8 +89,27 @@ def read_flags(argv: list[str] | None, preset: Job) -> tuple[Job, list[str]]:
         gguf=flags.gguf,
     )
     if flags.backbone == "random":
+        if preset != QUICKSTART:
+            parser.error("--backbone random: its settings are the quickstart's")
         chosen = replace(chosen, layers=None, config=job.RANDOM_CONFIG)
+    problems = override_problems(overrides)
+    if problems:
+        parser.error("; ".join(problems))
     return chosen, overrides
+
+
+def override_problems(words: list[str]) -> list[str]:
+    """What is wrong with words for run.py, said before minutes of work."""
+    keys = {field.name: field for field in fields(Args)}
+    values, config, problems = read_command_line(words, keys)
+    for name in values:
+        if name not in keys:
+            problems.append(f"{name}: no such flag, and no key of run.py{did_you_mean(name, keys)}")
+    for name in sorted(values.keys() & FOLDERS):
+        problems.append(f"{name}: the folders of this job are fixed")
+    if config is not None:
+        problems.append("config: the configuration of this job is fixed")
+    return problems
 
 
 def do(chosen: Job, overrides: list[str]) -> None:
@@ -103,18 +126,22 @@ def do(chosen: Job, overrides: list[str]) -> None:
     trained = job.newest_model_folder(chosen.run_folder)
     comparison.show(chosen, library, trained)
     print(f"\nmodel folder: {trained}\nplot of loss and learning rate: {draw(chosen.run_folder)}")
-    print(f'use it: python -m examples.code_search.search "{comparison.QUERIES[-1]}" FOLDER --model {trained}')
+    command = f'{sys.executable} -m examples.code_search.search "{comparison.QUERIES[-1]}" FOLDER'
+    print(f"use it: {command} --model {trained}")
 
 
 def check(chosen: Job) -> None:
     """Refuse at once what would fail after minutes: a package that is missing, a depth that the decoder has not."""
-    if "MiniLM" in chosen.yardsticks:
-        packages.locate(packages.MINILM)
-    if chosen.layers is not None:
+    if chosen.layers is not None and chosen.gguf is None:
         try:
-            smollm2.find_gguf(chosen.gguf, chosen.layers)
+            weights.locate(weights.SMOLLM2)
         except RunError as error:
-            raise RunError(f"{error}\nwithout SmolLM2: --backbone random") from None
+            instead = f"{sys.executable} -m examples.code_search.quickstart --backbone random"
+            raise RunError(f"{error}\nor train a small random decoder: {instead}") from None
+    if chosen.layers is not None:
+        smollm2.find_gguf(chosen.gguf, chosen.layers)
+    if "MiniLM" in chosen.yardsticks:
+        weights.locate(weights.MINILM)
 
 
 if __name__ == "__main__":

