@@ -1,7 +1,7 @@
 """The quickstart with more depth and more time: SmolLM2 becomes a code search engine, beside all-MiniLM-L6-v2.
 
     make foundation                                     or, in an environment with the packages:
-    python -m examples.code_search.foundation           an hour on two cores; everything goes into foundation/
+    python -m examples.code_search.foundation           fifty minutes on two cores; everything goes into foundation/
 
 Steps and flags are those of quickstart.py.
 """
