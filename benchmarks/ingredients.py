@@ -10,9 +10,9 @@ those called "time of ..." for that row's training time; those of the group batc
 measured by nDCG@10, MRR@10 and recall@10 on held-out pairs, and by nDCG@10 of the first dimensions alone.
 
 Rows stand in benchmarks/measured/ingredients_DATA.jsonl; what stands there is not measured again, and groups share what
-they have in common. `--row GROUP:NUMBER:SEED` measures one row, so that two can run side by side. Two such commands
-should not both begin with a row that the file lacks and both need: the plain row, or one that gives another its time.
-Before the row "3 by minilm" all pairs are embedded once by all-MiniLM-L6-v2, at some forty texts a second on one core.
+they have in common. `--row GROUP:NUMBER:SEED` measures one row, so that two can run side by side; of two commands that
+need the same row, one waits for the other. Rows of another machine or of other versions are rows of their own. Before
+the row "3 by minilm" all pairs are embedded once by all-MiniLM-L6-v2, at some forty texts per second on one core.
 """
 
 import argparse
@@ -25,9 +25,17 @@ import transformers
 
 from benchmarks import search_task
 from benchmarks.ingredient_rows import Row, groups
-from benchmarks.measured_rows import RowFile, mean_and_spread
-from benchmarks.quality import MEASURED, add_common_flags, backbone, say, settings_of
-from benchmarks.search_task import Task
+from benchmarks.measured_rows import (
+    CONDITIONS,
+    RowFile,
+    conditions_here,
+    conditions_line,
+    mean_and_spread,
+    row_lock,
+    short_digest,
+)
+from benchmarks.quality import MEASURED, add_common_flags, say, settings_of
+from benchmarks.search_task import Task, backbone, backbone_folder
 from benchmarks.training_commands import Training, train_here
 from utils import RunError, plural, remove
 
@@ -43,13 +51,19 @@ def main(argv: list[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(flags.threads)
     try:
-        if not flags.show:
-            Ingredients(flags, rows).measure_all()
+        if flags.show:
+            conditions = newest_conditions(flags, rows)
+        else:
+            bench = Ingredients(flags, rows)
+            bench.measure_all()
+            conditions = bench.conditions
     except RunError as error:
         print(f"ingredients: {error}", file=sys.stderr)
         return 2
+    if conditions:
+        print(conditions_line(conditions))
     for group in flags.groups:
-        print("\n".join(table(flags, rows, group)))
+        print("\n".join(table(flags, rows, group, conditions)))
     return 0
 
 
@@ -86,6 +100,7 @@ class Ingredients:
         self.rows = rows
         self.task: Task = search_task.prepare(flags.data, flags.folder, flags.pairs, flags.lists)
         self.model = backbone(flags)
+        self.conditions = conditions_here(self.task.digest, self.model)
 
     def measure_all(self) -> None:
         """Every row of the groups, seed by seed, so that early tables hold all rows."""
@@ -97,18 +112,30 @@ class Ingredients:
 
     def measure(self, group: str, row: Row, seed: int) -> dict:
         """Train and evaluate a row, unless it stands in the file. Returns it as it stands there."""
-        what = identity(self.flags, self.task.digest, row, seed)
-        found = self.rows.find(what)
-        if found is not None:
-            return found
+        what = identity(self.flags, self.conditions, row, seed)
+        folder = self.task.folder / "rows" / f"{KIND}-{seed}-{short_digest(what)}"  # of this row and no other
+        with row_lock(folder):  # a command that waited here finds the other's row
+            found = self.rows.find(what)
+            if found is None:
+                found = self.train_and_evaluate(group, row, what, folder)
+        return found
+
+    def train_and_evaluate(self, group: str, row: Row, what: dict, folder: Path) -> dict:
+        """Train a row in a folder, evaluate and add it. Returns it.
+
+        Args:
+            what: the row's identity.
+        """
+        seed = what["seed"]
         steps = self.steps(group, row, seed)
         say(f"{group}: {row.name}, seed {seed}: {plural(steps, 'step')}")
-        training = self.training(group, row, seed, steps)
+        training = self.training(row, seed, steps, folder)
         trained = train_here(training, row.changes, row.processes)
         instruction = self.task.instruction if row.variant.instructed else ""
         pairs = self.task.evaluated(self.flags.evaluated)
-        scores = search_task.evaluate(trained.folders[steps], pairs, instruction, self.flags.max_seq_length)
-        remove(Path(training.folder))
+        max_seq_length = self.flags.max_seq_length
+        scores = search_task.evaluate(trained.folders[steps], pairs, instruction, max_seq_length, training.bf16)
+        remove(folder)
         measured = {
             "steps": steps,
             "seconds": trained.seconds[-1],
@@ -128,16 +155,15 @@ class Ingredients:
         seconds_per_step = self.measure(group, by_name[row.paced_by], seed)["seconds_per_step"]
         return max(1, round(seconds / seconds_per_step))
 
-    def training(self, group: str, row: Row, seed: int, steps: int) -> Training:
+    def training(self, row: Row, seed: int, steps: int, folder: Path) -> Training:
         """What trains a row, before its changes."""
         flags = self.flags
-        number = GROUPS[group].index(row)
         stores = search_task.token_stores(self.task, row.variant, self.model, flags.max_seq_length, flags.threads)
         return Training(
             model=str(self.model),
             raw="",
             stores=str(stores),
-            folder=str(self.task.folder / "rows" / f"{group}-{number}-{seed}"),
+            folder=str(folder),
             steps=steps,
             batch=row.batch or flags.batch,
             max_seq_length=flags.max_seq_length,
@@ -145,16 +171,17 @@ class Ingredients:
             learning_rate=flags.learning_rate,
             seed=seed,
             threads=flags.threads,
+            bf16=self.conditions["precision"] == "bf16",
         )
 
 
-def identity(flags: argparse.Namespace, pairs: str, row: Row, seed: int) -> dict:
+def identity(flags: argparse.Namespace, conditions: dict, row: Row, seed: int) -> dict:
     """What a row trains, whatever its name and group: two groups may hold the same.
 
     Args:
-        pairs: the digest of the task's pairs.
+        conditions: what `conditions_here` found, or those of an earlier row.
     """
-    settings = settings_of(flags, pairs) | {
+    settings = settings_of(flags, conditions) | {
         "steps": planned_steps(flags, row),
         "learning_rate": flags.learning_rate,
         "num_hard_neg": 0,
@@ -179,14 +206,24 @@ def planned_steps(flags: argparse.Namespace, row: Row) -> int:
 # ------------------------------------------------------------------------------------------ tables
 
 
-def table(flags: argparse.Namespace, rows: RowFile, group: str) -> list[str]:
+def newest_conditions(flags: argparse.Namespace, rows: RowFile) -> dict[str, str]:
+    """The conditions of the row that was measured last with this backbone; none where there is no such row."""
+    name = backbone_folder(flags).name
+    conditions = {}
+    for row in rows.rows(kind=KIND, data=flags.data):
+        if row["settings"]["model"] == name:
+            conditions = {key: row["settings"][key] for key in CONDITIONS}
+    return conditions
+
+
+def table(flags: argparse.Namespace, rows: RowFile, group: str, conditions: dict) -> list[str]:
     """A group's rows with the mean over seeds, and the quality of prefixes where the group is about them."""
     head = "".join(f"{metric:>15}" for metric in METRICS)
     printed = ["", f"# {flags.data}, {group}", f"{'':30}{'seeds':>6}{'steps':>7}{'seconds':>9}{head}"]
     prefix_lines = []
     dims = []
     for row in GROUPS[group]:
-        found = of_all_seeds(flags, rows, row)
+        found = of_all_seeds(flags, rows, row, conditions)
         if found:
             printed.append(f"{row.name:30}{row_cells(found)}".rstrip())
             prefix_lines.append(f"{row.name:30}{prefix_cells(found)}")
@@ -197,14 +234,13 @@ def table(flags: argparse.Namespace, rows: RowFile, group: str) -> list[str]:
     return printed
 
 
-def of_all_seeds(flags: argparse.Namespace, rows: RowFile, row: Row) -> list[dict]:
-    """What was measured of a row with any seed, on the pairs that were measured last."""
-    measured = rows.rows(kind=KIND, data=flags.data)
-    if not measured:
-        return []
-    pairs = measured[-1]["settings"]["pairs"]
-    settings = identity(flags, pairs, row, seed=0)["settings"]
-    return [candidate for candidate in measured if candidate["settings"] == settings]
+def of_all_seeds(flags: argparse.Namespace, rows: RowFile, row: Row, conditions: dict) -> list[dict]:
+    """What was measured of a row, one for each seed: the newest."""
+    settings = identity(flags, conditions, row, seed=0)["settings"]
+    by_seed = {}
+    for measured in rows.rows(kind=KIND, data=flags.data, settings=settings):
+        by_seed[measured["seed"]] = measured
+    return list(by_seed.values())
 
 
 def row_cells(found: list[dict]) -> str:

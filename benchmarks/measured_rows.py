@@ -1,13 +1,25 @@
 """Measured rows in a JSONL file: what stands there is not measured again, so a long benchmark goes on where it ended.
 
-A row is a dictionary. IDENTITY names the keys that say what was measured; the others hold what came out.
+A row is a dictionary. IDENTITY names the keys that say what was measured; the others hold what came out. Among the
+settings are CONDITIONS: rows of another machine, or of other versions, are other rows.
 """
 
+import hashlib
 import json
+import platform
+from importlib import metadata
 from pathlib import Path
 from statistics import mean, stdev
 
+from filelock import FileLock
+
+from examples.code_search.job import multiplies_in_bf16
+from utils import RunError, file_digest
+
 IDENTITY = ("kind", "data", "system", "seed", "settings")
+CONDITIONS = ("pairs", "weights", "precision", "machine", "versions")  # settings that no flag says
+PROCESSOR_FLAGS = ("avx512_bf16", "amx_bf16")  # they decide how fast bf16 is
+PACKAGES = ("torch", "transformers", "sentence-transformers")
 
 
 class RowFile:
@@ -45,6 +57,12 @@ class RowFile:
             file.flush()
 
 
+def row_lock(folder: Path) -> FileLock:
+    """Held while a row is measured whose training folder this is."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{folder}.lock")
+
+
 def mean_and_spread(values: list[float]) -> str:
     """The mean and the standard deviation over seeds, which a single seed has not.
 
@@ -54,3 +72,83 @@ def mean_and_spread(values: list[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.3f}" + 7 * " "
     return f"{mean(values):.3f} ±{stdev(values):.3f}"
+
+
+# --------------------------------------------------------------------------------------- conditions
+
+
+def conditions_here(pairs: str, model: Path) -> dict[str, str]:
+    """What a row depends on and no flag says.
+
+    Args:
+        pairs: the digest of the task's pairs.
+        model: folder of the backbone.
+
+    Raises:
+        RunError: the folder holds no model.
+    """
+    return {
+        "pairs": pairs,
+        "weights": model_digest(model),
+        "precision": "bf16" if multiplies_in_bf16() else "fp32",
+        "machine": processor(),
+        "versions": versions(),
+    }
+
+
+def conditions_line(settings: dict) -> str:
+    """The conditions among the settings, to be printed once above a table."""
+    return "# " + "; ".join(f"{key} {settings[key]}" for key in CONDITIONS if key in settings)
+
+
+def model_digest(folder: Path) -> str:
+    """Names config, tokenizer and weights of a model folder: folders of one name may hold different models.
+
+    Raises:
+        RunError: the folder holds no model.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    config = folder / "config.json"
+    if not weights or not config.is_file():
+        raise RunError(f"{folder}: no model folder; it holds no config.json with *.safetensors")
+    tokenizer = sorted(folder.glob("tokenizer.json"))
+    return short_digest([[path.name, file_digest(path)] for path in [config, *tokenizer, *weights]])
+
+
+def short_digest(content) -> str:
+    """Names what JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def processor() -> str:
+    """The processor's name, and which instructions for bf16 it has."""
+    name = ""
+    flags = []
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    for line in lines:  # the last processor's stay; they are all alike
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            name = value.strip()
+        elif key.strip() == "flags":
+            flags = value.split()
+    if not name:
+        return platform.processor() or platform.machine()
+    words = [name]
+    for flag in PROCESSOR_FLAGS:
+        words.append(f"{flag} {'yes' if flag in flags else 'no'}")
+    return ", ".join(words)
+
+
+def versions() -> str:
+    """The packages that a row's quality and seconds depend on."""
+    words = []
+    for package in PACKAGES:
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            version = "not installed"
+        words.append(f"{package} {version}")
+    return ", ".join(words)

@@ -7,8 +7,9 @@ The descriptions are those of apt's English translation lists, plain or compress
     mkdir -p FOLDER/partial
     apt-get update -o Acquire::Languages=en -o Dir::State::Lists=FOLDER
 
-and FOLDER is the one for `--lists`. One family of packages in ten is held out: libfoo2, libfoo-dev and foo-doc describe
-the same thing, so they stand on one side.
+and FOLDER is the one for `--lists`. One family of packages in ten is held out: libfoo2, libfoo-dev, python3-foo and
+foo-doc describe the same thing, so they stand on one side. The packages of a language (python3-..., golang-...) are no
+family: each language is divided over both sides.
 """
 
 import argparse
@@ -33,6 +34,34 @@ MAX_CHARS = 2000  # of a passage
 LEAST_WORDS = 3  # of a query
 LEAST_CHARS = 60  # of a passage
 ONE_FAMILY_IN = 10  # is held out
+ECOSYSTEMS = (  # what stands before the name proper; a longer prefix before the shorter one that it begins with
+    "python3-",
+    "python-",
+    "pypy-",
+    "libghc-",
+    "haskell-",
+    "golang-github-",
+    "golang-gopkg-",
+    "golang-golang-x-",
+    "golang-",
+    "librust-",
+    "node-",
+    "libjs-",
+    "ruby-",
+    "r-cran-",
+    "r-bioc-",
+    "r-other-",
+    "r-",
+    "php-",
+    "lua-",
+    "cl-",
+    "erlang-",
+    "octave-",
+    "elpa-",
+    "texlive-",
+    "fonts-",
+    "gir1.2-",
+)
 _LIST_NAME = re.compile(r".*_i18n_Translation-en(\.(lz4|xz|bz2|gz))?")
 _OPENERS = {".xz": lzma.open, ".bz2": bz2.open, ".gz": gzip.open}
 _NAME_OF_SYMBOLS = re.compile(r".*-(dbg|dbgsym)")
@@ -132,12 +161,21 @@ def is_useful(name: str, query: str, passage: str) -> bool:
 
 
 def family_of(name: str) -> str:
-    """What packages of one source usually share: the name without "lib" and digits, up to the first hyphen.
+    """What packages of one source usually share: the name without ecosystem, "lib" and digits, up to "-", "+" or ".".
 
-    >>> family_of("libfoo2"), family_of("libfoo-dev"), family_of("foo-doc")
+    Perl's lib...-perl needs no rule of its own: "lib" goes as everywhere, and "-perl" stands behind a hyphen. Of the
+    58,000 packages of Debian 12 that are read, the largest family, that of the kernel, has 0.5 %.
+
+    >>> family_of("libfoo2"), family_of("libfoo-dev"), family_of("foo-doc"), family_of("python3-foo")
+    ('foo', 'foo', 'foo', 'foo')
+    >>> family_of("librust-foo+default-dev"), family_of("libfoo-bar-perl"), family_of("gir1.2-foo-1.0")
     ('foo', 'foo', 'foo')
     """
-    first_part = name.removeprefix("lib").partition("-")[0]
+    for prefix in ECOSYSTEMS:
+        if name.startswith(prefix):
+            name = name.removeprefix(prefix)
+            break
+    first_part = re.split(r"[-+.]", name.removeprefix("lib"))[0]
     return re.sub(r"\d", "", first_part)
 
 

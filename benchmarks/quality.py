@@ -7,17 +7,19 @@
 
 `--data packages` takes Debian's package descriptions (benchmarks/packages.py) in place of Python functions. Rows stand
 in benchmarks/measured/quality_DATA.jsonl; what stands there is not measured again, so any command can be interrupted
-and repeated. Data, backbone and model folders go below --folder; a row removes its model folders.
+and repeated; of two commands that want the same row, one waits for the other. Rows of another machine or of other
+versions are rows of their own. Data, backbone and model folders go below --folder; a row removes its model folders.
 
     here            run.py, one process
     st_in_batch     SentenceTransformerTrainer with MultipleNegativesRankingLoss
     st_cached       the same with CachedMultipleNegativesRankingLoss, 32 texts at once
 
 Equal are: the backbone and the tuples as texts, instruction included; maximal length, batch, temperature 0.05, pooling
-by the last token, which is EOS; bf16 autocast over fp32 weights without gradient checkpointing; AdamW (0.9, 0.98) with
-weight decay on all weights; clipping; warm-up over a tenth of the steps, then a cosine to 0, both from a rate of 0; and
-the seconds of training. A short calibration says how many steps a system makes in them, so that each schedule ends with
-the time; what was really used is measured and printed. Loading, saving and evaluation count on no side.
+by the last token, which is EOS; bf16 autocast over fp32 weights (fp32 alone where the processor has no instructions for
+bf16) without gradient checkpointing; AdamW (0.9, 0.98) with weight decay on all weights; clipping; warm-up over a tenth
+of the steps, then a cosine to 0, both from a rate of 0; and the seconds of training. A short calibration says how many
+steps a system makes in them, so that each schedule ends with the time; what was really used is measured and printed.
+Loading, saving and evaluation count on no side.
 
 What still differs, besides what is compared: each shuffles the tuples in its own way. run.py holds out 1 % of them for
 validation. run.py reads texts that were tokenised before, Sentence Transformers tokenises each batch during the
@@ -37,10 +39,10 @@ import torch
 import transformers
 
 from benchmarks import packages, quality_report, search_task
-from benchmarks.measured_rows import RowFile
-from benchmarks.search_task import Variant
+from benchmarks.measured_rows import RowFile, conditions_here, row_lock, short_digest
+from benchmarks.pairs import Pair
+from benchmarks.search_task import Variant, backbone, backbone_folder
 from benchmarks.training_commands import Trained, Training, train_by_sentence_transformers, train_here
-from examples.models import smollm2
 from utils import RunError, plural, remove
 
 SYSTEMS = ("here", "st_in_batch", "st_cached")
@@ -81,13 +83,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--minutes", type=float, default=6.0, help="of training (default %(default)s)")
     add("--trial_minutes", type=float, default=3.0, help="the same of a trial (default %(default)s)")
     add("--learning_rates", type=float, nargs="+", default=[1e-4, 2e-4, 5e-4, 1e-3], help="those that are tried")
-    add(
-        "--learning_rate",
-        nargs="+",
-        default=[],
-        metavar="SYSTEM=RATE",
-        help="take this one in place of the best trial's",
-    )
+    add("--learning_rate", nargs="+", default=[], metavar="SYSTEM=RATE", help="take it in place of the best trial's")
     add("--negatives", type=int, default=0, help="hard negatives of each tuple, mined by BM25 (default 0)")
     flags = parser.parse_args(argv)
     flags.fixed_rates = {}
@@ -151,6 +147,8 @@ def measure(flags: argparse.Namespace, rows: RowFile) -> None:
             for rate in flags.learning_rates:
                 bench.measure_trial(system, rate)
         return
+    for system in flags.systems:
+        bench.learning_rate(system)  # refuses before the first training
     if not flags.row:
         bench.measure_yardsticks()
     for seed in flags.seeds:
@@ -180,7 +178,9 @@ class Bench:
         self.model = backbone(flags)
         mining = "bm25" if flags.negatives else "none"
         self.variant = Variant(mining, flags.negatives)
-        self.settings = settings_of(flags, self.task.digest) | {"negatives": flags.negatives}
+        conditions = conditions_here(self.task.digest, self.model)
+        self.settings = settings_of(flags, conditions) | {"negatives": flags.negatives}
+        self.bf16 = conditions["precision"] == "bf16"
 
     def measure_yardsticks(self) -> None:
         """BM25, all-MiniLM-L6-v2 where its package is installed, and the backbone before training."""
@@ -199,7 +199,11 @@ class Bench:
             return search_task.evaluate_bm25(pairs)
         if system == "all-MiniLM-L6-v2":
             return search_task.evaluate_minilm(pairs, self.task.minilm)
-        return search_task.evaluate(self.model, pairs, self.task.instruction, self.flags.max_seq_length)
+        return self.evaluate(self.model, pairs)
+
+    def evaluate(self, folder: Path, pairs: list[Pair]) -> dict:
+        """The scores of a model folder."""
+        return search_task.evaluate(folder, pairs, self.task.instruction, self.flags.max_seq_length, self.bf16)
 
     def measure_trial(self, system: str, rate: float) -> None:
         """One learning rate of a system, by the pairs of trials."""
@@ -212,9 +216,13 @@ class Bench:
         self.measure_row(self.identity("final", system, seed, settings), saves=POINTS)
 
     def measure_row(self, row: dict, saves: int) -> None:
-        """Train for the row's minutes, evaluate each saved model, add the row; nothing where it stands already."""
-        if self.rows.find(row) is not None:
-            return
+        """Measure the row; nothing where it stands already, or when another command has measured it meanwhile."""
+        with row_lock(self.folder_of(row)):
+            if self.rows.find(row) is None:
+                self.train_and_evaluate(row, saves)
+
+    def train_and_evaluate(self, row: dict, saves: int) -> None:
+        """Train for the row's minutes, evaluate each saved model, add the row."""
         settings = row["settings"]
         seconds_per_step = self.seconds_per_step(row["system"], settings["learning_rate"])
         steps = saves * max(1, round(60 * settings["minutes"] / seconds_per_step / saves))
@@ -226,8 +234,7 @@ class Bench:
         curve = []
         for step, folder in trained.folders.items():
             if step % training.steps_per_save == 0:  # the others are of epochs that ended in between
-                scores = search_task.evaluate(folder, pairs, self.task.instruction, self.flags.max_seq_length)
-                curve.append({"step": step, "seconds": trained.seconds[step - 1]} | scores)
+                curve.append({"step": step, "seconds": trained.seconds[step - 1]} | self.evaluate(folder, pairs))
         remove(Path(training.folder))
         measured = {"steps": steps, "seconds_per_step": trained.seconds_per_step(), "curve": curve}
         self.rows.append(row | measured)
@@ -253,45 +260,54 @@ class Bench:
         return best[1]
 
     def seconds_per_step(self, system: str, learning_rate: float) -> float:
-        """Of the system's newest row with these sizes, or else of a short training at this learning rate."""
+        """Of the system's newest row with these settings, or else of a short training at this learning rate."""
+        row = self.identity("calibration", system, TRIAL_SEED, self.settings)
+        with row_lock(self.folder_of(row)):  # a command that waited here finds the other's calibration
+            known = self.known_seconds_per_step(system)
+            if known is None:
+                known = self.calibrate(row, learning_rate)
+        return known
+
+    def known_seconds_per_step(self, system: str) -> float | None:
+        """Of the system's newest row with these settings, or None where there is none."""
         known = None
         for row in self.rows.rows(data=self.flags.data, system=system):
             if "seconds_per_step" in row and self.settings.items() <= row["settings"].items():
                 known = row["seconds_per_step"]
-        if known is None:
-            known = self.calibrate(system, learning_rate)
         return known
 
-    def calibrate(self, system: str, learning_rate: float) -> float:
+    def calibrate(self, row: dict, learning_rate: float) -> float:
         """Seconds per step of a short training, which becomes a row."""
-        row = self.identity("calibration", system, TRIAL_SEED, self.settings)
         training = replace(self.training(row, CALIBRATION_STEPS, saves=1), learning_rate=learning_rate)
-        trained = self.train(system, training)
+        trained = self.train(row["system"], training)
         remove(Path(training.folder))
         self.rows.append(row | {"seconds_per_step": trained.seconds_per_step()})
-        say(f"calibration {system}: {trained.seconds_per_step():.2f} s per step")
+        say(f"calibration {row['system']}: {trained.seconds_per_step():.2f} s per step")
         return trained.seconds_per_step()
 
     def training(self, row: dict, steps: int, saves: int) -> Training:
         """What trains a row."""
         flags = self.flags
-        rate = row["settings"].get("learning_rate", 0.0)  # a calibration's row has none
-        name = f"{row['kind']}-{row['system']}-{row['seed']}-{rate:g}"
         stores = search_task.token_stores(self.task, self.variant, self.model, flags.max_seq_length, flags.threads)
         return Training(
             model=str(self.model),
             raw=str(search_task.raw_file(self.task, self.variant)),
             stores=str(stores),
-            folder=str(self.task.folder / "rows" / name),
+            folder=str(self.folder_of(row)),
             steps=steps,
             batch=flags.batch,
             max_seq_length=flags.max_seq_length,
             negatives=flags.negatives,
-            learning_rate=rate,
+            learning_rate=row["settings"].get("learning_rate", 0.0),  # a calibration's row has none
             seed=row["seed"],
             threads=flags.threads,
+            bf16=self.bf16,
             saves=saves,
         )
+
+    def folder_of(self, row: dict) -> Path:
+        """Where a row is trained, and nothing else: training begins by removing the folder."""
+        return self.task.folder / "rows" / f"{row['kind']}-{row['system']}-{row['seed']}-{short_digest(row)}"
 
     def train(self, system: str, training: Training) -> Trained:
         """Train by a system."""
@@ -304,39 +320,20 @@ class Bench:
         return {"kind": kind, "data": self.flags.data, "system": system, "seed": seed, "settings": settings}
 
 
-def backbone(flags: argparse.Namespace) -> Path:
-    """The folder of the backbone; made where none was given.
-
-    Raises:
-        RunError: it cannot be had.
-    """
-    folder = backbone_folder(flags)
-    if flags.model is None:
-        smollm2.make_backbone(folder, flags.layers)
-    return folder
-
-
-def backbone_folder(flags: argparse.Namespace) -> Path:
-    """Where the backbone is, or will be."""
-    if flags.model is not None:
-        return flags.model
-    return flags.folder / "models" / f"smollm2-{flags.layers}-layers"
-
-
-def settings_of(flags: argparse.Namespace, pairs: str) -> dict:
+def settings_of(flags: argparse.Namespace, conditions: dict) -> dict:
     """What all rows of a table share.
 
     Args:
-        pairs: the digest of the task's pairs.
+        conditions: what `conditions_here` found, or those of an earlier row.
     """
-    return {
+    sizes = {
         "model": backbone_folder(flags).name,
-        "pairs": pairs,
         "evaluated": flags.evaluated,
         "batch": flags.batch,
         "max_seq_length": flags.max_seq_length,
         "threads": flags.threads,
     }
+    return sizes | conditions
 
 
 def say(line: str) -> None:

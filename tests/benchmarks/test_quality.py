@@ -6,7 +6,9 @@ python -m pytest tests/benchmarks/test_quality.py
 import gzip
 import json
 import random
-from dataclasses import asdict, fields
+import shutil
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,20 @@ import pytest
 import torch
 import toy
 from accelerate.state import AcceleratorState, GradientState
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from arguments import Args
-from benchmarks import ingredients, packages, pairs, quality, quality_report, search_task, training_commands
+from benchmarks import (
+    ingredients,
+    measured_rows,
+    packages,
+    pairs,
+    quality,
+    quality_report,
+    search_task,
+    training_commands,
+)
 from benchmarks import sentence_transformers_training as st_training
 from benchmarks.ingredient_rows import Row, groups
 from benchmarks.measured_rows import RowFile
@@ -36,6 +47,7 @@ from utils import RunError, read_json
 TRAINING = 64
 HELD_OUT = 24
 STEPS = 8
+TOY_TRAINING = Training("", "", "", "", 20, 8, 32, 0, 4e-3, seed=0, threads=1, bf16=True)
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +59,16 @@ def folder(tmp_path_factory):
     for number in range(TRAINING + HELD_OUT):
         subject = rng.choice(toy.SUBJECTS)
         made.append(asdict(Pair(toy.sentence(rng, subject, 4), toy.sentence(rng, subject, 10), f"g{number}")))
-    content = {"instruction": "Find it.", "training": made[:TRAINING], "held_out": made[TRAINING:]}
+    content = {"source": "code", "instruction": "Find it.", "training": made[:TRAINING], "held_out": made[TRAINING:]}
     (folder / "code").mkdir()
     (folder / "code" / f"pairs-{TRAINING}.json").write_text(json.dumps(content))
     return folder
 
 
 @pytest.fixture
-def words(folder, toy_world, tmp_path) -> list[str]:
+def words(folder, toy_world, tmp_path, monkeypatch) -> list[str]:
     """What both benchmarks are told: the toy task and backbone, and a file of rows of this test's own."""
+    monkeypatch.setattr(measured_rows, "multiplies_in_bf16", lambda: True)  # the same on every processor
     sizes = f"--pairs {TRAINING} --evaluated 8 --batch 8 --max_seq_length 32".split()
     places = ["--folder", str(folder), "--model", str(toy_world.backbone), "--rows", str(tmp_path / "rows.jsonl")]
     return [*sizes, *places]
@@ -95,7 +108,7 @@ def test_each_system_trains_a_row_which_is_not_measured_again(words, folder, toy
         seconds = [point["seconds"] for point in row["curve"]]
         assert 0 < seconds[0] < seconds[1] < seconds[2] < seconds[3]
         assert all(0 < point["nDCG@10"] <= 1 for point in row["curve"])
-    check_what_was_trained(folder / "code" / f"pairs-{TRAINING}" / "rows", toy_world.backbone)
+    check_what_was_trained(rows_folder(folder), toy_world.backbone)
 
     def refuse(*arguments):
         raise AssertionError("measured again")
@@ -107,32 +120,40 @@ def test_each_system_trains_a_row_which_is_not_measured_again(words, folder, toy
     assert quality.main(words) == 0
     assert rows_of(words).rows() == before
     printed = capsys.readouterr().out
-    assert "here (0.004) reaches the last quality of st_cached (0.004)" in printed
+    assert "here (0.004) to the last quality of st_cached (0.004)" in printed
+    assert "st_cached (0.004) to the last quality of here (0.004)" in printed
     assert "BM25" in printed
     assert Path(words[-1]).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def rows_folder(folder: Path) -> Path:
+    """Where the toy task's rows are trained."""
+    (found,) = (folder / "code").glob(f"pairs-{TRAINING}-*/rows")
+    return found
 
 
 def check_what_was_trained(rows: Path, backbone: Path) -> None:
     """Every system made its steps on whole batches, and its folders hold other weights than the backbone's."""
     start = load_file(backbone / "model.safetensors")
-    here = rows / "final-here-0-0.004" / "run"
+    (here,) = rows.glob("final-here-0-*/run")
     lines = [json.loads(line) for line in (here / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert all("in_batch" in line["losses"]["search"] and line["grad_norm"] > 0 for line in lines)
     assert read_json(here / "manifest.json")["mixed_precision"] == "bf16"
     for loss in ("st_in_batch", "st_cached"):
-        states = read_json(rows / f"final-{loss}-0-0.004" / f"checkpoint-{STEPS}" / "trainer_state.json")
+        (state_file,) = rows.glob(f"final-{loss}-0-*/checkpoint-{STEPS}/trainer_state.json")
+        states = read_json(state_file)
         norms = [line["grad_norm"] for line in states["log_history"] if "grad_norm" in line]
         assert states["global_step"] == len(norms) == STEPS
         assert min(norms) > 0
-    theirs = rows / "final-st_in_batch-0-0.004"
-    folders = [theirs / f"checkpoint-{STEPS}", *training_commands.model_folders(here).values()]
+    (theirs,) = rows.glob(f"final-st_in_batch-0-*/checkpoint-{STEPS}")
+    folders = [theirs, *training_commands.model_folders(here).values()]
     assert len(folders) == 5
     for folder in folders:
         weights = load_file(folder / "model.safetensors")
         assert weights.keys() == start.keys()
         assert any(not torch.equal(weights[name].float(), start[name]) for name in start)
-    check_vectors_agree(theirs / f"checkpoint-{STEPS}")
+    check_vectors_agree(theirs)
 
 
 def check_vectors_agree(folder: Path) -> None:
@@ -147,7 +168,7 @@ def check_vectors_agree(folder: Path) -> None:
 def test_sentence_transformers_trains_in_bf16_by_the_same_schedule(tmp_path, toy_world, monkeypatch):
     raw = tmp_path / "search.parquet"
     toy.write_parquet(raw, toy.raw_rows(40, 0))
-    training = Training(str(toy_world.backbone), str(raw), "", str(tmp_path), 20, 8, 32, 0, 4e-3, seed=0, threads=1)
+    training = replace(TOY_TRAINING, model=str(toy_world.backbone), raw=str(raw), folder=str(tmp_path))
     (tmp_path / "training.json").write_text(json.dumps(asdict(training) | {"loss": "st_in_batch"}))
     dtypes = set()
     rates = []
@@ -175,6 +196,37 @@ def test_sentence_transformers_trains_in_bf16_by_the_same_schedule(tmp_path, toy
     seconds = read_json(tmp_path / "seconds.json")
     assert len(seconds) == 20
     assert seconds == sorted(seconds)
+
+
+def test_without_instructions_for_bf16_every_system_computes_in_fp32(words, tmp_path, monkeypatch):
+    here = measured_rows.conditions_here("pairs", Path(words[-3]))
+    monkeypatch.setattr(measured_rows, "multiplies_in_bf16", lambda: False)
+    bench = quality.Bench(quality.parse(words), rows_of(words))
+    assert (here["precision"], bench.settings["precision"]) == ("bf16", "fp32")
+    monkeypatch.setattr(search_task, "token_stores", lambda *arguments: Path())
+    asked = []
+
+    def encode(folder, texts, max_length, bf16):
+        asked.append(bf16)
+        return np.ones((len(texts), 8), np.float32)
+
+    monkeypatch.setattr(search_task, "encode", encode)
+    bench.evaluate(Path(), bench.task.evaluated(8))
+    assert asked == [False]
+    training = bench.training(bench.identity("final", "here", 6, bench.settings), 4, 1)
+    assert not st_training.arguments_of(replace(training, folder=str(tmp_path))).bf16
+    asked.clear()
+
+    def run_command(words, threads, log, environment):
+        asked.append((words, environment["ACCELERATE_MIXED_PRECISION"]))
+        raise RunError("looked at")
+
+    monkeypatch.setattr(training_commands, "run_command", run_command)
+    for processes in (1, 2):
+        with pytest.raises(RunError, match="looked at"):
+            training_commands.train_here(training, processes=processes)
+    assert [precision for _, precision in asked] == ["no", "no"]
+    assert "--mixed_precision no" in " ".join(asked[1][0])
 
 
 def test_the_best_trial_gives_the_learning_rate(words):
@@ -218,11 +270,93 @@ def test_steps_fill_the_minutes_at_the_newest_pace(words, monkeypatch):
     assert (asked[1].steps, asked[1].saves, asked[1].seed) == (40, 4, 5)
 
 
+def test_a_command_that_waited_takes_over_what_the_other_measured(words, monkeypatch):
+    rows = rows_of(words)
+    bench = quality.Bench(quality.parse([*words, "--learning_rate", "here=1e-3"]), rows)
+    calibration = bench.identity("calibration", "here", quality.TRIAL_SEED, bench.settings)
+    final = bench.identity("final", "here", 1, bench.settings | {"minutes": 6.0, "learning_rate": 1e-3})
+    meanwhile = [calibration | {"seconds_per_step": 5.0}, final]
+
+    @contextmanager
+    def row_lock(folder):
+        rows.append(meanwhile.pop(0))  # by the other command, while this one waits
+        yield
+
+    monkeypatch.setattr(quality, "row_lock", row_lock)
+    monkeypatch.setattr(quality, "train_here", None)  # would fail where it were called
+    assert bench.seconds_per_step("here", 1e-3) == 5.0
+    bench.measure_final("here", 1)
+    assert meanwhile == []
+
+
+def test_rows_of_another_model_or_machine_are_other_rows_with_folders_of_their_own(words, toy_world, tmp_path):
+    flags = quality.parse(words)
+    bench = quality.Bench(flags, rows_of(words))
+    assert bench.settings.keys() > set(measured_rows.CONDITIONS)
+    row = bench.identity("final", "here", 0, bench.settings | {"minutes": 6.0, "learning_rate": 1e-3})
+    folders = {bench.folder_of(row)}
+    for key in row["settings"]:
+        folders.add(bench.folder_of(row | {"settings": row["settings"] | {key: "another"}}))
+    assert len(folders) == 1 + len(row["settings"])
+    other = tmp_path / "other" / toy_world.backbone.name
+    shutil.copytree(toy_world.backbone, other)
+    assert measured_rows.model_digest(other) == bench.settings["weights"]
+    weights = load_file(other / "model.safetensors")
+    save_file({name: weight + 1 for name, weight in weights.items()}, other / "model.safetensors")
+    assert measured_rows.model_digest(other) != bench.settings["weights"]
+    with pytest.raises(RunError, match=r"no config\.json with \*\.safetensors"):
+        measured_rows.model_digest(tmp_path)
+
+
+def final_row(system: str, seed: int, qualities: list[float], **changed) -> dict:
+    settings = {"model": "toy", "batch": 8, "minutes": 6.0, "learning_rate": 1e-3, "machine": "old"} | changed
+    curve = []
+    for number, ndcg in enumerate(qualities):
+        curve.append({"step": number + 1, "seconds": 10.0 * (number + 1), "nDCG@10": ndcg})
+    row = {"kind": "final", "data": "code", "system": system, "seed": seed, "settings": settings}
+    return row | {"steps": len(qualities), "curve": curve}
+
+
 def test_the_speed_is_read_between_two_points():
-    curve = [(10.0, [0.2, 0.4]), (20.0, [0.5, 0.5]), (30.0, [0.4, 0.4])]
+    curve = final_row("here", 0, [0.3, 0.5, 0.4])["curve"]
     assert quality_report.seconds_until(0.4, curve) == pytest.approx(15)  # halfway from 0.3 to 0.5
     assert quality_report.seconds_until(0.1, curve) == 10
     assert quality_report.seconds_until(0.6, curve) is None
+
+
+def test_the_speed_is_that_of_rows_of_one_seed_and_both_ways(tmp_path):
+    rows = RowFile(tmp_path / "rows.jsonl")
+    rows.append(final_row("here", 0, [0.9, 0.9, 0.9]))  # measured again below
+    for seed, qualities in ((0, [0.2, 0.4, 0.6]), (1, [0.5, 0.6, 0.6]), (2, [0.1, 0.1, 0.1])):
+        rows.append(final_row("here", seed, qualities))
+        rows.append(final_row("st_cached", seed, [0.1, 0.2, 0.4]))
+    rows.append(final_row("st_in_batch", 7, [0.1, 0.2, 0.4]))
+    rows.append(final_row("st_cached", 0, [0.9, 0.9, 0.9], machine="new"))
+    printed = "\n".join(quality_report.lines("code", rows))
+    goal = "here (0.001) to the last quality of st_cached (0.001), 0.400 at 30 s"
+    assert f"{goal}: after 15 s, 2.25 times as fast (1.50 to 3.00), with 2 of 3 seeds" in printed
+    goal = "st_cached (0.001) to the last quality of here (0.001), 0.433 at 30 s"
+    assert f"{goal}: after 10 s, 3.00 times as fast (3.00 to 3.00), with 1 of 3 seeds" in printed
+    assert "here (0.001) to the last quality of st_in_batch (0.001): no seed in common" in printed
+    assert f"{'here':20}{0.001:8g}{3:7}" in printed  # a row for each seed
+    assert printed.count("# machine old") == printed.count("# machine new") == 1
+    rows = RowFile(tmp_path / "slow.jsonl")
+    rows.append(final_row("here", 0, [0.1, 0.2, 0.3]))
+    rows.append(final_row("st_cached", 0, [0.1, 0.2, 0.4]))
+    goal = "here (0.001) to the last quality of st_cached (0.001), 0.400 at 30 s"
+    assert f"{goal}: not in its time, with 0 of 1 seeds" in quality_report.lines("code", rows)
+
+
+def test_trials_stand_by_their_settings_and_a_best_rate_at_the_edge_is_named(words):
+    add_trials(words, {1e-4: 0.5, 2e-4: 0.6, 5e-4: 0.4}, "here")
+    add_trials(words, {5e-4: 0.6, 2e-4: 0.5}, "st_cached")
+    add_trials(words, {1e-4: 0.9}, "here", batch=512)
+    blocks = "\n".join(quality_report.lines("code", rows_of(words))).split("# code, trials of ")[1:]
+    assert [block.count(quality_report.AT_THE_EDGE) for block in blocks] == [1, 1]
+    assert f"\n{'st_cached':20}{quality_report.AT_THE_EDGE}" in blocks[0]
+    assert f"\n{'here':20}{quality_report.AT_THE_EDGE}" in blocks[1]
+    assert "batch 512" in blocks[1].splitlines()[0]
+    assert [line.split()[1] for line in blocks[0].splitlines()[2:5]] == ["0.0001", "0.0002", "0.0005"]
 
 
 def test_trials_and_rows_are_measured_by_different_pairs(folder):
@@ -232,6 +366,22 @@ def test_trials_and_rows_are_measured_by_different_pairs(folder):
     assert not {pair.query for pair in own} & {pair.query for pair in of_trials}
     assert not {pair.query for pair in own} & {pair.query for pair in task.training}
     assert task.evaluated(20, for_trials=True) == task.evaluated(20)  # too few for both
+
+
+def test_pairs_made_anew_or_of_other_lists_never_meet_old_tuples(tmp_path):
+    for stem in ("speech", "picture"):
+        lists = tmp_path / stem
+        lists.mkdir()
+        text = "\n".join(stanza(f"{stem}{chr(97 + number)}", f"turns {stem} {number} into text") for number in range(9))
+        (lists / "a_i18n_Translation-en").write_text(text)
+    task = search_task.prepare("packages", tmp_path, 4, tmp_path / "speech")
+    assert search_task.prepare("packages", tmp_path, 4, tmp_path / "speech") == task
+    with pytest.raises(RunError, match=r"pairs-4\.json: made of packages of .*speech, not of packages of .*picture"):
+        search_task.prepare("packages", tmp_path, 4, tmp_path / "picture")
+    (tmp_path / "packages" / "pairs-4.json").unlink()
+    other = search_task.prepare("packages", tmp_path, 4, tmp_path / "picture")
+    assert other.folder != task.folder
+    assert other.folder.name == f"pairs-4-{other.digest}"
 
 
 def test_rows_are_told_apart_by_what_was_measured(tmp_path):
@@ -255,12 +405,13 @@ def test_an_ingredient_is_trained_on_its_own_tuples_and_kept(words, folder, caps
     words = [*words, "--steps", "4", "--row", "losses:2:0"]
     assert ingredients.main(words) == 0, capsys.readouterr().err
     assert "hard alone" in capsys.readouterr().out
-    task_folder = folder / "code" / f"pairs-{TRAINING}"
-    (store,) = task_folder.glob("tokens-*/bm257-clustering/search/meta.json")
+    rows = rows_folder(folder)
+    (store,) = rows.parent.glob("tokens-*/bm257-clustering/search/meta.json")
     opened = open_store(store.parent)
     assert opened.task == "clustering"
     assert opened.tuples.shape == (TRAINING, 2 + 7)
-    lines = (task_folder / "rows" / "losses-1-0" / "run" / "metrics.jsonl").read_text().splitlines()
+    (metrics,) = rows.glob("ingredient-0-*/run/metrics.jsonl")
+    lines = metrics.read_text().splitlines()
     assert len(lines) == 4
     for line in lines:
         (losses,) = json.loads(line)["losses"].values()
@@ -270,18 +421,25 @@ def test_an_ingredient_is_trained_on_its_own_tuples_and_kept(words, folder, caps
     assert ingredients.main(words) == 0
 
 
-def test_the_plain_row_stands_in_every_group_and_prefixes_in_theirs(words, capsys):
+def test_the_plain_row_stands_in_every_group_of_one_process_and_prefixes_in_theirs(words, capsys):
+    words = [*words[:-2], "--batch", "64", *words[-2:]]
     flags = ingredients.parse(words)
+    conditions = dict.fromkeys(measured_rows.CONDITIONS, "old")
     scores = {"nDCG@10": 0.5, "MRR@10": 0.4, "recall@10": 0.75, "prefixes": {"8": 0.125, "32": 0.5}}
     measured = {"steps": 80, "seconds": 9.0, "scores": scores}
     for row in (groups()["losses"][0], groups()["matryoshka"][1]):
-        rows_of(words).append(ingredients.identity(flags, "digest", row, 0) | measured)
+        rows_of(words).append(ingredients.identity(flags, conditions, row, 0) | measured)
+        rows_of(words).append(ingredients.identity(flags, conditions | {"machine": "another"}, row, 1) | measured)
+        rows_of(words).append(ingredients.identity(flags, conditions, row, 0) | measured)  # the same once more
     assert ingredients.main([*words, "--show"]) == 0
     table = capsys.readouterr().out
-    for name in ("in-batch alone", "none", "full width alone", "all weights", "Matryoshka"):
+    plain = ["in-batch alone", "none", "full width alone", "all weights", "batch 64", "instruction"]
+    assert len(plain) == len(groups()) - 1  # "gather" has two processes
+    for name in (*plain, "all weights, 0.0005", "Matryoshka"):
         assert f"\n{name:30}     1     80        9" in table, name
     assert f"\n{'Matryoshka':30}   0.125   0.500" in table
-    for name in ("hard alone", "LoRA", "batch 32"):
+    assert table.count("machine old") == 1
+    for name in ("hard alone", "LoRA", "batch 32", "all weights, 0.001", "another"):
         assert name not in table
 
 
@@ -303,16 +461,20 @@ def test_a_row_for_the_same_time_makes_fewer_steps(words, monkeypatch):
     assert asked == [(20, 0), (20, 7), (5, 7)]  # 20 steps of 1 s are 5 of 4 s
 
 
-def test_rows_change_what_run_py_knows_and_nothing_twice(words):
-    flags = ingredients.parse(words)
+def test_rows_change_what_run_py_knows_and_no_two_of_a_group_are_the_same(words):
+    flags = ingredients.parse([*words, "--learning_rate", "3e-4"])
     known = {field.name for field in fields(Args)}
     for name, rows in groups().items():
-        settings = [json.dumps(ingredients.identity(flags, "", row, 0)) for row in rows]
+        settings = [json.dumps(ingredients.identity(flags, {}, row, 0)) for row in rows]
         assert len(set(settings)) == len(rows) == len({row.name for row in rows}), name
         assert all(row.changes.keys() <= known for row in rows)
     sized = {row.batch: ingredients.planned_steps(flags, row) * row.batch for row in groups()["batch"]}
-    assert sized == {32: 640, 128: 640, 512: 512}  # 80 steps of 8 tuples; 1.25 steps of 512 are one
+    assert sized == {32: 640, 64: 640, 128: 640, 512: 512}  # 80 steps of 8 tuples; 1.25 steps of 512 are one
     assert ingredients.planned_steps(flags, Row("plain")) == 80
+    rates = {"all weights": [], "LoRA": []}
+    for row in groups()["lora"][1:]:
+        rates[row.name.partition(",")[0]].append(row.changes["learning_rate"])
+    assert rates["all weights"] == rates["LoRA"] == [5e-4, 1e-3, 2e-3]
 
 
 # ------------------------------------------------------------------------------------------------ pairs
@@ -387,6 +549,24 @@ def test_a_family_stands_on_one_side_and_empty_packages_on_none(tmp_path):
     assert len(families) + len({pair.group for pair in held_out}) == 200
     assert 30 <= len(held_out) <= 90  # one in ten
     assert len(held_out) % 3 == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("python3-numpy", "numpy"),
+        ("libghc-aeson-dev", "aeson"),
+        ("golang-github-spf13-cobra-dev", "spf"),
+        ("librust-serde+derive-dev", "serde"),
+        ("r-cran-dplyr", "dplyr"),
+        ("libmoose-perl", "moose"),
+        ("gir1.2-gtk-4.0", "gtk"),
+        ("libboost1.81-dev", "boost"),
+        ("ruby", "ruby"),
+    ],
+)
+def test_an_ecosystem_is_no_family(name, family):
+    assert packages.family_of(name) == family
 
 
 def test_without_a_list_the_remedy_is_named(tmp_path):
