@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a hub
@@ -24,6 +25,12 @@ from data.feed import Feed
 
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)  # the same examples on every run
 hypothesis.settings.load_profile("fixed")
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores Ctrl-C, and so would the processes that tests interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

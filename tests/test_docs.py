@@ -59,7 +59,6 @@ NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "make quickstart": "nine minutes; tests/examples/test_code_search.py runs it in small",
     "make foundation": "fifty minutes; the quickstart with other numbers",
     ".venv/bin/python -m examples.code_search.search": "needs a model; tests/examples/test_code_search.py runs it",
-    "python -m examples.models.smollm2": "needs a package; tests/examples/test_models.py runs it on a small file",
     "make test": "runs this test",
     "make chaos": "minutes; tests/runtime/test_chaos.py runs it in small",
     "make bench": "a quarter of an hour; tests/test_benchmarks.py runs a part in small",
