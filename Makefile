@@ -1,6 +1,6 @@
 # make quickstart    train SmolLM2 on the Python functions of this machine and search with it (nine minutes, no GPU)
 # make foundation    the same with more depth and fifty minutes, beside all-MiniLM-L6-v2
-# make test          all tests (ten to twelve minutes on two cores)
+# make test          all tests (thirteen minutes on two cores)
 # make test-quick    style, and the tests that need one process only
 # make chaos         200 kills at random moments in one run, and the same bytes at its end (some minutes)
 # make bench         what a machine measures in a quarter of an hour, into benchmarks/RESULTS.md

@@ -39,7 +39,7 @@ def main() -> None:
 def commands() -> list[str]:
     """What this machine can run."""
     found = list(ANYWHERE)
-    if Path("quickstart").exists():
+    if Path("quickstart/models/smollm2").exists():
         found += AFTER_QUICKSTART
     if torch.cuda.is_available():
         found += ON_A_GPU

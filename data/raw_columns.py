@@ -111,12 +111,15 @@ class Columns:
         if self.positive in LISTS:
             positives, rows = _each_of_lists(table[self.positive].combine_chunks())
         else:
-            positives, rows = _texts(table[self.positive].combine_chunks()), None  # a tuple for each row
+            positives = _texts(table[self.positive].combine_chunks())
+            rows = None  # a tuple for each row
 
         def texts_of(name: str) -> pa.Array:
             """A column of texts, [n] as the tuples."""
             texts = _texts(table[name].combine_chunks())
-            return texts if rows is None else texts.take(pa.array(rows))
+            if rows is None:
+                return texts
+            return texts.take(pa.array(rows))
 
         texts = [texts_of(self.query), positives]
         if self.negatives_are_listed:
@@ -128,7 +131,9 @@ class Columns:
             texts += [texts_of(name) for name in self.negatives]
             texts += [pa.nulls(len(positives), pa.large_string())] * (slots - len(self.negatives))
         prompts = texts_of(self.prompt) if self.prompt else None
-        return Tuples(texts, np.arange(len(table)) if rows is None else rows, prompts)
+        if rows is None:
+            rows = np.arange(len(table))
+        return Tuples(texts, rows, prompts)
 
 
 # ------------------------------------------------------------------------------------ choosing columns

@@ -17,7 +17,6 @@ from . import corpus, tuples
 from .corpus import Function
 
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of /proc/cpuinfo: processors that multiply in bf16
-RANDOM_CONFIG = Path("examples/code_search/random.json")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ QUICKSTART = Job(
     others=1000,
     yardsticks=("BM25",),
 )
+RANDOM = replace(QUICKSTART, config=Path("examples/code_search/random.json"), layers=None, rows=48000, others=3000)
 
 
 def main(argv: list[str] | None = None, preset: Job = QUICKSTART) -> int:
@@ -65,37 +66,32 @@ def main(argv: list[str] | None = None, preset: Job = QUICKSTART) -> int:
 
 
 def read_flags(argv: list[str] | None, preset: Job) -> tuple[Job, list[str]]:
-    """The job that the command line asks for, and further words for run.py."""
+    """The job that the command line asks for, and further words for run.py.
+
+    Args:
+        preset: what holds where the command line says nothing; with --backbone random it is RANDOM.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--backbone", choices=("smollm2", "random"), default="smollm2", help="what to train (default %(default)s)"
     )
-    parser.add_argument(
-        "--layers", type=int, default=preset.layers, help="of SmolLM2, from the first on (default %(default)s)"
-    )
+    parser.add_argument("--layers", type=int, help=f"of SmolLM2, from the first on (default {preset.layers})")
     parser.add_argument("--gguf", type=Path, help="a decoder as GGUF in place of SmolLM2")
-    parser.add_argument(
-        "--rows", type=int, default=preset.rows, help="training tuples for retrieval (default %(default)s)"
-    )
-    parser.add_argument("--others", type=int, default=preset.others, help="of each other task (default %(default)s)")
-    parser.add_argument("--one_file_in", type=int, default=1, help="read one of so many Python files (default all)")
+    parser.add_argument("--rows", type=int, help=f"training tuples for retrieval (default {preset.rows})")
+    parser.add_argument("--others", type=int, help=f"of each other task (default {preset.others})")
+    parser.add_argument("--one_file_in", type=int, help="read one of so many Python files (default all)")
     flags, overrides = parser.parse_known_args(argv)
-    chosen = replace(
-        preset,
-        layers=flags.layers,
-        rows=flags.rows,
-        others=flags.others,
-        one_file_in=flags.one_file_in,
-        gguf=flags.gguf,
-    )
     if flags.backbone == "random":
         if preset != QUICKSTART:
             parser.error("--backbone random: its settings are the quickstart's")
-        chosen = replace(chosen, layers=None, config=job.RANDOM_CONFIG)
+        if flags.layers is not None or flags.gguf is not None:
+            parser.error("--backbone random: goes without --layers and --gguf")
+        preset = RANDOM
     problems = override_problems(overrides)
     if problems:
         parser.error("; ".join(problems))
-    return chosen, overrides
+    said = {name: value for name, value in vars(flags).items() if name != "backbone" and value is not None}
+    return replace(preset, **said), overrides
 
 
 def override_problems(words: list[str]) -> list[str]:

@@ -215,7 +215,8 @@ def test_a_depth_that_the_decoder_has_not_is_refused_before_anything_is_moved(mo
 
 def test_the_random_backbone_has_its_own_settings():
     job, overrides = quickstart.read_flags(["--backbone", "random", "--train_steps", "5"], quickstart.QUICKSTART)
-    assert job.layers is None
+    assert job == quickstart.RANDOM
+    assert (job.layers, job.rows, job.others) == (None, 48000, 3000)
     assert job.settings()["model_path"] == "quickstart/models/tiny-qwen3"
     assert overrides == ["--train_steps", "5"]
     job, _ = quickstart.read_flags(["--layers", "5"], foundation.FOUNDATION)
@@ -229,6 +230,7 @@ def test_the_random_backbone_has_its_own_settings():
         (["--output_dir", "x"], quickstart.QUICKSTART, "output_dir: the folders of this job are fixed"),
         (["--config", "x"], quickstart.QUICKSTART, "config: the configuration of this job is fixed"),
         (["--backbone", "random"], foundation.FOUNDATION, "its settings are the quickstart's"),
+        (["--backbone", "random", "--layers", "2"], quickstart.QUICKSTART, "goes without --layers and --gguf"),
     ],
 )
 def test_wrong_flags_are_refused_before_anything_is_done(words, preset, said, capsys):
