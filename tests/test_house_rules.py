@@ -21,7 +21,7 @@ MAY_IMPORT = {  # room -> the rooms that it may import, lowest first; a room is 
     "arguments": {"configuration", "utils"},
     "data": {"modeling", "utils"},
     "runtime": {"utils"},
-    "model": {"modeling"},
+    "model": {"modeling", "utils"},
     "export": {"modeling", "model", "utils"},
     "retrieval": {"modeling", "model", "utils"},
     "training": {

@@ -197,8 +197,10 @@ def test_a_decoder_that_cannot_be_packed_gets_buckets_or_is_refused(kind):
     extra = {"layer_types": ["conv", "full_attention"], "num_key_value_heads": 2} if kind is Lfm2Config else {}
     config = kind(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **extra)
     model = Embedder(backbone(config, torch.float32))
-    assert choose_backend(model, ["segments", "buckets"]) == []
+    left_out = []
+    assert choose_backend(model, ["segments", "buckets"], left_out.append) == []
     assert model.backend == "buckets"
+    assert [line.partition(":")[0] for line in left_out] == ["attn_backend segments is left out"]
     (problem,) = choose_backend(Embedder(backbone(config, torch.float32)), ["segments"])
     assert problem.startswith("attn_backend segments: cannot run here, or texts change each other's embeddings")
 

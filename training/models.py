@@ -1,15 +1,17 @@
 """The models of a run: loaded, given adapters and kernels, tried, and moved to their device."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from transformers import PreTrainedConfig
 
 from arguments import Args
 from model import Embedder, FrozenEmbedder, choose_backend
-from modeling.attention import backend_candidates, explain_backend
-from modeling.backbone import add_lora, attention_window, load_backbone
+from modeling.attention import backend_candidates, explain_backend, head_shape, try_kernels
+from modeling.backbone import add_lora, attention_window, load_backbone, read_config
 from modeling.packing import MULTIPLE
 from modeling.pooling import pooling_of
 from runtime import engine
@@ -27,12 +29,18 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
     backbone = load_trained_backbone(args)
     on_cpu = accelerator.device.type == "cpu"
     windowed = attention_window(backbone.config) is not None
-    half = accelerator.mixed_precision in ("bf16", "fp16")
+    half = accelerator.mixed_precision == "bf16"
     one_call = engine.is_sharded(accelerator)
+    if half and not on_cpu:
+        leave_out_kernels(args, accelerator, backbone.config)
     candidates = backend_candidates(args.attn_backend, on_cpu, windowed, one_call, half)
     model = Embedder(backbone.to(accelerator.device), candidates[0])
-    with accelerator.autocast():
-        problems = find_model_problems(args, model, candidates, one_call)
+
+    def warn(line: str) -> None:
+        accelerator.print(f"warning: {line}")
+
+    with engine.autocast_of_trials(accelerator):
+        problems = find_model_problems(args, model, candidates, one_call, warn)
     if problems:
         raise RunError("\n".join(f"{args.model_path}: {problem}" for problem in problems))
     if on_cpu and half:
@@ -46,6 +54,16 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
     return model, teacher, attention
 
 
+def leave_out_kernels(args: Args, accelerator: Accelerator, config: PreTrainedConfig) -> None:
+    """Try the kernels for packed texts with the heads of model and teacher, and say which cannot be used, and why."""
+    shapes = [head_shape(config)]
+    if args.teacher_model_path:
+        teacher_config, _ = read_config(args.teacher_model_path)
+        shapes.append(head_shape(teacher_config))
+    for line in try_kernels(accelerator.device, shapes):
+        accelerator.print(f"warning: attention kernel left out: {line}")
+
+
 def load_trained_backbone(args: Args) -> torch.nn.Module:
     """The decoder in fp32, with adapters where they are asked for."""
     try:
@@ -57,14 +75,17 @@ def load_trained_backbone(args: Args) -> torch.nn.Module:
     return backbone
 
 
-def find_model_problems(args: Args, model: Embedder, candidates: list[str], one_call: bool) -> list[str]:
+def find_model_problems(
+    args: Args, model: Embedder, candidates: list[str], one_call: bool, warn: Callable[[str], None]
+) -> list[str]:
     """Give the model its backend and kernels, and say what of it cannot be, one line each.
 
     Args:
         candidates: the backends to try, best first.
         one_call: every process must call the model equally often.
+        warn: called with a line about each backend that is left out.
     """
-    problems = choose_backend(model, candidates)
+    problems = choose_backend(model, candidates, warn)
     if one_call and model.backend == "buckets":
         problems = ["attn_backend buckets: processes would call a sharded model unequally often; set it to auto"]
     if args.gradient_checkpointing and not model.can_recompute:
@@ -81,7 +102,7 @@ def load_teacher(path: str | Path, accelerator: Accelerator, candidates: list[st
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     backbone = load_backbone(path, dtype).to(accelerator.device)
     teacher = FrozenEmbedder(backbone, pooling=pooling_of(Path(path)))
-    with accelerator.autocast():
+    with engine.autocast_of_trials(accelerator):
         choose_backend(teacher, candidates)
     if accelerator.device.type == "cpu" and dtype == torch.bfloat16:
         teacher.multiple = MULTIPLE

@@ -14,17 +14,18 @@ import torch
 import torch.nn.functional as F
 
 from modeling import attention
-from modeling.attention import backend_candidates, explain_backend
+from modeling.attention import HeadShape, backend_candidates, explain_backend, head_shape, try_kernels
 
 LENGTHS = np.array([5, 1, 7])
 STARTS = torch.tensor([0, 5, 6, 13], dtype=torch.int32)
 
 
 @pytest.fixture(autouse=True)
-def asked_anew():
-    attention.kernel.cache_clear()
+def asked_anew(monkeypatch):
+    monkeypatch.setattr(attention, "_left_out", {})
+    attention.installed_kernels.cache_clear()
     yield
-    attention.kernel.cache_clear()
+    attention.installed_kernels.cache_clear()
 
 
 def plain(q, k, v, starts, scale):
@@ -98,7 +99,7 @@ def test_the_kernel_is_taken_where_it_can_run(monkeypatch):
     assert backend_candidates("auto", **chosen | {"on_cpu": True}) == ["segments", "buckets"]
     assert explain_backend("varlen", "auto", False, False, True) == "torch.nn.attention.varlen.varlen_attn"
     monkeypatch.setattr(attention, "KERNELS", ())
-    attention.kernel.cache_clear()
+    attention.installed_kernels.cache_clear()
     assert backend_candidates("auto", **chosen) == ["buckets"]
     reasons = [
         ("segments", "segments", True, False, False, "as asked"),
@@ -110,6 +111,76 @@ def test_the_kernel_is_taken_where_it_can_run(monkeypatch):
     ]
     for backend, asked, on_cpu, windowed, half, said in reasons:
         assert explain_backend(backend, asked, on_cpu, windowed, half) == said
+
+
+def test_flash_attention_is_told_when_the_same_bits_are_asked_for(monkeypatch):
+    told = []
+
+    def kernel(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=None, causal=False, deterministic=False):
+        told.append(deterministic)
+        return q
+
+    install(monkeypatch, stand_in=kernel)
+    q = torch.ones(13, 2, 8)
+    attention.kernel()(q, q, q, STARTS, 7, 1.0)
+    torch.use_deterministic_algorithms(True)
+    attention.kernel()(q, q, q, STARTS, 7, 1.0)
+    torch.use_deterministic_algorithms(False)
+    assert told == [False, True]
+
+
+def hopper_only(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None, causal=False):
+    raise RuntimeError("FlashAttention only supports Hopper GPUs or newer.\n(more)")
+
+
+def sees_what_follows(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None, causal=False
+):
+    rows = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    return F.scaled_dot_product_attention(*rows, scale=softmax_scale, enable_gqa=True)[0].transpose(0, 1)
+
+
+def forward_alone(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None, causal=False):
+    return plain(q, k, v, cu_seqlens_q, softmax_scale).detach().requires_grad_()  # its backward pass reaches no input
+
+
+def install(monkeypatch, **kernels) -> None:
+    for name, function in kernels.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(varlen=function))
+    monkeypatch.setattr(attention, "KERNELS", tuple((name, "varlen") for name in kernels))
+    attention.installed_kernels.cache_clear()
+
+
+def test_the_first_kernel_that_runs_and_is_right_is_taken(monkeypatch):
+    """The first that can be imported was taken: FlashAttention 3, on a card that it has no code for, ended packing."""
+    install(monkeypatch, three=hopper_only, wrong=sees_what_follows, half=forward_alone, right=flash_2, never=flash_3)
+    random_state = torch.get_rng_state()
+    lines = try_kernels(torch.device("cpu"), [HeadShape(4, 2, 8)])
+    assert [line.split(":")[0] for line in lines] == ["three.varlen", "wrong.varlen", "half.varlen"]
+    assert "Hopper GPUs or newer. (more)" in lines[0]
+    assert "its values are" in lines[1]
+    assert "RuntimeError" in lines[2]
+    assert attention.kernel().__name__ == "right.varlen"
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert (
+        try_kernels(torch.device("cpu"), [HeadShape(4, 2, 8)]) == lines
+    )  # of a teacher's trial: said again, not tried
+
+
+def test_a_kernel_must_serve_every_model(monkeypatch):
+    def narrow(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None, causal=False):
+        assert q.shape[-1] <= 8, "head_dim 16"
+        return plain(q, k, v, cu_seqlens_q, softmax_scale)
+
+    install(monkeypatch, narrow=narrow)
+    student = SimpleNamespace(num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+    teacher = SimpleNamespace(num_attention_heads=4, hidden_size=64)  # every query head has its own key
+    assert [head_shape(config) for config in (student, teacher)] == [(4, 2, 8), (4, 4, 16)]
+    assert try_kernels(torch.device("cpu"), [head_shape(student)]) == []
+    (line,) = try_kernels(torch.device("cpu"), [head_shape(student), head_shape(teacher)])
+    assert "head_dim 16" in line
+    assert attention.kernel() is None
+    assert explain_backend("buckets", "auto", False, False, True) == "no kernel for packed texts runs here"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
