@@ -6,8 +6,11 @@ Both round otherwise and change nothing else: a model is run before and after, a
 """
 
 import inspect
+import sys
 from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -18,7 +21,8 @@ from model import Embedder
 from modeling import attention
 from modeling.packing import MULTIPLE
 
-CLOSE = 2e-2  # relative; bf16 rounds to 4e-3
+_WORSE = 1.5  # how much further from fp32 than the plain model in bf16 a changed one may be
+_EXACT = 1e-3  # relative, of fp32 itself
 _LIGER = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
@@ -35,7 +39,46 @@ def use_liger(model: Embedder) -> list[str]:
     # Its default replaces the forward pass by one with a language-model head.
     known_options = inspect.signature(apply).parameters
     options = {name: value for name, value in _LIGER.items() if name in known_options}
-    return _try_change(model, "liger", lambda: apply(model=decoder, **options))
+    device = next(decoder.parameters()).device
+
+    def change() -> None:
+        module = sys.modules[type(decoder).__module__]
+        before = dict(vars(module))
+        apply(model=decoder, **options)
+        _keep_to_device(module, before, device.type)
+
+    return _try_change(model, "liger", change)
+
+
+def _keep_to_device(module: ModuleType, before: dict[str, object], device: str) -> None:
+    """Undo what Liger changed for models on other devices than `device`.
+
+    Besides the layers of the model it replaces names in Transformers' module. A decoder of the same kind that is
+    loaded later on the CPU, as each saved folder is to be compared, would be made of Triton kernels and fail.
+
+    Args:
+        module: that the decoder's class comes from.
+        before: its names as they were.
+    """
+    for name, original in before.items():
+        replacement = getattr(module, name)
+        if replacement is original:
+            continue
+        if isinstance(original, type):  # the layers that there are were changed one by one
+            setattr(module, name, original)
+        else:
+            setattr(module, name, _by_device(original, replacement, device))
+
+
+def _by_device(original: Callable, replacement: Callable, device: str) -> Callable:
+    """A function of tensors that is `replacement` where the first of them is on `device`, else `original`."""
+
+    @wraps(original)
+    def call(first: Tensor, *rest, **options):
+        chosen = replacement if first.device.type == device else original
+        return chosen(first, *rest, **options)
+
+    return call
 
 
 def compile_layers(model: Embedder, backend: str = "inductor") -> list[str]:
@@ -63,29 +106,64 @@ def _compile(model: Embedder, backend: str) -> None:
 
 
 def _try_change(model: Embedder, name: str, change: Callable[[], None]) -> list[str]:
-    """Change the model, and say why it must not stay so: it cannot run, or embeds otherwise."""
-    before = _embeddings(model)
+    """Change the model, and say why it must not stay so: it cannot run, or embeds otherwise.
+
+    In bf16 compiled layers round otherwise than plain ones, by 5 % in 36 layers. So both are compared with fp32, and
+    the changed model may be half as far again from it as the model was.
+    """
+    exact = _exact_embeddings(model)
+    plain = _embeddings(model)
     try:
         change()
-        after = _embeddings(model)
+        changed = _embeddings(model)
     except (RuntimeError, ImportError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__} {error}".split())[:300]
         return [f"{name}: cannot run here ({reason}): set it to false"]
-    difference = float((after - before).norm() / before.norm())
-    if difference < CLOSE:
+    before = float((plain - exact).norm() / exact.norm())
+    after = float((changed - exact).norm() / exact.norm())
+    if after <= max(_WORSE * before, _EXACT):
         return []
-    return [f"{name}: embeddings come out {difference:.1%} away: set it to false"]
+    return [f"{name}: embeddings come out {after:.1%} away from fp32, without it {before:.1%}: set it to false"]
+
+
+@torch.no_grad()
+def _exact_embeddings(model: Embedder) -> Tensor:
+    """Embeddings of three short texts in fp32, [3, d]; by rectangles, which every precision has."""
+    backend, mode = model.backend, model.training
+    model.backend = "buckets"
+    model.eval()
+    with torch.autocast(next(model.parameters()).device.type, enabled=False):
+        embeddings = model(*_short_texts(model))
+    model.backend = backend
+    model.train(mode)
+    return embeddings
 
 
 def _embeddings(model: Embedder) -> Tensor:
-    """Embeddings of three short texts, [3, d], with a backward pass that leaves no gradient behind."""
+    """The same as the model is trained, after a backward pass through all layers.
+
+    It asks for the gradient of one weight: those of all would take as much memory as the model.
+    """
     mode = model.training
+    model.eval()
+    embeddings = model(*_short_texts(model))  # [3, d]
+    torch.autograd.grad(embeddings.sum(), _smallest_trained_weight(model))
+    model.train(mode)
+    return embeddings.detach()
+
+
+def _short_texts(model: Embedder) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Three texts as `Embedder.forward` takes them."""
     lengths = np.array([40, 17, 7])
     tokens = torch.arange(64, device=next(model.parameters()).device)
     starts = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=tokens.device)
-    model.eval()
-    embeddings = model(tokens, starts, lengths)  # [3, d]
-    torch.autograd.backward(embeddings, torch.ones_like(embeddings))
-    model.zero_grad()
-    model.train(mode)
-    return embeddings.detach()
+    return tokens, starts, lengths
+
+
+def _smallest_trained_weight(model: Embedder) -> Tensor:
+    """Of the first layer where it is trained: the way to it leads through all others."""
+    for module in (*model.layers(), model):
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if trained:
+            return min(trained, key=Tensor.numel)
+    raise ValueError("nothing in this model is trained")

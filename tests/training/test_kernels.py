@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 import toy
+from conftest import train_here
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AutoModel
+from transformers.models.qwen3 import modeling_qwen3
 
 from model import Embedder
 from modeling.backbone import add_lora
-from training import kernels
+from training import kernels, preflight
 
 BATCHES = [(5, 30, 1, 12), (260, 3), (100, 200, 50), (7,), (300, 12, 12, 40, 9), (255, 1)]
 
@@ -138,3 +140,58 @@ def test_liger_replaces_what_an_embedder_has_and_is_refused_where_it_differs(mon
     monkeypatch.setitem(sys.modules, name, None)
     (line,) = kernels.use_liger(embedder())
     assert "pip install liger-kernel" in line
+
+
+class MadeOfTriton:
+    """Stands for Liger's classes, which cannot be used on a CPU."""
+
+    def __init__(self, *_, **__):
+        raise RuntimeError("0 active drivers: Triton needs a GPU")
+
+
+def liger_as_it_is(calls: list) -> ModuleType:
+    """Liger's door with its side effect: names of Transformers' module are replaced for all models to come."""
+
+    def apply(rope=True, cross_entropy=False, fused_linear_cross_entropy=True, rms_norm=True, swiglu=True, model=None):
+        original = modeling_qwen3.apply_rotary_pos_emb
+
+        def rotate(query, *rest, **options):
+            calls.append(query.device.type)
+            return original(query, *rest, **options)
+
+        modeling_qwen3.apply_rotary_pos_emb = rotate
+        modeling_qwen3.Qwen3RMSNorm = MadeOfTriton
+        modeling_qwen3.Qwen3MLP = MadeOfTriton
+
+    return SimpleNamespace(MODEL_TYPE_TO_APPLY_LIGER_FN={"qwen3": apply})
+
+
+@pytest.fixture
+def transformers_as_before(monkeypatch):
+    for name in ("apply_rotary_pos_emb", "Qwen3RMSNorm", "Qwen3MLP"):
+        monkeypatch.setattr(modeling_qwen3, name, getattr(modeling_qwen3, name))
+
+
+def test_a_run_with_liger_saves_its_folders_and_goes_on_after_a_stop(
+    settings, monkeypatch, transformers_as_before, capsys
+):
+    """Its first save failed: the folder is read back on the CPU, and was made of Triton's classes."""
+    calls = []
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", liger_as_it_is(calls))
+    monkeypatch.setattr(preflight, "machine_problems", lambda *_: [])
+    keys = settings | {"liger": True, "train_steps": 4, "checkpointing_steps": 2, "experiment_id": "liger"}
+    folder = train_here(keys)
+    assert (folder / "step_2" / "model.safetensors").exists()
+    assert "Liger's kernels" in capsys.readouterr().out
+    assert calls
+    for left in ("state/step_4", "step_4", "epoch_1"):
+        shutil.rmtree(folder / left, ignore_errors=True)
+    train_here(keys)
+    assert "going on after step 2 of 4" in capsys.readouterr().out
+
+
+def test_a_replaced_function_serves_its_device_alone():
+    there, elsewhere = (SimpleNamespace(device=SimpleNamespace(type=kind)) for kind in ("cuda", "cpu"))
+    call = kernels._by_device(lambda x, scale: ("plain", scale), lambda x, scale: ("fast", scale), "cuda")
+    assert call(there, scale=2) == ("fast", 2)
+    assert call(elsewhere, scale=2) == ("plain", 2)
