@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import toy
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -221,7 +222,27 @@ def saved(backbone, tokenizer, tmp_path):
 
 def test_probe_passes_a_good_folder(saved):
     assert saved[2].diff()[-1] == LIMIT  # one probe text is cut
-    assert probe.read_back(*saved, tolerance=1e-5) == []
+    assert probe.read_back(*saved, rounded=False) == []
+
+
+def test_probe_allows_what_bf16_costs_this_model_and_no_more(toy_world, tokenizer, tmp_path):
+    """A limit of 0.1 refused this right folder, at the end of a training."""
+    torch.manual_seed(0)
+    deep = AutoModel.from_config(toy.config(layers=30), dtype=torch.float32).eval()
+    model_folder.save(tmp_path / "m", deep, tokenizer, facts(), torch.float32)
+    batch = probe.probe_batch(tokenizer, LIMIT)
+    embedder = Embedder(deep, "buckets")  # rectangles of all texts: other products than text by text
+    with torch.no_grad():
+        exact = embedder(*batch, batch[1].diff().numpy())
+        with torch.autocast("cpu", torch.bfloat16):
+            live = embedder(*batch, batch[1].diff().numpy())
+    assert probe._largest_distance(exact, live) > 0.1
+    assert probe.read_back(tmp_path / "m", *batch, live, rounded=True) == []
+    (problem,) = probe.read_back(tmp_path / "m", *batch, live, rounded=False)
+    assert "embeddings differ" in problem
+    neighbours = live.roll(1, dims=0)  # each text has another's embedding
+    (problem,) = probe.read_back(tmp_path / "m", *batch, neighbours, rounded=True)
+    assert "embeddings differ" in problem
 
 
 def test_probe_notices_changed_weights(saved):
@@ -229,18 +250,18 @@ def test_probe_notices_changed_weights(saved):
     weights = load_file(path)
     weights["layers.0.mlp.up_proj.weight"] *= 1.1
     save_file(weights, path, metadata={"format": "pt"})
-    assert "embeddings differ from the live model's" in probe.read_back(*saved, tolerance=1e-5)[0]
+    assert "embeddings differ from the live model's" in probe.read_back(*saved, rounded=False)[0]
 
 
 def test_probe_notices_a_tokenizer_without_eos(saved, toy_world):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (saved[0] / name).write_bytes((toy_world.backbone / name).read_bytes())
-    assert "its tokenizer gives other ids" in probe.read_back(*saved, tolerance=1e-5)[0]
+    assert "its tokenizer gives other ids" in probe.read_back(*saved, rounded=False)[0]
 
 
 def test_probe_notices_nan(saved):
     folder, tokens, cu_seqlens, live = saved
-    assert probe.read_back(folder, tokens, cu_seqlens, live * float("nan"), tolerance=1e-5) != []
+    assert probe.read_back(folder, tokens, cu_seqlens, live * float("nan"), rounded=False) != []
 
 
 def test_probe_notices_a_model_that_looks_ahead(saved, monkeypatch):
@@ -250,7 +271,7 @@ def test_probe_notices_a_model_that_looks_ahead(saved, monkeypatch):
             return type("Output", (), {"last_hidden_state": states})
 
     monkeypatch.setattr(probe, "load_backbone", lambda path, dtype: LooksAhead())
-    assert any("not causal" in problem for problem in probe.read_back(*saved, tolerance=1e9))
+    assert any("not causal" in problem for problem in probe.read_back(*saved, rounded=False))
 
 
 def test_the_toy_tokenizer_adds_no_eos_by_itself(tokenizer):
@@ -301,8 +322,8 @@ def test_probe_notices_another_pooling(backbone, tokenizer, tmp_path):
     live = vectors_by_hand(backbone, *batch, "mean")
     for pooling in ("mean", "lasttoken"):
         model_folder.save(tmp_path / pooling, backbone, tokenizer, facts(), torch.float32, pooling=pooling)
-    assert probe.read_back(tmp_path / "mean", *batch, live, tolerance=1e-5) == []
-    problems = probe.read_back(tmp_path / "lasttoken", *batch, live, tolerance=1e-5)
+    assert probe.read_back(tmp_path / "mean", *batch, live, rounded=False) == []
+    problems = probe.read_back(tmp_path / "lasttoken", *batch, live, rounded=False)
     assert len(problems) == 1
     assert "embeddings differ from the live model's" in problems[0]
 
