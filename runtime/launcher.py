@@ -41,6 +41,22 @@ def is_first_on_machine() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
+def has_other_machines() -> bool:
+    """Whether the launcher started processes on other machines as well."""
+    return os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))
+
+
+def main_address() -> tuple[str, int, int] | None:
+    """Where the launcher keeps the store of its processes, and how many these are: (host, port, processes).
+
+    None for a process alone, and where the store will live in one of the processes instead.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), processes
+
+
 # ---------------------------------------------------------------------------------------- threads
 
 
@@ -69,6 +85,20 @@ def _launcher_was_given_threads() -> bool:
         return False
     in_environment = any(entry.startswith(b"OMP_NUM_THREADS=") for entry in environment)
     return in_environment or any(word.startswith(b"--num_cpu_threads_per_process") for word in words)
+
+
+# ----------------------------------------------------------------------------------------- memory
+
+
+def let_memory_grow() -> None:
+    """Have CUDA's allocator extend its segments, where nobody chose anything else; before torch is imported.
+
+    The texts of every step are of another total length, and without it the memory falls into pieces of sizes that fit
+    no later step: what is reserved then exceeds what is used by a fifth and more, until a step does not fit.
+    """
+    chosen = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+    if not any(name in os.environ for name in chosen):
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 # ---------------------------------------------------------------------------------------- the end

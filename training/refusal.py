@@ -22,8 +22,8 @@ def answer_at_once(argv: list[str]) -> list[str]:
         print(arguments.help_text())
         sys.exit(launcher.FINISHED)
     _, problems, unknown = arguments.parse(argv)
-    if unknown >= {"model_path", "train_data_path"}:
-        sys.exit(refuse(problems))
+    if unknown >= {"model_path", "train_data_path"} and not launcher.has_other_machines():
+        sys.exit(refuse(problems))  # other machines would wait for this one, and are told first (runtime/verdict.py)
     _say(problems)
     return problems
 
@@ -46,6 +46,14 @@ def refuse(problems: list[str], printed: list[str] = ()) -> int:
     total = f"{plural(len(problems), 'problem')}, nothing was started"
     _say([problem for problem in problems if problem not in printed] + [total])
     launcher.repeat_below_launcher(_prefixed([*problems, total]))
+    return launcher.REFUSED
+
+
+def refuse_with_others(where: str) -> int:
+    """Say that another process was refused, whose machine says why. Returns the exit status."""
+    lines = [f"{where}, nothing was started"]
+    _say(lines)
+    launcher.repeat_below_launcher(_prefixed(lines))
     return launcher.REFUSED
 
 

@@ -79,6 +79,22 @@ def test_threads_are_a_persons_choice_and_else_a_share_of_the_cores(monkeypatch,
     assert chosen == used
 
 
+# ----------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("chosen", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_the_allocator_is_told_before_torch_is_there_unless_somebody_chose(monkeypatch, chosen):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that what the code sets is taken back
+        monkeypatch.delenv(name)
+    if chosen:
+        monkeypatch.setenv(chosen, "max_split_size_mb:128")
+    launcher.let_memory_grow()
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == {
+        None: "expandable_segments:True", "PYTORCH_ALLOC_CONF": "max_split_size_mb:128",
+    }.get(chosen)  # fmt: skip
+
+
 # ------------------------------------------------------------------------------ the last lines
 
 

@@ -45,23 +45,53 @@ def hosts():
         ip(f"netns del {name}")
 
 
+def launch(machine, rank: int, address: str, port: int, config: dict, folder: Path) -> subprocess.Popen:
+    """Start this machine's part of a run of two, as docs/distributed.md says; its log is two{rank}.log."""
+    prefix, environment = machine
+    path = folder / f"two{rank}.json"
+    path.write_text(json.dumps(config))
+    flags = f"--num_machines 2 --num_processes 2 --machine_rank {rank} --main_process_ip {address} "
+    flags += f"--main_process_port {port}"
+    words = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate_cpu.yaml", *flags.split()]
+    command = [*prefix, sys.executable, *words, "run.py", "--config", str(path)]
+    return start_command(*command, log=folder / f"two{rank}.log", environment=os.environ | environment)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("refused", [0, 1])
+@pytest.mark.parametrize("wrong", ["train_data_path", "config"])
+def test_no_machine_waits_for_one_that_was_refused(hosts, settings, tmp_path, refused, wrong):
+    """The other one waited for an hour, for a process that was not coming."""
+    machines, address = hosts
+    port = free_port()
+    running = []
+    for rank, machine in enumerate(machines):
+        config = settings | {"experiment_id": "two", "cache_dir": str(tmp_path / f"cache{rank}")}
+        if rank == refused and wrong == "config":
+            config = {"learning_rat": 3}  # leaves neither data nor model to be looked at
+        elif rank == refused:
+            config["train_data_path"] = str(tmp_path / "not here")
+        running.append(launch(machine, rank, address, port, config, tmp_path))
+    codes = [process.wait(PATIENCE) for process in running]
+    assert all(codes)
+    logs = [(tmp_path / f"two{rank}.log").read_text() for rank in range(2)]
+    own, other = logs[refused], logs[1 - refused]
+    assert "nothing was started" in own
+    assert ("found 1 problem, nothing was started" if wrong == "train_data_path" else "nothing was started") in other
+    assert "not here" not in other
+    assert not (Path(settings["output_dir"]) / "two").exists()
+
+
 @pytest.mark.processes
 def test_two_machines_train_what_one_process_trains(hosts, settings, tmp_path):
     machines, address = hosts
     keys = {"train_steps": 4, "log_interval": 1, "validation_steps": 2, "use_mrl": True}
     port = free_port()
     running = []
-    for rank, (prefix, environment) in enumerate(machines):
+    for rank, machine in enumerate(machines):
         # Each machine has its own cache folder, as without a shared file system; outputs are the main process's.
         own = {"experiment_id": "two", "train_batch_size": 4, "cache_dir": str(tmp_path / f"cache{rank}")}
-        path = tmp_path / f"two{rank}.json"
-        path.write_text(json.dumps(settings | keys | own))
-        flags = f"--num_machines 2 --num_processes 2 --machine_rank {rank} --main_process_ip {address} "
-        flags += f"--main_process_port {port}"
-        launch = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate_cpu.yaml", *flags.split()]
-        command = [*prefix, sys.executable, *launch, "run.py", "--config", str(path)]
-        log = tmp_path / f"two{rank}.log"
-        running.append(start_command(*command, log=log, environment=os.environ | environment))
+        running.append(launch(machine, rank, address, port, settings | keys | own, tmp_path))
     codes = [process.wait(PATIENCE) for process in running]
     logs = [(tmp_path / f"two{rank}.log").read_text() for rank in range(2)]
     assert codes == [0, 0], "\n".join(logs)
