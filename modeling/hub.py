@@ -2,11 +2,14 @@
 
 import os
 import re
-import socket
+import threading
 from functools import lru_cache
+from http import HTTPStatus
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
+_SECONDS = 5  # that the hub is given to answer
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # name or owner/name
 
 
@@ -34,14 +37,28 @@ def not_found(path: str, reason: str) -> str:
 
 @lru_cache
 def _hub_is_reachable() -> bool:
-    """Whether the hub may answer: it is not switched off, and its name is known to a name server."""
+    """Whether the hub answers over HTTP within a few seconds; not asked where it is switched off.
+
+    That its name is known says little: behind many firewalls it is, and every file is then tried for a minute.
+    """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return False
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # the proxy knows
+    answers: list[bool] = []
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    # In a thread, since a name server that is silent holds up the call for longer than its timeout.
+    asking = threading.Thread(target=lambda: answers.append(_answers(endpoint)), daemon=True)
+    asking.start()
+    asking.join(_SECONDS)
+    return bool(answers) and answers[0]
+
+
+def _answers(url: str) -> bool:
+    """Whether a server answers, through the proxy of the environment where there is one. An error page is an answer,
+    but not that of a proxy which lets nobody through."""
     try:
-        socket.getaddrinfo(urlparse(endpoint).hostname, 443)
-    except OSError:
+        with urlopen(Request(url, method="HEAD"), timeout=_SECONDS):
+            return True
+    except HTTPError as error:
+        return error.code < 500 and error.code != HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
+    except (OSError, ValueError):  # no such host, no route, no time; or an HF_ENDPOINT that is no address
         return False
-    return True

@@ -3,45 +3,95 @@
 python -m pytest tests/modeling/test_hub.py
 """
 
-import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from modeling import hub
 
+PROXIES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
-@pytest.fixture
-def reachable(monkeypatch):
-    """A function (environment, whether names resolve) -> whether the hub is asked."""
 
-    def ask(environment: dict, resolves: bool) -> bool:
-        for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-
-        def resolve(*_):
-            if not resolves:
-                raise socket.gaierror(-2, "Name or service not known")
-
-        monkeypatch.setattr(socket, "getaddrinfo", resolve)
-        hub._hub_is_reachable.cache_clear()
-        return not hub.where("Qwen/Qwen3-0.6B")["local_files_only"]
-
-    yield ask
+@pytest.fixture(autouse=True)
+def asked_anew(monkeypatch):
+    for name in (*PROXIES, "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    hub._hub_is_reachable.cache_clear()
+    yield
     hub._hub_is_reachable.cache_clear()
 
 
-@pytest.mark.parametrize(("environment", "resolves", "asked"), [
-    ({}, True, True), ({}, False, False), ({"HF_HUB_OFFLINE": "1"}, True, False), ({"HTTPS_PROXY": "p:1"}, False, True),
-])  # fmt: skip
-def test_the_hub_is_asked_only_where_it_can_answer(reachable, environment, resolves, asked):
-    assert reachable(environment, resolves) == asked
+@contextmanager
+def server(status: int) -> Iterator[tuple[str, list[str]]]:
+    """A server on the loopback device that answers everything with a status: its address, and what it was asked.
+
+    Status 0 stands for one that takes the connection and never answers.
+    """
+    asked = []
+    let_go = threading.Event()
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            asked.append(self.path)
+            if status == 0:
+                let_go.wait(60)
+                return
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    http = HTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=http.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{http.server_port}", asked
+    finally:
+        let_go.set()
+        http.shutdown()
+        thread.join()
+        http.server_close()
 
 
-def test_a_folder_never_asks_the_hub(tmp_path, reachable):
-    assert reachable({}, True)
-    assert hub.where(str(tmp_path)) == {"trust_remote_code": False, "local_files_only": True}
+def is_asked() -> bool:
+    return not hub.where("Qwen/Qwen3-0.6B")["local_files_only"]
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, True), (404, True), (407, False), (502, False), (0, False)])
+def test_the_hub_is_asked_where_it_answers(monkeypatch, status, expected):
+    monkeypatch.setattr(hub, "_SECONDS", 5 if status else 0.5)
+    with server(status) as (address, asked):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        assert is_asked() == expected
+        assert is_asked() == expected
+    assert len(asked) == 1  # once in a process
+
+
+def test_a_proxy_is_used_and_answers_for_the_hub(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    with server(200) as (address, asked):
+        monkeypatch.setenv("http_proxy", address)
+        assert is_asked()
+    assert asked[0].startswith("http://hub.invalid")
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://hub.invalid", "no address"])
+def test_where_nobody_answers_only_the_cache_is_read(monkeypatch, endpoint):
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    assert not is_asked()
+
+
+def test_a_folder_never_asks_the_hub_and_neither_does_offline_mode(tmp_path, monkeypatch):
+    with server(200) as (address, asked):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        assert hub.where(str(tmp_path)) == {"trust_remote_code": False, "local_files_only": True}
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert not is_asked()
+    assert asked == []
 
 
 def test_what_is_not_found_has_a_remedy(tmp_path):
