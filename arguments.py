@@ -177,6 +177,9 @@ class Args:
     process_timeout: float = free_key(
         _OUT, "seconds", "a process without a sign of life for this long ends the run on all of them", 300.0, low=1
     )
+    deterministic: bool = free_key(
+        _MODEL, "", "on a GPU too, a run that is repeated or resumed ends in the same bits; slower", False
+    )
     threads: int = free_key(
         _MODEL,
         "per process",

@@ -10,12 +10,13 @@ python run.py --help                                                        ever
 import sys
 
 from runtime import launcher
-from training.refusal import answer_at_once, asks_for_help, refuse
+from training.refusal import answer_at_once, asks_for_help, refuse, refuse_with_others
 
 PROBLEMS_PRINTED = []
 if __name__ == "__main__":
     launcher.end_in_words()
     launcher.end_with_launcher()
+    launcher.let_memory_grow()
     PROBLEMS_PRINTED = answer_at_once(sys.argv[1:])
 
 import math
@@ -31,10 +32,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import arguments
-from data.batch import Batch
 from data.feed import describe
 from export import model_folder, probe
 from runtime import checkpoint, engine, processes, resume
+from runtime.verdict import refused_elsewhere
 from training import two_pass
 from training.console import end_lines, format_means, format_train_line, how_to_go_on
 from training.meter import Clock, Meter
@@ -42,7 +43,9 @@ from training.objective import MEASURES
 from training.plot import draw
 from training.preflight import find_problems
 from training.records import task_means, tracker_tags
+from training.reports import Reports
 from training.setup import Run, model_facts, setup
+from training.step import train_step
 from utils import RunError
 
 
@@ -77,9 +80,16 @@ def main(argv: list[str], printed: list[str] = ()) -> int:
 def check_and_train(argv: list[str], printed: list[str] = ()) -> int:
     """Find everything that stands against the run and print all of it; or train. Returns the exit status."""
     args, problems, unknown = arguments.parse(argv)
-    stores, tokenizer, problems = find_problems(args, problems, unknown)
+    try:
+        stores, tokenizer, problems = find_problems(args, problems, unknown)
+    except Exception:
+        refused_elsewhere(problems=1)  # the others must not wait for this process
+        raise
+    elsewhere = refused_elsewhere(len(problems))
     if problems:
         return refuse(problems, printed)
+    if elsewhere:
+        return refuse_with_others(elsewhere)
     if launcher.is_first_on_machine():
         listing = Path(args.cache_dir) / "datasets.txt"
         print("\n".join(describe(stores, listing)), flush=True)
@@ -106,6 +116,7 @@ def train(run: Run) -> int:  # noqa: C901, PLR0915 - the loop is read from top t
     run.clock = Clock(steps_before=run.steps_done)
     means: dict[tuple[str, str], float] = {}
     folder = None
+    reports = Reports(run.accelerator.device, run.accelerator.num_processes)
     with processes.StopSignal() as stop_signal:
         for step in range(run.steps_done + 1, steps + 1):
             learning_rate, norm = train_step(run, step)
@@ -125,8 +136,11 @@ def train(run: Run) -> int:  # noqa: C901, PLR0915 - the loop is read from top t
                     folder = save(run, f"step_{step}", step)
                 minutes = (time.monotonic() - last_saved) / 60
                 state_is_late = bool(args.save_every_minutes) and minutes > args.save_every_minutes
-                stop, state_is_late = processes.on_any_process(run.accelerator, [stop_signal.stop, state_is_late])
-                if folder_is_due or is_last or epoch_ends or stop or state_is_late:
+                state_is_due = folder_is_due or is_last or epoch_ends
+                reports.send(step, norm, [stop_signal.stop, state_is_late])
+                stop, state_is_late = read_reports(run, reports, everything=state_is_due)
+                if state_is_due or stop or state_is_late:
+                    read_reports(run, reports, everything=True)
                     save_state(run, step)
                     last_saved = time.monotonic()
             if stop:
@@ -142,57 +156,23 @@ def train(run: Run) -> int:  # noqa: C901, PLR0915 - the loop is read from top t
     return processes.FINISHED if run.steps_done >= steps else processes.STOPPED
 
 
-def train_step(run: Run, step: int) -> tuple[float, float]:
-    """One optimizer update, of step 1, 2, ... Returns its learning rate and the gradient norm before clipping."""
-    accelerator = run.accelerator
-    learning_rate = run.schedule.rate(step)
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate
-    dataset, batch = run.batches.training(step)
-    batch = batch.to(accelerator.device)
-    retrieval = run.feed.stores[dataset].task == "retrieval"
-    seed = run.feed.plan.dropout_seed(step, accelerator.process_index)
-    teacher = teacher_embeddings(run, batch)  # [u, D] or None
+def read_reports(run: Run, reports: Reports, everything: bool) -> list[bool]:
+    """Look at what came out of the steps before; returns whether to stop, and whether a state is late.
 
-    if batch.parts > 1:
-        losses = backward_in_parts(run, batch, seed, retrieval, teacher)
-    else:
-        embeddings = two_pass.embed(run.model, batch, seed)  # [u, d] of the distinct texts
-        candidates = run.objective.gather_candidates(batch, embeddings) if retrieval else None  # [B, d]
-        losses = run.objective.losses(batch, embeddings, candidates, teacher)
-        accelerator.backward(run.objective.total(losses, embeddings))
-    norm = float(accelerator.clip_grad_norm_(run.model.parameters(), run.args.max_grad_norm or math.inf))
-    if math.isfinite(norm):  # of all processes' gradients together, so every process takes the same branch
-        run.optimizer.step()
-        run.skipped = 0
-        mean_rows = sum(batch.counts) / len(batch.counts)
-        run.meter.add(
-            dataset, losses, mean_rows
-        )  # each loss is this process's share already: all processes weigh alike
-    else:
-        skip_or_stop(run, step, norm)
-    run.optimizer.zero_grad()
-    count_work(run, batch)
-    return learning_rate, norm
+    Args:
+        everything: also of this step, waiting for the device.
 
-
-def backward_in_parts(run: Run, batch: Batch, seed: int, retrieval: bool, teacher: Tensor | None) -> dict[str, Tensor]:
-    """The same gradient where the texts of a step are too many for one forward pass (training/two_pass.py)."""
-
-    def loss_of(embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = run.objective.gather_and_losses(batch, embeddings, retrieval, teacher)
-        return run.objective.total(losses, embeddings), losses
-
-    return two_pass.backward(run.model, batch, seed, loss_of, run.accelerator.backward, run.accelerator.no_sync)
-
-
-@torch.no_grad()
-def teacher_embeddings(run: Run, batch: Batch) -> Tensor | None:
-    """The teacher's embeddings of a batch's distinct texts, [u, D], where there is a teacher."""
-    if run.teacher is None:
-        return None
-    with run.accelerator.autocast():
-        return two_pass.embed(run.teacher, batch)
+    Raises:
+        RunError: on every process: too many updates in a row were left out.
+    """
+    found = [False, False]
+    for report in reports.arrived(everything):
+        if report.is_left_out:
+            skip_or_stop(run, report.step, report.grad_norm)
+        else:
+            run.skipped = 0
+        found = [earlier or now for earlier, now in zip(found, report.flags, strict=True)]
+    return found
 
 
 def skip_or_stop(run: Run, step: int, norm: float) -> None:
@@ -209,23 +189,14 @@ def skip_or_stop(run: Run, step: int, norm: float) -> None:
         tqdm.write(f"{what}; this update is left out", file=sys.stderr)
 
 
-def count_work(run: Run, batch: Batch) -> None:
-    """Tell the meter what this process had in a step."""
-    embedder = run.accelerator.unwrap_model(run.model)
-    computed = 0
-    for number in range(batch.parts):
-        _, _, lengths, _ = batch.part(number)
-        computed += embedder.computed_positions(lengths)
-    run.meter.count(tuples=batch.rows, tokens=len(batch.tokens), computed=computed, heaviest=batch.heaviest)
-
-
 # --------------------------------------------------------------------------- log, validate, save
 
 
-def log(run: Run, step: int, learning_rate: float, norm: float) -> dict[tuple[str, str], float]:
+def log(run: Run, step: int, learning_rate: float, grad_norm: Tensor) -> dict[tuple[str, str], float]:
     """One line on the console, one in metrics.jsonl, the published tags to the trackers. Returns the means by task."""
     losses, shares, timings = run.meter.read(run.accelerator.num_processes)
     means = task_means(losses, run.tasks)
+    norm = float(grad_norm)
     grad_norm = norm if math.isfinite(norm) else None  # JSON has no NaN
     epoch = step / run.feed.plan.steps_per_epoch
     values = {"epoch": epoch, "lr": learning_rate, "grad_norm": grad_norm, **shares, "losses": losses}
@@ -259,7 +230,7 @@ def validate(run: Run, step: int) -> None:
     run.model.eval()
     meter = Meter(list(run.tasks), MEASURES, run.accelerator.device)
     for dataset, store in enumerate(run.feed.stores):
-        for batch in run.feed.held_out(dataset):
+        for batch in run.batches.held_out(dataset):
             batch = batch.to(run.accelerator.device)
             embeddings = two_pass.embed(run.model, batch)
             measures = run.objective.measures(batch, embeddings, store.task == "retrieval")
@@ -289,10 +260,8 @@ def save(run: Run, name: str, step: int) -> Path:
         save_dtype = run.args.save_dtype
         if save_dtype == "auto":
             save_dtype = "bfloat16" if bf16 else "float32"
-        # GPU against CPU rounds fp32 differently through 28 layers, and bf16 far more; a wrong folder is off by more.
-        exact = save_dtype == "float32" and accelerator.mixed_precision == "no"
-        tolerance = 1e-3 if exact else 0.1
-        read_back = partial(probe.read_back, tokens=tokens, cu_seqlens=cu_seqlens, live=live, tolerance=tolerance)
+        rounded = save_dtype != "float32" or accelerator.mixed_precision != "no"
+        read_back = partial(probe.read_back, tokens=tokens, cu_seqlens=cu_seqlens, live=live, rounded=rounded)
         facts = model_facts(run, step)
         embedder = accelerator.unwrap_model(run.model)
         if not model_folder.is_finished(folder, facts):  # it is after a kill between writing it and saving the state

@@ -83,6 +83,7 @@ def batch_of_lengths(lengths: np.ndarray, vocab_size: int) -> Batch:
         cu_seqlens=cu_seqlens,
         index=texts,
         mask=torch.ones(count, columns - 2, dtype=torch.bool),
+        slots=torch.arange(count * (columns - 2)).view(count, columns - 2),
         positives=torch.arange(count),
         texts=texts.numpy(),
         lengths=flat,

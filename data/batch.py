@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from data.plan import rows_of_ranks
@@ -31,6 +32,7 @@ class Batch:
     cu_seqlens: Tensor  # [u + 1] int32, where each begins
     index: Tensor  # [texts] int64, for each text of the tuples, its row among the u distinct texts
     mask: Tensor  # [b, n] bool, True where a negative exists; only those are in `index`
+    slots: Tensor  # [b, n] int64, which of the e negatives that exist stands there; e where there is none
     positives: Tensor  # [B] int64, text numbers of the positives of all processes: equal numbers are equal texts
     texts: np.ndarray  # [texts] text numbers in the store
     lengths: np.ndarray  # [u] tokens of each, as in cu_seqlens, but never on a device
@@ -40,7 +42,7 @@ class Batch:
     negatives: int  # existing negatives on all processes together
     heaviest: int  # tokens on the process that has most: the others wait for it
 
-    ON_DEVICE = ("tokens", "cu_seqlens", "index", "mask", "positives")
+    ON_DEVICE = ("tokens", "cu_seqlens", "index", "mask", "slots", "positives")
 
     @property
     def rows(self) -> int:
@@ -94,12 +96,12 @@ class Batch:
         Returns:
             queries [b, d], positives [b, d], negatives [b, n, d] with zeros where there is no negative.
         """
-        b, n = self.mask.shape
+        b = self.rows
         queries = embeddings[:b]
         positives = embeddings[b : 2 * b]
-        existing = embeddings[2 * b : len(self.texts)]  # only negatives that exist, row by row
-        negatives = embeddings.new_zeros(b, n, embeddings.shape[1])
-        return queries, positives, negatives.masked_scatter(self.mask[..., None], existing)
+        existing = embeddings[2 * b : len(self.texts)]  # [e, d], only negatives that exist, row by row
+        with_zeros = F.pad(existing, (0, 0, 0, 1))  # [e + 1, d]
+        return queries, positives, with_zeros[self.slots]
 
 
 def make_batch(
@@ -142,6 +144,7 @@ def make_batch(
         cu_seqlens=torch.from_numpy(cu_seqlens),
         index=torch.from_numpy(positions_in(own_distinct, own_texts)),
         mask=torch.from_numpy(own_mask),
+        slots=torch.from_numpy(slots_of(own_mask)),
         positives=torch.from_numpy(all_positives.astype(np.int64)),
         texts=own_texts,
         lengths=np.diff(cu_seqlens),
@@ -175,6 +178,19 @@ def positions_in(distinct: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """Where each of `texts` stands in `distinct`, int64 [texts]."""
     order = np.argsort(distinct)
     return order[np.searchsorted(distinct[order], texts)]
+
+
+def slots_of(mask: np.ndarray) -> np.ndarray:
+    """The number of each negative among those that exist, counted row by row; for the others how many exist.
+
+    Made with the batch, so that the device need not count where the mask is true, for which the host would wait.
+
+    >>> slots_of(np.array([[True, False], [True, True]]))
+    array([[0, 3],
+           [1, 2]])
+    """
+    numbers = np.cumsum(mask.ravel()).reshape(mask.shape) - 1
+    return np.where(mask, numbers, np.count_nonzero(mask)).astype(np.int64)
 
 
 def split_by_budget(lengths: np.ndarray, budget: int) -> list[int]:

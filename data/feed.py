@@ -76,11 +76,27 @@ class Prefetcher:
         self.next = (step + 1, self.pool.submit(self._make, step + 1))
         return current.result()
 
+    def held_out(self, dataset: int) -> Iterator[Batch]:
+        """What `Feed.held_out` gives, each batch made while the one before it is in use."""
+        batches = self.feed.held_out(dataset)
+        following = self.pool.submit(self._next_of, batches)
+        while True:
+            batch = following.result()
+            if batch is None:
+                return
+            following = self.pool.submit(self._next_of, batches)
+            yield batch
+
     def _make(self, step: int) -> tuple[int, Batch]:
         dataset, batch = self.feed.training(step)
-        if self.pin:
-            batch = batch.pinned()
-        return dataset, batch
+        return dataset, self._pinned(batch)
+
+    def _next_of(self, batches: Iterator[Batch]) -> Batch | None:
+        batch = next(batches, None)
+        return None if batch is None else self._pinned(batch)
+
+    def _pinned(self, batch: Batch) -> Batch:
+        return batch.pinned() if self.pin else batch
 
 
 def describe(stores: list[TokenStore], listing: Path | None = None) -> list[str]:

@@ -5,6 +5,8 @@ teacher that is sharded as the student is, and sharding over gloo on a CPU.
 """
 
 import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import timedelta
 
 import torch
@@ -28,13 +30,14 @@ def start(trackers: list[str], logging_dir: str) -> Accelerator:
     """The Accelerator that the launcher's environment asks for.
 
     Raises:
-        RunError: the launcher started several processes that do not find each other, or asked for FSDP1.
+        RunError: the launcher started several processes that do not find each other, or asked for FSDP1 or fp16.
     """
     if not torch.accelerator.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # without it accelerate leaves each process alone
     if _sharding_is_wanted() and os.environ.get("ACCELERATE_USE_CPU"):
         _start_sharding_on_cpu()
     accelerator = Accelerator(
+        mixed_precision=precision_to_ask_for(os.environ, gpu_with_bf16()),
         log_with=trackers or None,
         project_config=ProjectConfiguration(logging_dir=logging_dir),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
@@ -45,12 +48,49 @@ def start(trackers: list[str], logging_dir: str) -> Accelerator:
             f"{launched} processes were launched, but each of them is alone: take a config file of configs/, "
             "and on a machine without a GPU set ACCELERATE_USE_CPU=true"
         )
+    problem = precision_problem(accelerator.mixed_precision)
+    if problem:
+        raise RunError(problem)
     fsdp = getattr(accelerator.state, "fsdp_plugin", None)
     if fsdp is not None:
         if fsdp.fsdp_version != 2:
             raise RunError("fsdp_version: 2 is needed in the accelerate config")
         fsdp.mixed_precision_policy = _precision(accelerator)
     return accelerator
+
+
+def precision_to_ask_for(environment: Mapping[str, str], bf16_here: bool) -> str | None:
+    """What accelerate is told: bf16 where nobody said a precision and the GPU has it; None leaves it to the launcher.
+
+    `accelerate launch` always says one; `python run.py` says none, and accelerate would then train in fp32, several
+    times slower and with twice the activations, without a word.
+
+    Args:
+        environment: of this process.
+        bf16_here: whether it computes on a GPU that has bf16.
+    """
+    if "ACCELERATE_MIXED_PRECISION" in environment or not bf16_here:
+        return None
+    return "bf16"
+
+
+def gpu_with_bf16() -> bool:
+    """Whether there is a GPU with instructions for bf16."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def precision_problem(mixed_precision: str) -> str | None:
+    """Why a run cannot train in a precision, None where it can.
+
+    In fp16 gradients are scaled, and an update that is left out for one that is not finite would have to tell the
+    scaler; decoders of today are trained in bf16, which needs no scaling.
+    """
+    if mixed_precision in ("no", "bf16"):
+        return None
+    return (
+        f"mixed_precision: {mixed_precision} is not supported: "
+        "accelerate launch --mixed_precision bf16, or mixed_precision: bf16 in its config file"
+    )
 
 
 def _sharding_is_wanted() -> bool:
@@ -100,6 +140,16 @@ def set_threads(device: torch.device, wanted: int) -> None:
         torch.set_num_threads(launcher.threads_of_environment() or share)
 
 
+def compute_deterministically() -> None:
+    """Have every operation give the same bits each time, also on a GPU, or fail.
+
+    On a GPU sums in the backward passes of embeddings, of gathers and of attention otherwise come in any order. cuBLAS
+    reads its variable when it is first used, so this must be called before a model is on its device.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
 def _usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # on Linux: a container or a scheduler may have left fewer than there are
         return len(os.sched_getaffinity(0))
@@ -117,6 +167,19 @@ def is_sharded(accelerator: Accelerator) -> bool:
 def is_deepspeed(accelerator: Accelerator) -> bool:
     """Whether weights and moments are kept in DeepSpeed's own way: its runs do not resume."""
     return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def autocast_of_trials(accelerator: Accelerator) -> AbstractContextManager:
+    """The precision of the training, for forward passes before the engine has the model.
+
+    accelerate's own context is empty under DeepSpeed, which turns the weights into bf16 later: a trial in fp32 would
+    rule out every kernel that takes bf16 alone. And autocast keeps its bf16 copies of all weights until it ends, also
+    without gradients: half of the model once more, for a trial of nine tokens. Without that cache a copy lives as long
+    as its product.
+    """
+    kind = accelerator.device.type
+    bf16 = accelerator.mixed_precision == "bf16"
+    return torch.autocast(kind, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
 
 def prepare(

@@ -6,7 +6,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from safetensors import SafetensorError
@@ -103,12 +102,3 @@ class StopSignal:
         """Put back what the signals did before."""
         for number, handler in self.earlier_handlers.items():
             signal.signal(number, handler)
-
-
-def on_any_process(accelerator: Accelerator, flags: list[bool]) -> list[bool]:
-    """Whether each flag is set on any process, so that all of them act alike. One small collective per step."""
-    if accelerator.num_processes == 1:
-        return [bool(flag) for flag in flags]
-    numbers = torch.tensor([float(bool(flag)) for flag in flags], device=accelerator.device)
-    dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
-    return [number > 0 for number in numbers.tolist()]

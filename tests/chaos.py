@@ -30,8 +30,8 @@ from harness import Processes, start_door
 import tokenize_data_qwen
 from data import store_writer, token_store
 from export import probe
-from runtime import checkpoint, heartbeat, processes, resume
-from training import objective, records
+from runtime import checkpoint, heartbeat, resume
+from training import objective, records, reports
 
 LIMIT = 60.0  # seconds in which a process must end after another was killed: six times `process_timeout`
 WORLD = 2
@@ -89,7 +89,7 @@ POINTS = {  # name -> (rank, where, attribute, its replacement)
     "before the backward pass": (1, Accelerator, "backward", before),
     "in the gather": (1, objective, "gather", before),
     "in the optimizer's step": (0, torch.optim.AdamW, "step", after),
-    "in the collective that agrees to stop": (1, processes, "on_any_process", before),
+    "in the collective that agrees to stop": (1, reports.Reports, "send", before),
     "in validation": (1, objective.Objective, "measures", before),
     "in the middle of a log line": (0, records.Metrics, "write", lambda f: after(f, spoil=half_a_line)),
     "while a state is gathered": (1, resume, "capture", before),

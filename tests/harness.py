@@ -293,7 +293,7 @@ def _train(config: dict) -> dict:
     live.model.train()
     found["before"] = _whole(dict(live.model.named_parameters()))
     for step in range(1, live.schedule.steps + 1):
-        found["norms"].append(run.train_step(live, step)[1])
+        found["norms"].append(float(run.train_step(live, step)[1]))
     found["losses"] = live.meter.read(accelerator.num_processes)[0]
     found["weights"] = _whole(dict(live.model.named_parameters()))
     found["teacher"] = None if live.teacher is None else type(next(live.teacher.parameters())).__name__

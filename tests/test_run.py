@@ -9,6 +9,7 @@ The golden losses are remade, after a change that is meant to change them, by
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import toy
-from conftest import read_metrics, tokenize
+from conftest import door_here, read_metrics, tokenize
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -31,8 +32,9 @@ from losses import hard_negative_loss, in_batch_loss
 from model import Embedder
 from modeling.backbone import load_backbone
 from modeling.packing import MULTIPLE
+from runtime import engine, processes
 from runtime.resume import lock_folder
-from training import models
+from training import models, two_pass
 from training.plot import draw
 from training.schedule import Schedule
 from utils import RunError
@@ -487,6 +489,53 @@ def test_what_a_machine_without_a_gpu_cannot_do_is_refused_at_once(settings, cap
     assert "attn_backend: varlen needs a GPU: set it to auto" in error
     error = refused(capsys, *flags(settings, compile="true", attn_backend="buckets"))
     assert "compile: not with attn_backend buckets" in error
+
+
+def test_fp16_is_refused_with_everything_else(settings, monkeypatch, capsys):
+    """An update that was left out did not tell the scaler, and the next one failed."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert door_here(settings | {"warmup_steps": -1}) == processes.REFUSED
+    printed = capsys.readouterr().err
+    assert "mixed_precision: fp16 is not supported: accelerate launch --mixed_precision bf16" in printed
+    assert "2 problems, nothing was started" in printed
+
+
+def test_bf16_is_asked_for_where_nobody_chose_and_the_gpu_has_it():
+    assert engine.precision_to_ask_for({}, bf16_here=True) == "bf16"
+    assert engine.precision_to_ask_for({}, bf16_here=False) is None
+    assert engine.precision_to_ask_for({"ACCELERATE_MIXED_PRECISION": "no"}, bf16_here=True) is None  # said is said
+    assert engine.precision_problem("fp8").startswith("mixed_precision: fp8")
+
+
+@pytest.mark.parametrize("keys", [{"gradient_checkpointing": False}, {"gradient_checkpointing": True}])
+def test_a_full_memory_is_told_with_the_step_and_the_keys_that_help(settings, monkeypatch, capsys, keys):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+
+    monkeypatch.setattr(two_pass, "embed", full)
+    assert door_here(settings | keys) == processes.FAILED
+    printed = capsys.readouterr().err
+    assert "step 1: the memory of cpu is full (CUDA out of memory. Tried to allocate 2.00 GiB.)" in printed
+    assert re.search(r"8 tuples, \d+ texts and [\d,]+ tokens on this process, the longest text \d+", printed)
+    assert ("gradient_checkpointing true, or" in printed) != keys["gradient_checkpointing"]
+    assert "a lower max_tokens_per_forward" in printed
+
+
+def test_the_same_bits_can_be_asked_for(train, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen = []
+
+    def noted(live, step, real=run.train_step):
+        seen.append((torch.are_deterministic_algorithms_enabled(), os.environ["CUBLAS_WORKSPACE_CONFIG"]))
+        return real(live, step)
+
+    monkeypatch.setattr(run, "train_step", noted)
+    try:
+        train(deterministic=True, train_steps=2)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    assert seen == [(True, ":4096:8")] * 2
 
 
 def test_a_mistyped_key_is_named_before_torch_is_imported(settings):

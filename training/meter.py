@@ -35,12 +35,18 @@ class Meter:
         yield
         self.began += time.perf_counter() - stopped
 
-    def add(self, dataset: int, losses: dict[str, Tensor], rows: float) -> None:
-        """Add losses that are means over `rows` rows of this process."""
+    def add(self, dataset: int, losses: dict[str, Tensor], rows: float, counts: Tensor | None = None) -> None:
+        """Add losses that are means over `rows` rows of this process.
+
+        Args:
+            counts: [] bool on the device; where false, nothing is added. None = true.
+        """
         for kind, loss in losses.items():
             cell = self.sums[dataset, self.kinds.index(kind)]
-            cell[0] += loss.detach() * rows
-            cell[1] += rows
+            own = torch.stack([loss.detach() * rows, torch.full_like(loss, rows)]).to(cell)  # [2]
+            if counts is not None:
+                own = torch.where(counts.to(cell.device), own, 0.0)  # a loss that is left out may be NaN
+            cell += own
 
     def state(self) -> Tensor:
         """Everything summed since the last reading, [v] fp64."""

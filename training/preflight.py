@@ -3,6 +3,7 @@
 What a user says is looked at as a whole here, so this file takes the configuration whole.
 """
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from data.token_store import TokenStore
 from modeling.attention import is_packed
 from modeling.backbone import check_backbone, check_teacher
 from modeling.tokenizer import fitting_tokenizer
+from runtime import engine
 from training.records import tracker_problems
 
 
@@ -81,6 +83,9 @@ def machine_problems(args: Args, unknown: set[str]) -> list[str]:
     has_gpu = torch.cuda.is_available()
     backend = "auto" if "attn_backend" in unknown else args.attn_backend
     problems = []
+    precision = engine.precision_problem(os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower())
+    if precision:
+        problems.append(precision)
     if args.liger and not (has_gpu and find_spec("liger_kernel")):
         problems.append("liger: needs a GPU and its package (pip install liger-kernel): set it to false")
     if backend == "varlen" and not has_gpu:

@@ -86,6 +86,8 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
         RunError: on every process: a problem that shows only once the processes or the model are there.
     """
     engine.set_threads(accelerator.device, args.threads)
+    if args.deterministic:
+        engine.compute_deterministically()
     args = record_processes(args, accelerator)
     plan, schedule = lay_out_steps(args, stores, accelerator.num_processes)
     model, teacher, attention = load_models(args, accelerator)
@@ -108,6 +110,8 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
     if accelerator.is_main_process:
         write_first_files(args, accelerator, folder, stores, resumed)
     cost = count_cost(args, accelerator, model)
+    if accelerator.device.type == "cuda":
+        torch.cuda.empty_cache()  # of the trials; what is reserved in small pieces would count as taken
     model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
     feed = make_feed(args, accelerator, stores, plan, model, cost)
     meter = Meter([store.name for store in stores], LOSSES, accelerator.device)
@@ -180,6 +184,11 @@ def announce(
     if args.teacher_model_path:
         facts.append(f"teacher: {args.teacher_model_path}")
     accelerator.print(f"training {args.model_path}: {', '.join(facts)}")
+    if accelerator.mixed_precision == "no" and engine.gpu_with_bf16():
+        accelerator.print(
+            "warning: in fp32 on a GPU that has bf16: several times slower, and twice the activations; "
+            "accelerate launch --mixed_precision bf16"
+        )
 
 
 def trained_share(model: torch.nn.Module) -> float:

@@ -161,6 +161,22 @@ def test_parts_hold_every_text_once_within_the_budget_as_many_on_every_process(s
                 assert counted.tolist() == batch.tokens.tolist()
 
 
+@pytest.mark.parametrize("pin", [False, True])
+def test_validation_batches_are_made_ahead_and_pinned_as_those_of_training(stores, monkeypatch, pin):
+    monkeypatch.setattr(batches.Batch, "pinned", lambda batch: replace(batch, heaviest=-1))  # leaves a mark
+    alone, ahead = feed(stores, global_batch=2), Prefetcher(feed(stores, global_batch=2), pin)
+    for dataset in range(3):
+        expected = list(alone.held_out(dataset))
+        found = list(ahead.held_out(dataset))
+        assert len(found) == len(expected) > 0
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.equal(ours.tokens, theirs.tokens)
+            assert (ours.heaviest == -1) == pin
+    begun = ahead.held_out(2)
+    next(begun)  # and no more of it: the following training batch comes all the same
+    assert torch.equal(ahead.training(1)[1].tokens, alone.training(1)[1].tokens)
+
+
 def test_validation_is_the_same_each_time_and_covers_what_is_held_out(stores):
     one, other_seed = feed(stores, global_batch=2), feed(stores, global_batch=2, seed=9)
     for dataset, store in enumerate(stores):

@@ -1,0 +1,111 @@
+"""One optimizer update: a batch, its embeddings, its losses, the gradient, the weights."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from data.batch import Batch
+from training import two_pass
+from training.setup import Run
+from utils import RunError, first_line, plural
+
+
+def train_step(run: Run, step: int) -> tuple[float, Tensor]:
+    """One optimizer update, of step 1, 2, ...
+
+    Nothing in it waits for the device (tests/training/test_reports.py counts).
+
+    Returns:
+        its learning rate, and the gradient norm before clipping, [] on the device; one that is not finite stands for
+        an update that was left out.
+
+    Raises:
+        RunError: the GPU's memory is full.
+    """
+    learning_rate = run.schedule.rate(step)
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate
+    dataset, batch = run.batches.training(step)
+    try:
+        norm = update(run, step, dataset, batch.to(run.accelerator.device))
+    except torch.OutOfMemoryError as error:
+        raise RunError(out_of_memory(run, step, batch, first_line(error))) from None
+    count_work(run, batch)
+    return learning_rate, norm
+
+
+def update(run: Run, step: int, dataset: int, batch: Batch) -> Tensor:
+    """Gradient and update of one batch on the device. Returns the gradient norm before clipping, [] on the device."""
+    accelerator = run.accelerator
+    retrieval = run.feed.stores[dataset].task == "retrieval"
+    seed = run.feed.plan.dropout_seed(step, accelerator.process_index)
+    teacher = teacher_embeddings(run, batch)  # [u, D] or None
+
+    if batch.parts > 1:
+        losses = backward_in_parts(run, batch, seed, retrieval, teacher)
+    else:
+        embeddings = two_pass.embed(run.model, batch, seed)  # [u, d] of the distinct texts
+        candidates = run.objective.gather_candidates(batch, embeddings) if retrieval else None  # [B, d]
+        losses = run.objective.losses(batch, embeddings, candidates, teacher)
+        accelerator.backward(run.objective.total(losses, embeddings))
+    norm = clip_gradients(run)  # []
+    finite = norm.isfinite()  # of all processes' gradients together: all of them leave the update out, or none
+    run.optimizer.optimizer.found_inf = (~finite).float()  # AdamW then changes nothing, without asking the host
+    run.optimizer.step()
+    mean_rows = sum(batch.counts) / len(batch.counts)  # a loss is this process's share already: all weigh alike
+    run.meter.add(dataset, losses, mean_rows, counts=finite)
+    run.optimizer.zero_grad()
+    return norm
+
+
+def backward_in_parts(run: Run, batch: Batch, seed: int, retrieval: bool, teacher: Tensor | None) -> dict[str, Tensor]:
+    """The same gradient where the texts of a step are too many for one forward pass (training/two_pass.py)."""
+
+    def loss_of(embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        losses = run.objective.gather_and_losses(batch, embeddings, retrieval, teacher)
+        return run.objective.total(losses, embeddings), losses
+
+    return two_pass.backward(run.model, batch, seed, loss_of, run.accelerator.backward, run.accelerator.no_sync)
+
+
+@torch.no_grad()
+def teacher_embeddings(run: Run, batch: Batch) -> Tensor | None:
+    """The teacher's embeddings of a batch's distinct texts, [u, D], where there is a teacher."""
+    if run.teacher is None:
+        return None
+    with run.accelerator.autocast():
+        return two_pass.embed(run.teacher, batch)
+
+
+def clip_gradients(run: Run) -> Tensor:
+    """Scale the gradients down to max_grad_norm. Returns their norm before, [] on the device."""
+    norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.args.max_grad_norm or math.inf)
+    if isinstance(norm, DTensor):  # of a sharded model
+        norm = norm.full_tensor()
+    return torch.as_tensor(norm, device=run.accelerator.device)  # DeepSpeed's may be a number
+
+
+def out_of_memory(run: Run, step: int, batch: Batch, reason: str) -> str:
+    """What a step that did not fit was, and which keys make it smaller."""
+    recomputes = any(layer.gradient_checkpointing for layer in run.accelerator.unwrap_model(run.model).layers())
+    remedy = "a lower max_tokens_per_forward"
+    if not recomputes:
+        remedy = f"gradient_checkpointing true, or {remedy}"
+    return (
+        f"step {step}: the memory of {run.accelerator.device} is full ({reason}). The step has {batch.rows} tuples, "
+        f"{len(batch.lengths):,} texts and {len(batch.tokens):,} tokens on this process, the longest text "
+        f"{int(batch.lengths.max()):,}, in {plural(batch.parts, 'part')} of at most {run.feed.budget:,} tokens "
+        f"(0 = any number). The same command goes on from the last state with {remedy}"
+    )
+
+
+def count_work(run: Run, batch: Batch) -> None:
+    """Tell the meter what this process had in a step."""
+    embedder = run.accelerator.unwrap_model(run.model)
+    computed = 0
+    for number in range(batch.parts):
+        _, _, lengths, _ = batch.part(number)
+        computed += embedder.computed_positions(lengths)
+    run.meter.count(tuples=batch.rows, tokens=len(batch.tokens), computed=computed, heaviest=batch.heaviest)
