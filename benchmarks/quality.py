@@ -82,7 +82,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     add("--minutes", type=float, default=6.0, help="of training (default %(default)s)")
     add("--trial_minutes", type=float, default=3.0, help="the same of a trial (default %(default)s)")
-    add("--learning_rates", type=float, nargs="+", default=[1e-4, 2e-4, 5e-4, 1e-3], help="those that are tried")
+    add("--learning_rates", type=float, nargs="+", default=[2e-4, 5e-4, 1e-3, 2e-3], help="those that are tried")
     add("--learning_rate", nargs="+", default=[], metavar="SYSTEM=RATE", help="take it in place of the best trial's")
     add("--negatives", type=int, default=0, help="hard negatives of each tuple, mined by BM25 (default 0)")
     flags = parser.parse_args(argv)

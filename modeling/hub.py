@@ -7,7 +7,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener, getproxies
 
 _SECONDS = 5  # that the hub is given to answer
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # name or owner/name
@@ -43,20 +43,30 @@ def _hub_is_reachable() -> bool:
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return False
+    proxies = getproxies()
+    if any(proxy.startswith("socks") for proxy in proxies.values()):
+        return True  # Python's library does not speak with one; the hub's client may
     answers: list[bool] = []
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     # In a thread, since a name server that is silent holds up the call for longer than its timeout.
-    asking = threading.Thread(target=lambda: answers.append(_answers(endpoint)), daemon=True)
+    asking = threading.Thread(target=lambda: answers.append(_answers(endpoint, proxies)), daemon=True)
     asking.start()
     asking.join(_SECONDS)
     return bool(answers) and answers[0]
 
 
-def _answers(url: str) -> bool:
-    """Whether a server answers, through the proxy of the environment where there is one. An error page is an answer,
-    but not that of a proxy which lets nobody through."""
+def _answers(url: str, proxies: dict[str, str]) -> bool:
+    """Whether a server answers, through a proxy where there is one. An error page is an answer, but not that of a
+    proxy which lets nobody through.
+
+    Args:
+        proxies: scheme -> address, from the environment; "all" stands for every scheme that has none.
+    """
+    if "all" in proxies:
+        proxies = dict.fromkeys(("http", "https"), proxies["all"]) | proxies
+    opener = build_opener(ProxyHandler(proxies))
     try:
-        with urlopen(Request(url, method="HEAD"), timeout=_SECONDS):
+        with opener.open(Request(url, method="HEAD"), timeout=_SECONDS):
             return True
     except HTTPError as error:
         return error.code < 500 and error.code != HTTPStatus.PROXY_AUTHENTICATION_REQUIRED

@@ -228,7 +228,9 @@ def test_probe_passes_a_good_folder(saved):
 def test_probe_allows_what_bf16_costs_this_model_and_no_more(toy_world, tokenizer, tmp_path):
     """A limit of 0.1 refused this right folder, at the end of a training."""
     torch.manual_seed(0)
-    deep = AutoModel.from_config(toy.config(layers=30), dtype=torch.float32).eval()
+    config = toy.config(layers=30)
+    config.initializer_range = 0.5
+    deep = AutoModel.from_config(config, dtype=torch.float32).eval()
     model_folder.save(tmp_path / "m", deep, tokenizer, facts(), torch.float32)
     batch = probe.probe_batch(tokenizer, LIMIT)
     embedder = Embedder(deep, "buckets")  # rectangles of all texts: other products than text by text

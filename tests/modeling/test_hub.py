@@ -71,12 +71,19 @@ def test_the_hub_is_asked_where_it_answers(monkeypatch, status, expected):
     assert len(asked) == 1  # once in a process
 
 
-def test_a_proxy_is_used_and_answers_for_the_hub(monkeypatch):
+@pytest.mark.parametrize("variable", ["http_proxy", "ALL_PROXY"])
+def test_a_proxy_is_used_and_answers_for_the_hub(monkeypatch, variable):
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
     with server(200) as (address, asked):
-        monkeypatch.setenv("http_proxy", address)
+        monkeypatch.setenv(variable, address)
         assert is_asked()
     assert asked[0].startswith("http://hub.invalid")
+
+
+def test_a_proxy_that_cannot_be_asked_is_trusted(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    assert is_asked()
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://hub.invalid", "no address"])

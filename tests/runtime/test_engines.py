@@ -228,3 +228,13 @@ def test_the_shipped_cpu_configs_launch(config, tmp_path, name):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "processes: 2" in done.stdout  # not two runs that know nothing of each other
     assert (Path(config["output_dir"]) / "toy" / "step_2" / "model.safetensors").exists()
+
+
+def test_trials_compute_in_the_precision_of_the_training_and_keep_no_copies_of_weights():
+    """accelerate's own autocast is empty under DeepSpeed, where `varlen` was tried in fp32 and never taken."""
+    layer = torch.nn.Linear(8, 8)
+    for mixed_precision, dtype in (("bf16", torch.bfloat16), ("no", torch.float32)):
+        accelerator = SimpleNamespace(device=torch.device("cpu"), mixed_precision=mixed_precision)
+        with torch.no_grad(), engine.autocast_of_trials(accelerator):
+            assert layer(torch.ones(1, 8)).dtype == dtype
+            assert not torch.is_autocast_cache_enabled()

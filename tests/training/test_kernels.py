@@ -76,6 +76,20 @@ def test_compiled_layers_equal_plain_ones_in_two_compilations(every, dropout):
         assert not torch.equal(model(*packed((9, 4))), plain(*packed((9, 4))))
 
 
+def test_trying_compiled_layers_leaves_no_gradient_and_adds_none_up():
+    """It added up the gradients of all weights, which take as much memory as the model, before training had begun."""
+    model = embedder()
+    added = []
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(added.append)
+    counter = CompileCounterWithBackend("aot_eager")
+    assert kernels.compile_layers(model, counter) == []
+    assert counter.frame_count
+    assert added == []
+    passed(model, BATCHES[0])
+    assert added  # the hooks work
+
+
 @pytest.mark.processes
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_kernels_made_by_the_compiler_equal_plain_ones_and_draw_the_same_dropout():

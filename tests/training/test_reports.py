@@ -52,7 +52,10 @@ def test_the_counter_counts():
         x[x > 1]
         x.masked_scatter(x > 1, x)
         torch.arange(2).repeat_interleave(torch.tensor([2, 3]))
-    assert sum(counter.waits.values()) == 5  # the mask is an index, and indexing by it counts what is true
+    assert dict.fromkeys(counter.waits) == dict.fromkeys(
+        ["_local_scalar_dense", "index by a mask", "masked_scatter", "repeat_interleave"]
+    )
+    assert sum(counter.waits.values()) == 4
 
 
 @pytest.mark.parametrize(
@@ -162,7 +165,7 @@ def update_left_out(rank: int, world: int, kind: str) -> list:
         weight = layer.weight.full_tensor() if kind == "fsdp" else layer.weight
         moments = optimizer.state[layer.weight]
         mean = moments["exp_avg"].full_tensor() if kind == "fsdp" else moments["exp_avg"]
-        seen.append((weight.detach().clone(), mean.clone(), float(moments["step"])))
+        seen.append((weight.tolist(), mean.tolist(), float(moments["step"])))
     del accelerator
     return seen
 
@@ -171,7 +174,6 @@ def update_left_out(rank: int, world: int, kind: str) -> list:
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_an_update_that_is_left_out_changes_neither_weights_nor_moments(kind):
     for first, left_out, third in on_processes(2, update_left_out, kind, kind=kind):
-        assert torch.equal(left_out[0], first[0])
-        assert torch.equal(left_out[1], first[1])
+        assert left_out == first
         assert (first[2], left_out[2], third[2]) == (1, 1, 2)
-        assert not torch.equal(third[0], first[0])
+        assert third[0] != first[0]
