@@ -58,8 +58,7 @@ def launch(machine, rank: int, address: str, port: int, config: dict, folder: Pa
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("refused", [0, 1])
-@pytest.mark.parametrize("wrong", ["train_data_path", "config"])
+@pytest.mark.parametrize(("refused", "wrong"), [(1, "train_data_path"), (0, "config")])
 def test_no_machine_waits_for_one_that_was_refused(hosts, settings, tmp_path, refused, wrong):
     """The other one waited for an hour, for a process that was not coming."""
     machines, address = hosts
