@@ -208,7 +208,8 @@ def draw(data: str, rows: RowFile, path: Path) -> None:
         for row in yardsticks_of(settings, yardsticks):
             axes.axhline(row["scores"]["nDCG@10"], color="tab:gray", linewidth=0.8, linestyle=":")
             axes.annotate(row["system"], (0, row["scores"]["nDCG@10"]), fontsize="x-small")
-        axes.set(xlabel="seconds of training", ylabel="nDCG@10", xlim=(0, None), title=data)
+        axes.set(xlabel="seconds of training", ylabel="nDCG@10", xlim=(0, None))
+        axes.set_title(f"{data}, {settings['minutes']:g} minutes of training")
         axes.legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
