@@ -31,6 +31,8 @@ from modeling.attention import backend_candidates
 from modeling.backbone import add_lora
 from modeling.packing import MULTIPLE, places_in_rectangle, rectangle
 from training import kernels, memory
+from training.loss_memory import LossShape, loss_bytes
+from training.policy import Policy, UsualStep, choose_policy, format_recomputing, situation_of
 
 DATASHEET = 989e12  # dense bf16 FLOP/s of H100 and H200
 WARM_UP = 2  # steps of each variant that are not counted
@@ -123,15 +125,19 @@ def measure(size: str, lora: bool, device: torch.device, ceiling: float, flags: 
     trainee = Trainee(model, device)
     with autocast(device):
         cost = memory.cost_of(model)
-        free = memory.bytes_for_activations(memory.free_bytes(device, 1), model, model.layers(), sharded=False)
+        free = memory.free_bytes(device, 1)
+        name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
         if flags.compile:
             trainee.compile_layers()
     for shape in SHAPES:
         lengths = tuples(shape, flags.tuples)
-        policy = memory.choose_policy(cost, free, int(lengths.sum()), int(lengths.max()), None, None)
+        losses = loss_bytes(LossShape(flags.tuples, flags.tuples, 7, model.hidden_size, (model.hidden_size,)))
+        usual = UsualStep(int(lengths.sum()), float(lengths.mean()))
+        found = situation_of(model, cost, memory.Layout(), name, free, losses, usual, int(lengths.max()))
+        policy = choose_policy(found)
         print(
             f"{shape}: {lengths.sum():,} tokens a step, padding ratio {padding_ratio(lengths):.2f}; ours: activations "
-            f"{memory.format_policy(policy.recompute_every)}, at most {policy.token_limit:,} tokens a pass"
+            f"{format_recomputing(policy.recompute_every)}, at most {policy.token_limit:,} tokens a pass"
         )
         batch = batch_of_shape(shape, flags.tuples, config.vocab_size).to(device)
         variants = variants_of(best, policy, flags.budget, flags.compile)
@@ -150,7 +156,7 @@ def settle_backend(model: Embedder, device: torch.device, liger: bool) -> None:
     assert not problems, problems
 
 
-def variants_of(best: str, policy: memory.Policy, budget: int, compiled: bool) -> list[Variant]:
+def variants_of(best: str, policy: Policy, budget: int, compiled: bool) -> list[Variant]:
     """The rows of a table.
 
     Args:

@@ -5,21 +5,32 @@ teacher that is sharded as the student is, and sharding over gloo on a CPU.
 """
 
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+)
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from runtime import launcher
 from utils import RunError
 
+# DDP: gradients lie in the buckets in which they are summed, instead of beside them (4 bytes a parameter); and nothing
+# is sent for buffers, which hold what every process works out by itself.
+_COPIES = DistributedDataParallelKwargs(
+    gradient_as_bucket_view=True, broadcast_buffers=False, find_unused_parameters=False
+)
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # a large model is saved and read back by one process; the others wait
 
 
@@ -40,7 +51,7 @@ def start(trackers: list[str], logging_dir: str) -> Accelerator:
         mixed_precision=precision_to_ask_for(os.environ, gpu_with_bf16()),
         log_with=trackers or None,
         project_config=ProjectConfiguration(logging_dir=logging_dir),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT), _COPIES],
     )
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != launched:
@@ -182,6 +193,21 @@ def autocast_of_trials(accelerator: Accelerator) -> AbstractContextManager:
     return torch.autocast(kind, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
 
+def has_buckets(accelerator: Accelerator) -> bool:
+    """Whether each of several processes has a whole copy of the model, and sums gradients in buckets: DDP."""
+    return accelerator.num_processes > 1 and not is_sharded(accelerator) and not is_deepspeed(accelerator)
+
+
+def shards(accelerator: Accelerator) -> int:
+    """How many processes share gradients and moments of one copy of the model; 1 = each has all of them."""
+    if is_deepspeed(accelerator):
+        return accelerator.num_processes
+    if not is_sharded(accelerator):
+        return 1
+    mesh = _mesh(accelerator)
+    return accelerator.num_processes if mesh is None else mesh.size(-1)
+
+
 def prepare(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, batch_size: int, max_grad_norm: float
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -195,7 +221,10 @@ def prepare(
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config["train_micro_batch_size_per_gpu"] = batch_size
         config["gradient_clipping"] = max_grad_norm
-    return accelerator.prepare(model, optimizer)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if is_sharded(accelerator):
+        model.register_forward_hook(_share_out_after_evaluation)
+    return model, optimizer
 
 
 def shard_frozen(accelerator: Accelerator, module: nn.Module, layers: list[str]) -> nn.Module:
@@ -207,11 +236,12 @@ def shard_frozen(accelerator: Accelerator, module: nn.Module, layers: list[str])
     if not is_sharded(accelerator):
         return module
     precision = _precision(accelerator)
+    mesh = _mesh(accelerator)
     for part in list(module.modules()):  # a list, since sharding changes the modules
         if type(part).__name__ in layers:
-            fully_shard(part, mp_policy=precision)
+            fully_shard(part, mesh=mesh, mp_policy=precision)
     # Without a backward pass torch would leave the root unsharded: for a teacher the largest table of all.
-    fully_shard(module, mp_policy=precision, reshard_after_forward=True)
+    fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
     return module
 
 
@@ -227,3 +257,61 @@ def _precision(accelerator: Accelerator) -> MixedPrecisionPolicy:
     if accelerator.mixed_precision != "bf16":
         return MixedPrecisionPolicy()
     return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+
+
+def _mesh(accelerator: Accelerator) -> DeviceMesh | None:
+    """The processes by copy of the model and share of it, where the launcher asked for several copies; else None."""
+    mesh = accelerator.torch_device_mesh
+    return None if mesh is None else mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)]
+
+
+# ----------------------------------------------------------------- what a sharded model has gathered
+
+
+def keeps_gathered(accelerator: Accelerator) -> bool:
+    """Whether a sharded model keeps what it gathered in the forward pass until the backward pass.
+
+    So it is where the accelerate config says `fsdp_reshard_after_forward: false`, or `keep_gathered` was called.
+    """
+    return not accelerator.state.fsdp_plugin.reshard_after_forward
+
+
+def keep_gathered(accelerator: Accelerator, model: nn.Module) -> None:
+    """Let a sharded model keep what it gathered: half as many gathers, 2 bytes a parameter on every process."""
+    accelerator.state.fsdp_plugin.reshard_after_forward = False
+    model.set_reshard_after_forward(False)
+
+
+@contextmanager
+def earlier_part(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
+    """Around forward and backward pass of any part of a step but the last.
+
+    Copies of a model sum their gradients once, with the last part. A sharded model sums them at each part: waiting
+    would keep its gradients whole, 4 bytes a parameter on every process, which is more than parts save. Where it keeps
+    its weights gathered, they stay so for the next part.
+    """
+    if not isinstance(model, FSDPModule):
+        with accelerator.no_sync(model):
+            yield
+        return
+    model.set_reshard_after_backward(not keeps_gathered(accelerator))
+    yield
+    model.set_reshard_after_backward(True)
+
+
+def _share_out_after_evaluation(model: nn.Module, _inputs, _output) -> None:
+    """Free what a pass without a backward pass has gathered: torch would keep it until the next backward pass."""
+    if model.training or torch.is_grad_enabled():
+        return
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def clear_gradients(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:
+    """Forget the gradients of a step.
+
+    Under DDP they are set to zero where they lie. Without them the next step's first part would make others beside
+    the buckets, which keep their memory anyway: 4 bytes a parameter.
+    """
+    optimizer.zero_grad(set_to_none=not has_buckets(accelerator))

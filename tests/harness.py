@@ -48,6 +48,11 @@ ENGINES = {
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
     },
 }
+ENGINES["hsdp"] = ENGINES["fsdp"] | {  # two copies of a model, each in two parts
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+    "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2",
+    "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2",
+}
 run.draw = lambda folder: None  # a picture takes a second: test_console.py draws some, test_run.py one of a run
 may_start_processes = True  # conftest sets it for each test, by its mark
 
@@ -71,7 +76,7 @@ class Processes:
     that a limit on the size of files does not silence them.
 
     Args:
-        kind: "ddp" or "fsdp", what a launcher would ask for.
+        kind: "ddp", "fsdp" or "hsdp", what a launcher would ask for.
         extra: further environment variables.
     """
 
@@ -309,9 +314,11 @@ def _whole(tensors: dict[str, torch.Tensor | None]) -> dict[str, np.ndarray]:
     In one collective for all parameters: a `full_tensor()` for each was a quarter of the time of these tests.
     """
     arrays, sharded = {}, []
+    sharing = slice(None)
     for name, tensor in tensors.items():
         if isinstance(tensor, DTensor):
             sharded.append(name)
+            sharing = slice(tensor.device_mesh.size(-1))  # the first processes share one copy, the next another
             tensor = tensor.to_local()  # some rows, perhaps none
         if tensor is not None:
             arrays[name] = tensor.detach().numpy().copy()
@@ -319,7 +326,7 @@ def _whole(tensors: dict[str, torch.Tensor | None]) -> dict[str, np.ndarray]:
         parts = [None] * dist.get_world_size()
         dist.all_gather_object(parts, {name: arrays[name] for name in sharded})
         for name in sharded:
-            arrays[name] = np.concatenate([part[name] for part in parts])
+            arrays[name] = np.concatenate([part[name] for part in parts[sharing]])
     return {name.removeprefix("module."): array for name, array in arrays.items()}
 
 

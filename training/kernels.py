@@ -98,6 +98,7 @@ def _compile(model: Embedder, backend: str) -> None:
         import_module("torch._inductor.config").fallback_random = True
     # Above its limit torch runs layers uncompiled, without a word: training, validation, parts and recomputing take 8.
     import_module("torch._dynamo").config.recompile_limit = 64
+    import_module("torch._dynamo").config.optimize_ddp = False  # it would cut each layer where a bucket of DDP ends
     uncompiled = torch.compiler.disable(attention.FUNCTIONS[model.backend])
     AttentionInterface.register(attention.NAMES[model.backend], uncompiled)
     for layer in model.layers():

@@ -1,7 +1,7 @@
-"""How much of a step fits on a device: which activations are recomputed, how many tokens a forward pass may have.
+"""How much of a step fits on a device: what a model keeps there, what a token costs, what is free.
 
 What a token costs is counted on the model at hand, by what autograd keeps of two short batches; what is free is asked
-of the device. From the two follow the cheapest policy for a usual step, and the limit above which a step runs in parts.
+of the device; what weights, gradients and moments need is arithmetic. training/policy.py chooses by them.
 
     python -m pytest tests/training/test_memory.py
 """
@@ -15,15 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model import Embedder
 
-SPARE = 2**30  # bytes left for the losses, the allocator's gaps and the kernels' workspaces
+SPARE = 2**30  # bytes left for the kernels' workspaces and the buffers of collectives
 USABLE = 0.85  # of what is free: allocations come in blocks
-ROUND = 1024  # tokens; a limit is a multiple of it
 _CONTAINER = Path("/sys/fs/cgroup/memory.max")  # bytes that a container may have
 _PROBE = 64  # tokens of each of four texts, and twice as many
+
+
+# ------------------------------------------------------------------------------------------ a token
 
 
 @dataclass(frozen=True)
@@ -41,115 +43,15 @@ class Cost:
         On top of what is kept stand the gradients inside one layer and, where there is recomputing, one layer's
         activations once more.
         """
-        recomputed = math.ceil(self.layers / recompute_every) if recompute_every else 0
+        recomputed = self.recomputed_layers(recompute_every)
         whole = self.layers - recomputed + 1
         if recomputed:
             whole += 1
         return self.outside_layers + recomputed * self.per_recomputed_layer + whole * self.per_layer
 
-
-@dataclass(frozen=True)
-class Policy:
-    """What was chosen."""
-
-    recompute_every: int  # recompute every such layer; 0 = none
-    token_limit: int  # tokens of a forward pass; 0 = any number
-
-
-def choose_policy(
-    cost: Cost, free: float, usual_step: int, longest_text: int, recompute_every: int | None, token_limit: int | None
-) -> Policy:
-    """The policy that costs least time among those that fit.
-
-    Recomputing all layers costs a quarter of a step's work, a part of them less; parts cost a third, whatever their
-    number. So: nothing, then as few layers as it takes, then parts; both only where a part would not hold a text.
-
-    Args:
-        cost: of the model.
-        free: bytes for activations.
-        usual_step: tokens that a process has in a usual step.
-        longest_text: tokens of the longest text there may be.
-        recompute_every, token_limit: what the user fixed, a limit of 0 being none; None leaves it to this function.
-    """
-    if recompute_every is None:
-        options = recomputing_options(cost.layers)
-    else:
-        options = [recompute_every]
-    room = {option: int(free / cost.per_token(option)) for option in options}  # tokens that fit
-    at_once = usual_step
-    if token_limit:
-        at_once = min(usual_step, max(token_limit, longest_text))
-    chosen = next((option for option in options if room[option] >= at_once), None)
-    if chosen is None and token_limit is None:  # parts
-        chosen = next((option for option in options if room[option] >= longest_text), None)
-    if chosen is None:  # nothing fits: try with the least
-        chosen = options[-1]
-    if token_limit is None:
-        token_limit = max(room[chosen] // ROUND * ROUND, ROUND)
-    return Policy(chosen, token_limit)
-
-
-def recomputing_options(layers: int) -> list[int]:
-    """Which layers to recompute, as in Policy.recompute_every, from none to all; each option recomputes more layers.
-
-    >>> recomputing_options(8)
-    [0, 8, 4, 3, 2, 1]
-    """
-    options = [0]
-    for recomputed in range(1, layers + 1):
-        every = math.ceil(layers / recomputed)
-        if every not in options:
-            options.append(every)
-    return options
-
-
-def usual_tokens(stores: list, negatives: list[int], rows: list[int], max_length: int) -> int:
-    """Tokens of a process's part of a step, on average over the dataset with the longest.
-
-    Args:
-        stores: TokenStores.
-        negatives: drawn per tuple, by dataset.
-        rows: tuples per process and step, by dataset.
-    """
-    largest = 0.0
-    for store, drawn, tuples in zip(stores, negatives, rows, strict=True):
-        mean_length = min(store.meta["tokens"] / store.meta["texts"], max_length)
-        largest = max(largest, tuples * (2 + drawn) * mean_length)
-    return int(largest)
-
-
-def free_bytes(device: torch.device, processes: int) -> int:
-    """Bytes that one of `processes` on this machine may take: what a GPU has left; of main memory, half of all."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError, ValueError):  # "max" is no number
-        whole = min(whole, int(_CONTAINER.read_text()))
-    return whole // 2 // processes
-
-
-def bytes_for_activations(free: float, model: nn.Module, layers: list[nn.Module], sharded: bool) -> float:
-    """What of the free bytes is left when gradients, AdamW's moments and working copies of the weights have come.
-
-    Args:
-        model: as the engine holds it: of a sharded one only the process's own part counts as kept.
-        layers: of its decoder; under sharding two are whole at a time, and so is the embedding table.
-    """
-    own = [getattr(parameter, "_local_tensor", parameter) for parameter in model.parameters()]
-    trained = sum(parameter.numel() for parameter in own if parameter.requires_grad)
-    if sharded:  # bf16 weights and gradients, and one of them in fp32 while it is summed
-        largest_table = max(parameter.numel() for parameter in model.parameters())
-        largest_layer = max((_parameters(layer) for layer in layers), default=0)
-        copies = 8 * (largest_table + 2 * largest_layer)
-    else:  # bf16, kept by autocast
-        copies = 2 * sum(parameter.numel() for parameter in own)
-    # 4 bytes each: gradient, its bucket under DDP, two moments
-    return max(USABLE * (free - 16 * trained - copies) - SPARE, 0.0)
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    def recomputed_layers(self, recompute_every: int) -> int:
+        """How many layers are recomputed where every `recompute_every`-th is, 0 = none."""
+        return math.ceil(self.layers / recompute_every) if recompute_every else 0
 
 
 def cost_of(model: Embedder) -> Cost:
@@ -164,17 +66,19 @@ def cost_of(model: Embedder) -> Cost:
         more_tokens = 4 * _PROBE  # four texts, each longer by _PROBE tokens
         return (kept_bytes(model, 2 * _PROBE) - kept_bytes(model, _PROBE)) / more_tokens
 
+    # Between layers states have the type of the weights, also under autocast.
+    layer_input = model.hidden_size * next(model.parameters()).element_size()
     kept = bytes_per_token(0)
     if not layers:
-        return Cost(0, 0.0, model.hidden_size * 4.0, kept)
-    outside_layers = bytes_per_token(1)
+        return Cost(0, 0.0, layer_input, kept)
+    outside_layers = bytes_per_token(1) - layers * layer_input  # recomputing keeps the inputs of all layers
     per_layer = (kept - outside_layers) / layers
-    return Cost(layers, per_layer, model.hidden_size * 4.0, outside_layers)  # an input is fp32 under autocast, at most
+    return Cost(layers, per_layer, layer_input, outside_layers)
 
 
 def kept_bytes(model: Embedder, length: int, texts: int = 4) -> int:
     """Bytes that autograd keeps of a forward pass on `texts` texts of `length` tokens; weights are not counted."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
     seen: dict[int, int] = {}
     device = next(model.parameters()).device
     tokens = torch.zeros(texts * length, dtype=torch.long, device=device)
@@ -185,22 +89,117 @@ def kept_bytes(model: Embedder, length: int, texts: int = 4) -> int:
     return sum(seen.values())
 
 
-def format_policy(recompute_every: int) -> str:
-    """What is recomputed, for people."""
-    if recompute_every == 0:
-        return "all kept"
-    if recompute_every == 1:
-        return "recomputed in all layers"
-    return f"recomputed in one of every {recompute_every} layers"
-
-
 def _note_storages(seen: dict[int, int], weights: set[int]) -> Callable[[Tensor], Tensor]:
     """A hook that notes the size of every storage once."""
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in weights:  # the storage itself: on the meta device all addresses are 0
+            seen[storage._cdata] = storage.nbytes()
         return tensor
 
     return note
+
+
+# ---------------------------------------------------------------------------------------- the model
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How many weights a model has, in the parts that engines treat apart."""
+
+    whole: int  # all of them
+    trained: int  # the others are frozen
+    in_layers: int  # in the decoder's layers together
+    largest_layer: int
+    largest_other: int  # the largest tensor outside the layers: the embedding table
+
+    @property
+    def trained_share(self) -> float:
+        """Of the weights, how many are trained: 1.0, or a few hundredths of adapters."""
+        return self.trained / self.whole
+
+
+def weights_of(model: Embedder) -> Weights:
+    """The numbers of weights of a model, whole also where an engine holds it in parts."""
+    layers = model.layers()
+    in_layers = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    others = [parameter.numel() for parameter in model.parameters() if id(parameter) not in in_layers]
+    sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
+    return Weights(
+        whole=sum(sizes) + sum(others),
+        trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        in_layers=sum(sizes),
+        largest_layer=max(sizes, default=0),
+        largest_other=max(others, default=0),
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an engine lays a model out over processes."""
+
+    processes: int = 1
+    shards: int = 1  # processes that share one copy of the model; 1 = each has all of it, as under DDP
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a layer is gathered from several processes before it runs."""
+        return self.shards > 1
+
+
+def weight_bytes(weights: Weights, layout: Layout) -> float:
+    """Bytes of this process's fp32 weights."""
+    return 4 * weights.whole / layout.shards
+
+
+def gradient_and_moment_bytes(weights: Weights, layout: Layout) -> float:
+    """Bytes of this process's fp32 gradients and of AdamW's two moments.
+
+    Under DDP the gradients are views of the buckets in which they are summed, and take nothing beside them.
+    """
+    return 12 * weights.trained / layout.shards
+
+
+def working_bytes(weights: Weights, layout: Layout, keep_gathered: bool = False) -> float:
+    """Bytes that stand beside them at the peak of a pass, in bf16.
+
+    Whole copies: autocast's bf16 copies of the layers' matrices, and one gradient of the largest tensor before it is
+    added to those of earlier parts. Sharded: two layers (one computes, the next is on its way) and the table are
+    gathered in bf16, with their gradients; the largest of them is in fp32 once more while it is summed.
+
+    Args:
+        keep_gathered: what was gathered in the forward pass stays so until the backward pass.
+    """
+    if not layout.sharded:
+        gradient = 4 * weights.largest_other if weights.trained == weights.whole else 0
+        return 2 * weights.in_layers + gradient
+    at_once = 2 * weights.largest_layer + weights.largest_other
+    gathered = weights.whole if keep_gathered else at_once
+    summed = max(weights.largest_layer, weights.largest_other)
+    return 2 * gathered + weights.trained_share * (2 * at_once + 4 * summed)
+
+
+def bytes_for_activations(free: float, states: float, losses: float) -> float:
+    """What is left of the free bytes for activations; negative where not even the rest fits.
+
+    Args:
+        free: bytes, the weights already on the device.
+        states: of gradients, moments and what works beside them.
+        losses: at their peak (training/loss_memory.py).
+    """
+    return USABLE * (free - states - losses) - SPARE
+
+
+# --------------------------------------------------------------------------------------- the device
+
+
+def free_bytes(device: torch.device, processes: int) -> int:
+    """Bytes that one of `processes` on this machine may take: what a GPU has left; of main memory, half of all."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):  # "max" is no number
+        whole = min(whole, int(_CONTAINER.read_text()))
+    return whole // 2 // processes

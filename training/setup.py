@@ -3,7 +3,6 @@
 run.py calls `setup` once everything was checked, and hands what it makes to the loop. It takes the configuration whole.
 """
 
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,13 +17,15 @@ from export.model_folder import Facts
 from losses import matryoshka_weights
 from model import Embedder, FrozenEmbedder
 from runtime import engine, resume
-from training import memory
 from training.activations import choose_activation_policy, count_cost
 from training.advice import choose_query_instruction, unexpected
 from training.identity import run_identity, what_old_states_stand_for
+from training.loss_memory import LossShape, loss_bytes
+from training.memory import Cost
 from training.meter import Clock, Meter
 from training.models import load_models
 from training.objective import LOSSES, Objective
+from training.policy import find_usual_step
 from training.records import Metrics, write_manifest
 from training.schedule import Schedule
 from utils import RunError, plural, write_json
@@ -113,7 +114,8 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
     if accelerator.device.type == "cuda":
         torch.cuda.empty_cache()  # of the trials; what is reserved in small pieces would count as taken
     model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
-    feed = make_feed(args, accelerator, stores, plan, model, cost)
+    losses = loss_bytes(loss_shape(args, stores, plan, objective, teacher))
+    feed = make_feed(args, accelerator, stores, plan, model, cost, losses)
     meter = Meter([store.name for store in stores], LOSSES, accelerator.device)
     if resumed:
         earlier_sums = resume.restore(accelerator, model, optimizer, tensors)
@@ -238,26 +240,48 @@ def write_first_files(
     write_manifest(folder / "manifest.json", accelerator, checksums, tasks)
 
 
+def negatives_drawn(args: Args, stores: list[TokenStore]) -> list[int]:
+    """Hard negatives that are drawn per tuple, by dataset."""
+    return [min(args.negatives_for(store.task), store.meta["negatives"]) for store in stores]
+
+
+def loss_shape(
+    args: Args, stores: list[TokenStore], plan: Plan, objective: Objective, teacher: FrozenEmbedder | None
+) -> LossShape:
+    """What the memory of this process's losses depends on, in the largest step."""
+    return LossShape(
+        tuples=args.train_batch_size,
+        global_batch=plan.global_batch,
+        negatives=max(negatives_drawn(args, stores)),
+        prefixes=tuple(objective.prefixes),
+        width=max(objective.prefixes),
+        retrieval=any(store.task == "retrieval" for store in stores),
+        teacher_width=teacher.hidden_size if teacher is not None else 0,
+    )
+
+
 def make_feed(
     args: Args,
     accelerator: Accelerator,
     stores: list[TokenStore],
     plan: Plan,
     model: torch.nn.Module,
-    cost: memory.Cost | None,
+    cost: Cost | None,
+    losses: int,
 ) -> Feed:
     """This process's part of every batch, cut into parts that fit its memory.
 
     Args:
-        model: as the engine holds it; what it recomputes is set here too.
+        model: as the engine holds it; what it recomputes and keeps gathered is set here too.
         cost: from `count_cost`.
+        losses: bytes that they need.
     """
-    negatives = [min(args.negatives_for(store.task), store.meta["negatives"]) for store in stores]
-    rows = [min(args.train_batch_size, math.ceil(size / accelerator.num_processes)) for size in plan.sizes]
-    usual_step = memory.usual_tokens(stores, negatives, rows, args.max_seq_length)
-    token_limit = 0 if engine.is_deepspeed(accelerator) else args.max_tokens_per_forward
-    policy = choose_activation_policy(args, accelerator, model, cost, usual_step, token_limit)
+    negatives = negatives_drawn(args, stores)
+    usual = find_usual_step(stores, negatives, plan, args.max_seq_length, accelerator.num_processes)
+    policy = choose_activation_policy(args, accelerator, model, cost, usual, losses)
     accelerator.unwrap_model(model).recompute(policy.recompute_every)
+    if policy.keep_gathered:
+        engine.keep_gathered(accelerator, model)
     return Feed(
         stores,
         negatives,

@@ -1,12 +1,14 @@
 """One optimizer update: a batch, its embeddings, its losses, the gradient, the weights."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from data.batch import Batch
+from runtime import engine
 from training import two_pass
 from training.setup import Run
 from utils import RunError, first_line, plural
@@ -56,7 +58,7 @@ def update(run: Run, step: int, dataset: int, batch: Batch) -> Tensor:
     run.optimizer.step()
     mean_rows = sum(batch.counts) / len(batch.counts)  # a loss is this process's share already: all weigh alike
     run.meter.add(dataset, losses, mean_rows, counts=finite)
-    run.optimizer.zero_grad()
+    engine.clear_gradients(run.accelerator, run.optimizer)
     return norm
 
 
@@ -67,7 +69,8 @@ def backward_in_parts(run: Run, batch: Batch, seed: int, retrieval: bool, teache
         losses = run.objective.gather_and_losses(batch, embeddings, retrieval, teacher)
         return run.objective.total(losses, embeddings), losses
 
-    return two_pass.backward(run.model, batch, seed, loss_of, run.accelerator.backward, run.accelerator.no_sync)
+    earlier_part = partial(engine.earlier_part, run.accelerator)
+    return two_pass.backward(run.model, batch, seed, loss_of, run.accelerator.backward, earlier_part)
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from data.batch import Batch
 
@@ -41,7 +40,7 @@ def backward(
     seed: int,
     loss_of: LossOf,
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
-    no_sync: Callable[[nn.Module], AbstractContextManager] = lambda model: nullcontext(),
+    earlier_part: Callable[[nn.Module], AbstractContextManager] = lambda model: nullcontext(),
 ) -> dict[str, Tensor]:
     """Add the gradient of a step's loss to the weights, in parts; a collective.
 
@@ -49,7 +48,8 @@ def backward(
         seed: of the dropout.
         loss_of: from the distinct texts' embeddings [u, d] to (the loss, the losses that it is made of).
         backward: runs a scalar's backward pass; an engine may scale the loss in it.
-        no_sync: a context in which processes do not sum the model's gradients.
+        earlier_part: a context around forward and backward pass of all parts but the last; copies of a model do not sum
+            their gradients in it.
 
     Returns:
         The losses that the loss is made of.
@@ -59,12 +59,9 @@ def backward(
     embeddings.requires_grad_()
     loss, losses = loss_of(embeddings)
     backward(loss)
-    # Copies of a model sum their gradients once, with the last part. A sharded model sums at each part: waiting would
-    # keep its gradients whole, 4 bytes a parameter on every process, which is more than parts save.
-    waits = not isinstance(model, FSDPModule)
     for number in range(batch.parts):
         is_last = number == batch.parts - 1
-        with no_sync(model) if waits and not is_last else nullcontext():
+        with nullcontext() if is_last else earlier_part(model):
             _run_again(model, batch, number, seed, embeddings.grad)
     return losses
 

@@ -3,13 +3,11 @@
 python -m pytest tests/training/test_two_pass.py
 """
 
-from contextlib import nullcontext
-from unittest.mock import Mock
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
-from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModel
 
 from data.feed import Feed
@@ -106,18 +104,23 @@ def test_both_passes_have_the_same_dropout(toy_world, batches):
     assert others[0] != pytest.approx(ours[0], rel=1e-6)
 
 
-@pytest.mark.parametrize("sharded", [False, True])
-def test_copies_sum_their_gradients_once_and_a_sharded_model_at_each_part(toy_world, batches, sharded):
-    waits = []
-
-    def no_sync(model):
-        waits.append(model)
-        return nullcontext()
-
+def test_all_parts_but_the_last_run_within_the_engines_context(toy_world, batches):
+    """There copies of a model do not sum their gradients (tests/runtime/test_sharding.py counts what they send)."""
     model = Embedder(AutoModel.from_pretrained(toy_world.backbone, dtype=torch.float64), "segments").train()
-    run = Mock(FSDPModule, side_effect=model) if sharded else model
-    two_pass.backward(run, batches[1], 7, lambda embeddings: (embeddings.square().sum(), {}), no_sync=no_sync)
-    assert len(waits) == (0 if sharded else batches[1].parts - 1)
+    within = []
+    passes = []
+
+    @contextmanager
+    def earlier_part(model):
+        within.append(model)
+        yield
+        within.pop()
+
+    model.register_forward_hook(lambda *_: passes.append((torch.is_grad_enabled(), len(within))))
+    square = lambda embeddings: (embeddings.square().sum(), {})  # noqa: E731
+    two_pass.backward(model, batches[1], 7, square, earlier_part=earlier_part)
+    parts = batches[1].parts
+    assert passes == [(False, 0)] * parts + [(True, 1)] * (parts - 1) + [(True, 0)]
 
 
 def test_a_text_that_runs_twice_has_the_gradient_of_both(toy_world):
