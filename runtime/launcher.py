@@ -43,7 +43,8 @@ def is_first_on_machine() -> bool:
 
 def has_other_machines() -> bool:
     """Whether the launcher started processes on other machines as well."""
-    return os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    return processes > int(os.environ.get("LOCAL_WORLD_SIZE", processes))
 
 
 def main_address() -> tuple[str, int, int] | None:
