@@ -48,7 +48,7 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
     teacher = load_teacher(args.teacher_model_path, accelerator, candidates) if args.teacher_model_path else None
     attention = f"{model.backend} ({explain_backend(model.backend, args.attn_backend, on_cpu, windowed, half)})"
     if args.compile:
-        attention += ", compiled"
+        attention += ", layers compiled around it"
     if args.liger:
         attention += ", Liger's kernels"
     return model, teacher, attention
