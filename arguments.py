@@ -77,6 +77,9 @@ class Args:
     )
     seed: int = key(_DATA, "", "data order, negatives, LoRA initialisation, dropout", 0, low=0)
 
+    model_revision: str | None = free_key(
+        _MODEL, "commit, tag or branch", "of model_path where that is a hub id; null = its main branch", None
+    )
     attn_backend: str = free_key(
         _MODEL,
         "",
@@ -113,6 +116,7 @@ class Args:
     )
     use_mrl: bool = key(_LOSS, "", "Matryoshka: losses on the prefixes 8, 16, 32, ... as well", False)
     teacher_model_path: str | None = key(_LOSS, "folder or hub id", "distil from this model; null = off", None)
+    teacher_revision: str | None = key(_LOSS, "commit, tag or branch", "the same of teacher_model_path", None)
     kd_weight: float = key(_LOSS, "", "weight of the distillation loss", 1.0, low=0)
 
     learning_rate: float = key(_STEP, "", "peak of the schedule", 1e-4, above=0)
@@ -287,7 +291,20 @@ def _problems_between_keys(args: Args, unknown: set[str]) -> list[str]:
     if not Path(args.train_data_path).is_dir():
         line = f"train_data_path: {args.train_data_path}: no such folder; tokenize_data_qwen.py makes it"
         refuse(line, "train_data_path")
-    return problems + _folder_problems(args, unknown)
+    return problems + _revision_problems(args, unknown) + _folder_problems(args, unknown)
+
+
+def _revision_problems(args: Args, unknown: set[str]) -> list[str]:
+    problems = []
+    for name, of in (("model_revision", "model_path"), ("teacher_revision", "teacher_model_path")):
+        revision, path = getattr(args, name), getattr(args, of)
+        if revision is None or unknown & {name, of}:
+            continue
+        if path is None:
+            problems.append(f"{name}: {revision!r} is given, but {of} is not: leave {name} out")
+        elif Path(path).is_dir():
+            problems.append(f"{name}: {revision!r} is given, but {of} is a folder: only a hub id has revisions")
+    return problems
 
 
 def _folder_problems(args: Args, unknown: set[str]) -> list[str]:

@@ -68,7 +68,7 @@ def check_and_tokenize(flags: argparse.Namespace) -> int:
     if flags.workers:
         os.environ["RAYON_NUM_THREADS"] = str(flags.workers)  # read when the first batch is tokenised
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    tokenizer, tokenizer_problems = load_tokenizer(flags.tokenizer_path)
+    tokenizer, tokenizer_problems = load_tokenizer(flags.tokenizer_path, flags.tokenizer_revision)
     problems = [f"--tokenizer_path {problem}" for problem in tokenizer_problems]
     tokenizer_print = "" if tokenizer is None else fingerprint(tokenizer)
     jobs, job_problems = plan_jobs(flags, tokenizer_print)
@@ -93,6 +93,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--tokenizer_path", default="models/qwen3-0.6b", help="folder or hub id (default %(default)s)")
+    add("--tokenizer_revision", help="commit, tag or branch of a hub id (default: its main branch)")
     files = f"folder of raw files, or one: {raw_files.ENDINGS} (default %(default)s)"
     add("--input_dir", type=_folder, default=Path("training_data"), help=files)
     add(
@@ -101,12 +102,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default=Path("training_data/data_tokenized_qwen"),
         help="where the stores go (default %(default)s)",
     )
-    add(
-        "--max_seq_length",
-        type=int,
-        default=1024,
-        help="tokens of a text, EOS included (default %(default)s; v2: 2048)",
-    )
+    add("--max_seq_length", type=int, default=1024, help="tokens of a text with EOS (default %(default)s; v2: 2048)")
     add("--workers", type=int, default=0, help="tokeniser threads; 0 = all cores (default)")
     add(
         "--engine",

@@ -5,9 +5,11 @@
 Both hold the same made-up tuples (200,000 texts, 8,000 tuples of 26) and give the ids of 16 tuples with 7 negatives,
 ours end to end, theirs padded as their collate function does. Each side is measured in a process of its own; its share
 is of a step of benchmarks/step.py's model on our batches. Then a store of six million tuples is opened: its files are
-as large as real ones would be, and empty.
+as large as real ones would be, and empty; and 502 small stores, as many as F2LLM-v2 has, as a run opens those that were
+verified before. Last, one of 64 processes makes its part of a batch: the thread that does so holds the interpreter.
 """
 
+import shutil
 import statistics
 import tempfile
 import time
@@ -20,8 +22,10 @@ import torch
 
 from benchmarks.common import in_fresh_process, own_memory
 from benchmarks.step import CONFIG, our_step
+from data import cache
+from data.batch import make_batch
 from data.feed import Feed
-from data.plan import Plan, split_sizes
+from data.plan import Plan, choose_negatives, split_sizes
 from data.store_writer import StoreWriter
 from data.token_store import ARRAYS, FORMAT, array_shapes, open_store
 from utils import seal, write_json
@@ -32,6 +36,9 @@ NEGATIVES = 24  # of a tuple in the files
 BATCH = 16  # tuples
 DRAWN = 7  # negatives of a tuple in a batch
 BATCHES = 200  # whose median is taken
+MANY = 502  # stores
+PROCESSES = 64
+TUPLES_OF_EACH = (32, 256)  # of those processes
 MAX_LENGTH = 512
 
 
@@ -70,6 +77,12 @@ def main() -> None:
             )
         opened = in_fresh_process(large, folder)
         print(f"{'six million tuples':26}{opened.seconds:8.3f}{opened.mib:10.1f}")
+        build_many(folder / "many")
+        opened = in_fresh_process(many, folder)
+        print(f"{f'{MANY} stores':26}{opened.seconds:8.3f}{opened.mib:10.1f}")
+        for count in TUPLES_OF_EACH:
+            seconds = in_fresh_process(one_of_many_processes, folder, count)
+            print(f"{f'1 of {PROCESSES}, {count} tuples each':26}{'':18}{1e6 * seconds:10.0f}")
 
 
 def build(folder: Path) -> None:
@@ -120,6 +133,23 @@ def build_large(folder: Path) -> None:
     for name, shape in array_shapes(counts).items():
         np.lib.format.open_memmap(folder / f"{name}.npy", "w+", ARRAYS[name], shape)
     write_json(folder / "meta.json", seal({"format": FORMAT, "name": "large", **counts}))
+
+
+def build_many(folder: Path) -> None:
+    """Many stores of one tuple, verified."""
+    one = write_store_of_one_tuple(folder.with_name("one"))
+    for number in range(MANY):
+        shutil.copytree(one, folder / f"set_{number:03}")
+    _, problems = cache.prepare(folder, folder.with_name("many_cache"), lambda line: None)
+    assert not problems, problems
+
+
+def write_store_of_one_tuple(folder: Path) -> Path:
+    """A token store of a query, its positive and a negative."""
+    writer = StoreWriter(folder, 1, {})
+    writer.add_texts([bytes([number] * 16) for number in range(3)], np.array([5, 0, 6, 0, 7, 0]), np.full(3, 2))
+    writer.add_tuples(np.array([[0, 1, 2]]))
+    return writer.finish({"name": "one", "task": "retrieval", "max_seq_length": 8, "eos_token_id": 0, "tokenizer": ""})
 
 
 def feed_of(folder: Path) -> Feed:
@@ -176,6 +206,29 @@ def large(folder: Path) -> Opened:
     trained, _ = split_sizes(len(store.tuples))
     Plan((trained,), 512, 0).step(1)
     return Opened(time.perf_counter() - began, own_memory() - memory)
+
+
+def many(folder: Path) -> Opened:
+    """Opening many small stores twice, as a run does: to see what is in them, and to see that they are verified."""
+    memory = own_memory()
+    began = time.perf_counter()
+    early, _ = cache.open_unverified(folder / "many")
+    stores, _ = cache.prepare(folder / "many", folder / "many_cache")
+    assert len(early) == len(stores) == MANY
+    return Opened(time.perf_counter() - began, own_memory() - memory)
+
+
+def one_of_many_processes(folder: Path, tuples: int) -> float:
+    """Seconds in which process 5 of many makes its part of a batch, `tuples` tuples each."""
+    store = open_store(folder / "toy")
+    random = np.random.default_rng(0)
+
+    def read_batch(number: int) -> None:
+        rows = random.integers(0, ROWS, PROCESSES * tuples)
+        negatives = choose_negatives(store.tuples[rows, 2:], DRAWN, 0, number, rows)
+        make_batch(store, rows, negatives, MAX_LENGTH, 5, PROCESSES, budget=8192)
+
+    return median_seconds(read_batch)
 
 
 def median_seconds(read_batch: Callable[[int], object]) -> float:

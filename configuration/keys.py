@@ -93,16 +93,19 @@ def _is_a(kind: type, value: Any) -> bool:
 
 
 def value_from_text(kind: Any, text: str) -> Any:
-    """A word of the command line as the JSON value it stands for; texts stay texts."""
+    """A word of the command line as the JSON value it stands for; a text stays one, even if it looks like a number."""
     if kind is str:
         return text
     lowered = text.lower()
     if lowered == "none":
         return None
     try:
-        return json.loads(lowered if lowered in ("true", "false", "null") else text)
+        value = json.loads(lowered if lowered in ("true", "false", "null") else text)
     except ValueError:
         return text
+    if str in get_args(kind) and isinstance(value, int | float):  # a tag such as 1.0, a commit such as 1234567
+        return text
+    return value
 
 
 def normalised(f: Field, value: Any) -> Any:

@@ -3,10 +3,14 @@
 The plan (plan.py) decides which tuples and which negatives belong to a step; here they become token ids.
 `make_batch` tells the whole story:
 
-1. share out the rows of the global batch, so that every process has about as many tokens (`rows_of_ranks`);
-2. find the distinct texts of each process, longest first (`distinct_texts`);
-3. cut them into parts that fit into one forward pass each (`split_by_budget`, `cuts_of_rank`);
-4. lay this process's texts end to end (`pack`), and remember which text stands where in the tuples (`positions_in`).
+1. share out the rows of the global batch, so that every process has about as many tokens (`ranks_of_rows`);
+2. find the distinct texts of all processes at once (`distinct_texts`): of the others only counts are needed, the tokens
+   of the process that has most, and the parts of the process that needs most (`most_parts`);
+3. cut this process's own, longest first, into parts that fit into one forward pass each (`split_by_budget`);
+4. lay them end to end (`pack`), and remember which text stands where in the tuples (`positions_in`).
+
+The batch of the next step is made by a thread of the training process, so Python's part of it must be short: here it
+grows with the rows of this process, and not with the number of processes.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.plan import rows_of_ranks
+from data.plan import ranks_of_rows
 from data.token_store import TokenStore
 
 
@@ -125,20 +129,23 @@ def make_batch(
     """
     tuples = np.concatenate([store.tuples[rows, :2], negatives], axis=1)  # [m, 2 + n] text numbers, -1 = missing
     tokens_per_tuple = lengths_when_cut(store, tuples, max_length).sum(axis=1)  # [m]
-    rows_by_rank = rows_of_ranks(tokens_per_tuple, world)
-    counts = tuple(len(rank_rows) for rank_rows in rows_by_rank)
+    ranks = ranks_of_rows(tokens_per_tuple, world)  # [m]
+    rows_by_rank = np.argsort(ranks, kind="stable")  # [m] the rows of process 0, then those of process 1, ...
+    counts = np.bincount(ranks, minlength=world)  # [world]
+    begin = int(counts[:rank].sum())
 
-    texts_by_rank = [distinct_texts(store, tuples[rank_rows], max_length) for rank_rows in rows_by_rank]
-    cuts_by_rank = [split_by_budget(lengths, budget) for _, lengths in texts_by_rank]
-    tokens_by_rank = [int(lengths.sum()) for _, lengths in texts_by_rank]
+    texts = distinct_texts(store, tuples, ranks, world, max_length)
+    first, last = texts.starts[rank], texts.starts[rank + 1]
+    longest_first = np.argsort(-texts.lengths[first:last], kind="stable")
+    own_distinct = texts.numbers[first:last][longest_first]  # [u]
+    own_cuts = split_by_budget(texts.lengths[first:last][longest_first], budget)
 
-    own_rows = rows_by_rank[rank]  # [b]
+    own_rows = rows_by_rank[begin : begin + counts[rank]]  # [b]
     own_mask = negatives[own_rows] >= 0  # [b, n]
     own_negatives = negatives[own_rows][own_mask]  # those that exist, row by row
     own_texts = np.concatenate([tuples[own_rows, 0], tuples[own_rows, 1], own_negatives])  # [texts]
-    own_distinct, _ = texts_by_rank[rank]  # [u]
     tokens, cu_seqlens = pack(store, own_distinct, max_length)
-    all_positives = tuples[np.concatenate(rows_by_rank), 1]  # [B], in the order in which processes are gathered
+    all_positives = tuples[rows_by_rank, 1]  # [B], in the order in which processes are gathered
     return Batch(
         tokens=torch.from_numpy(tokens),
         cu_seqlens=torch.from_numpy(cu_seqlens),
@@ -148,11 +155,11 @@ def make_batch(
         positives=torch.from_numpy(all_positives.astype(np.int64)),
         texts=own_texts,
         lengths=np.diff(cu_seqlens),
-        cuts=cuts_of_rank(cuts_by_rank, rank),
-        counts=counts,
-        begin=sum(counts[:rank]),
+        cuts=with_empty_parts(own_cuts, most_parts(texts, max_length, budget)),
+        counts=tuple(counts.tolist()),
+        begin=begin,
         negatives=int((negatives >= 0).sum()),
-        heaviest=max(tokens_by_rank),
+        heaviest=int(texts.tokens_by_rank.max()),
     )
 
 
@@ -162,16 +169,64 @@ def lengths_when_cut(store: TokenStore, texts: np.ndarray, max_length: int) -> n
     return np.minimum(lengths, max_length) * (texts >= 0)
 
 
-def distinct_texts(store: TokenStore, texts: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct text numbers among `texts` without -1, longest first.
+@dataclass(frozen=True)
+class DistinctTexts:
+    """The distinct texts of every process of a step, process by process; those of process r from starts[r] on."""
 
-    Returns:
-        their numbers [u], and their tokens when cut to `max_length` [u].
+    numbers: np.ndarray  # [U] text numbers in the store, ascending within a process
+    lengths: np.ndarray  # [U] tokens of each, when cut
+    starts: np.ndarray  # [world + 1]
+
+    @property
+    def tokens_by_rank(self) -> np.ndarray:
+        """Tokens of all distinct texts of each process, int64 [world]."""
+        ends = np.concatenate([[0], np.cumsum(self.lengths)])  # [U + 1]
+        return np.diff(ends[self.starts])
+
+
+def distinct_texts(
+    store: TokenStore, tuples: np.ndarray, ranks: np.ndarray, world: int, max_length: int
+) -> DistinctTexts:
+    """The distinct texts of all processes, found by sorting once.
+
+    Args:
+        tuples: [m, 2 + n] text numbers, -1 = missing.
+        ranks: [m] the process of each row.
     """
-    numbers = np.unique(texts[texts >= 0])
-    lengths = lengths_when_cut(store, numbers, max_length)
-    longest_first = np.argsort(-lengths, kind="stable")
-    return numbers[longest_first], lengths[longest_first]
+    texts_in_store = len(store.offsets) - 1
+    keys = ranks[:, None] * texts_in_store + tuples  # [m, 2 + n], another number for each text of each process
+    keys = np.sort(keys[tuples >= 0])  # equal ones side by side; np.unique hashes first, and takes ten times as long
+    is_new = np.diff(keys, prepend=-1) != 0
+    keys = keys[is_new]  # [U]
+    first_keys = np.arange(world + 1) * texts_in_store
+    starts = np.searchsorted(keys, first_keys)
+    numbers = keys - np.repeat(first_keys[:-1], np.diff(starts))
+    return DistinctTexts(numbers, lengths_when_cut(store, numbers, max_length), starts)
+
+
+def most_parts(texts: DistinctTexts, max_length: int, budget: int) -> int:
+    """The parts of the process that needs most: what `split_by_budget` gives each, for all processes at once.
+
+    >>> texts = DistinctTexts(np.arange(8), np.array([2, 2, 1, 9, 3, 1, 4, 5]), np.array([0, 3, 8, 8]))
+    >>> most_parts(texts, max_length=9, budget=8)
+    3
+    """
+    if not budget:
+        return 1
+    # Longest first within each process: the larger a process's number, the larger all its keys.
+    first_keys = np.arange(len(texts.starts) - 1, dtype=np.int32) * (max_length + 1)
+    offsets = np.repeat(first_keys, np.diff(texts.starts))  # [U]
+    lengths = offsets - np.sort(offsets - texts.lengths.astype(np.int32))
+    ends = np.concatenate(
+        [[0], np.cumsum(lengths, dtype=np.int64)]
+    )  # [U + 1] tokens before each text, of all processes
+    places, last = texts.starts[:-1], texts.starts[1:]  # [world], where each process's next part begins
+    parts = 0
+    while (places < last).any():
+        fitting = np.searchsorted(ends, ends[places] + budget, side="right") - 1
+        places = np.minimum(np.maximum(fitting, places + 1), last)  # at least one text, and no other process's
+        parts += 1
+    return max(parts, 1)
 
 
 def positions_in(distinct: np.ndarray, texts: np.ndarray) -> np.ndarray:
@@ -211,18 +266,16 @@ def split_by_budget(lengths: np.ndarray, budget: int) -> list[int]:
     return [*cuts, len(lengths)]
 
 
-def cuts_of_rank(cuts_by_rank: list[list[int]], rank: int) -> tuple[int, ...]:
+def with_empty_parts(cuts: list[int], parts: int) -> tuple[int, ...]:
     """The cuts of one process, followed by empty parts until it has as many parts as any other.
 
     All processes then run as many forward passes, and meet in the collectives of each.
 
-    >>> cuts_of_rank([[0, 4], [0, 2, 3, 6]], rank=0)
+    >>> with_empty_parts([0, 4], parts=3)
     (0, 4, 4, 4)
     """
-    own_cuts = cuts_by_rank[rank]
-    missing = max(len(cuts) for cuts in cuts_by_rank) - len(own_cuts)
-    last_cut = own_cuts[-1]
-    return (*own_cuts, *[last_cut] * missing)
+    missing = parts - (len(cuts) - 1)
+    return (*cuts, *[cuts[-1]] * missing)
 
 
 def truncates_to_its_positive(
@@ -240,10 +293,16 @@ def truncates_to_its_positive(
         return becomes_positive  # nothing is cut, and the store holds no such negative
     positive_is_long = lengths_when_cut(store, positives, max_length) == max_length  # [m]
     negative_is_long = lengths_when_cut(store, negatives, max_length) == max_length  # [m, n]
-    for row, column in np.argwhere(positive_is_long[:, None] & negative_is_long):
-        # Without the last token: there the cut puts EOS in both.
-        positive = _first_tokens(store, positives[row], max_length - 1)
-        negative = _first_tokens(store, negatives[row, column], max_length - 1)
+    both_are_long = positive_is_long[:, None] & negative_is_long  # [m, n]
+    rows, columns = np.nonzero(both_are_long)
+    kept = max_length - 1  # tokens; behind them the cut puts EOS
+    # Nearly all pairs differ in the last of these: one look at all pairs leaves few to be compared one by one.
+    last_of_positives = store.tokens[store.offsets[positives[rows]] + kept - 1]
+    last_of_negatives = store.tokens[store.offsets[negatives[rows, columns]] + kept - 1]
+    alike = last_of_positives == last_of_negatives
+    for row, column in zip(rows[alike], columns[alike], strict=True):
+        positive = _first_tokens(store, positives[row], kept)
+        negative = _first_tokens(store, negatives[row, column], kept)
         becomes_positive[row, column] = np.array_equal(positive, negative)
     return becomes_positive
 

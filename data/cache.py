@@ -6,8 +6,10 @@ everything done. Each store's checksums are verified once; a mark under `cache_d
 files change.
 """
 
+import resource
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from data import token_store
 from data.store_report import DATASETS_SHOWN
 from data.token_store import StoreError, TokenStore
 from utils import plural
+
+_OTHER_FILES = 256  # that a training process may have open: connections, libraries, logs
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ def prepare(folder: Path, cache_dir: Path, say: Callable[[str], None] = print) -
     sources, problems = find_sources(folder)
     if problems:
         return [], problems
+    _make_room_for_maps(len(sources))
     are_many = len(sources) > DATASETS_SHOWN
     stores = []
     news = []  # lines about what was built, where they are too many to be said
@@ -75,6 +80,7 @@ def _summary(news: list[str], stores: list[TokenStore]) -> str:
 def open_unverified(folder: Path) -> tuple[list[TokenStore], list[str]]:
     """The token stores that lie in `folder`, opened and not verified, and what in it cannot be used. Builds nothing."""
     sources, problems = find_sources(folder)
+    _make_room_for_maps(len(sources))
     stores = []
     for source in sources:
         if source.published:
@@ -84,6 +90,21 @@ def open_unverified(folder: Path) -> tuple[list[TokenStore], list[str]]:
         except StoreError as error:
             problems += str(error).splitlines()
     return stores, problems
+
+
+def _make_room_for_maps(stores: int) -> None:
+    """Let this process have as many files open as the stores need: a memory map keeps its file open.
+
+    502 stores are 1,506 files, and twice as many while they are opened anew to be verified; most systems begin with
+    1,024. What the system does not grant is left: a store that cannot be opened for it says so.
+    """
+    needed = 2 * len(token_store.ARRAYS) * stores + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        needed = min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        with suppress(ValueError, OSError):  # macOS has another limit behind an infinite one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 # -------------------------------------------------------------------------------- what lies in a folder

@@ -216,28 +216,24 @@ def choose_negatives(negatives: np.ndarray, count: int, seed: int, epoch: int, r
     return np.take_along_axis(negatives, chosen, axis=1)
 
 
-def rows_of_ranks(costs: np.ndarray, world: int) -> list[np.ndarray]:
-    """Share the rows of a global batch among `world` processes such that the costs of all come out alike.
+def ranks_of_rows(costs: np.ndarray, world: int) -> np.ndarray:
+    """The process of each row of a global batch, int64 [m], such that the costs of all processes come out alike.
 
     Longest first, each to the process with the least so far. The loss does not depend on it: gathering is exact for
-    any number of rows on a process.
+    any number of rows on a process, none included.
 
     Args:
-        costs: [m] tokens of each row.
-
-    Returns:
-        The rows of each process, ascending; some processes have none where m < world.
+        costs: [m] int64, tokens of each row.
     """
-    if world == 1:
-        return [np.arange(len(costs))]
-    rows_by_rank = [[] for _ in range(world)]
-    loads = [(0, rank) for rank in range(world)]  # a heap: the process with the least on top
-    longest_first = np.argsort(-costs, kind="stable").tolist()
-    for row in longest_first:
-        load, rank = heapq.heappop(loads)
-        rows_by_rank[rank].append(row)
-        heapq.heappush(loads, (load + int(costs[row]), rank))
-    return [np.array(sorted(rows), np.int64) for rows in rows_by_rank]
+    longest_first = np.argsort(-costs, kind="stable")
+    # A heap of load * world + rank: the process with the least is on top, of equal ones the first. As one number each,
+    # because thousands of rows go through it while the training thread waits for the interpreter.
+    heap = list(range(world))
+    added = (costs[longest_first] * world).tolist()
+    least = [heapq.heapreplace(heap, heap[0] + cost) for cost in added]  # what was on top, as each row came
+    ranks = np.empty(len(costs), np.int64)
+    ranks[longest_first] = np.array(least, np.int64) % world
+    return ranks
 
 
 # --------------------------------------------------------------------------------- counter hashing

@@ -7,18 +7,16 @@ journal.json (how far the arrays reach and how far the source was read), keys an
 import hashlib
 import math
 import os
-import struct
 from array import array
 from pathlib import Path
 
 import numpy as np
 
-from data.token_store import ARRAYS, FORMAT, array_shapes, open_store, quick_check
+from data.token_store import ARRAYS, FORMAT, HEADER, array_shapes, npy_header, open_store, quick_check
 from utils import aside_of, file_digest, publish, read_json, remove, seal, write_json
 
 _KEY_BYTES = 16
 _SIGNATURE_BYTES = 8
-_HEADER = 128  # bytes of a .npy header; fixed, so that it can be filled in when the length is known
 
 
 class StoreWriter:
@@ -138,7 +136,7 @@ class StoreWriter:
         for name, shape in array_shapes(counts).items():
             file = self.files[f"{name}.npy"]
             file.seek(0)
-            file.write(_npy_header(ARRAYS[name], shape))
+            file.write(npy_header(ARRAYS[name], shape))
 
     def _interrupted(self) -> dict | None:
         """The journal of an interrupted writer with the same inputs and all its bytes, or None."""
@@ -159,7 +157,7 @@ class StoreWriter:
         """An empty folder to write in, and its journal."""
         remove(self.partial)
         self.partial.mkdir(parents=True)
-        (self.partial / "offsets.npy").write_bytes(bytes(_HEADER + 8))  # the first offset is 0
+        (self.partial / "offsets.npy").write_bytes(bytes(HEADER + 8))  # the first offset is 0
         return {
             "inputs": self.inputs,
             "position": 0,
@@ -174,7 +172,7 @@ class StoreWriter:
         """How many bytes of each file the journal vouches for."""
         sizes = {}
         for name, shape in array_shapes(journal | {"negatives": self.negatives}).items():
-            sizes[f"{name}.npy"] = _HEADER + np.dtype(ARRAYS[name]).itemsize * math.prod(shape)
+            sizes[f"{name}.npy"] = HEADER + np.dtype(ARRAYS[name]).itemsize * math.prod(shape)
         sizes["keys"] = _KEY_BYTES * journal["texts"]
         sizes["signatures"] = _SIGNATURE_BYTES * journal["texts"]
         return sizes
@@ -225,13 +223,6 @@ def _signatures(tokens: np.ndarray, ends: np.ndarray) -> bytes:
     return b"".join(signatures)
 
 
-def _npy_header(dtype: type, shape: tuple) -> bytes:
-    """A version 1.0 .npy header of exactly `_HEADER` bytes, as numpy.lib.format lays it down."""
-    facts = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-    body = repr(facts).encode().ljust(_HEADER - 11) + b"\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(body)) + body
-
-
 def _open_at(path: Path, size: int):
     """Open for writing at byte `size`, dropping whatever a killed writer left behind it."""
     path.touch()
@@ -244,4 +235,4 @@ def _open_at(path: Path, size: int):
 def _read_at(file, dtype: type, first: int, count: int) -> np.ndarray:
     """`count` numbers of a .npy file from number `first`; the file's own position stays."""
     size = np.dtype(dtype).itemsize
-    return np.frombuffer(os.pread(file.fileno(), size * count, _HEADER + size * int(first)), dtype)
+    return np.frombuffer(os.pread(file.fileno(), size * count, HEADER + size * int(first)), dtype)

@@ -9,9 +9,13 @@ Opening copies and parses nothing, and all processes of a node share the same pa
 gives the same bytes: no clock, no host name, no order that depends on a hash seed.
 """
 
+import errno
 import hashlib
 import json
+import math
+import os
 import re
+import struct
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +28,7 @@ from utils import file_digest, is_sealed, read_json, read_strictly
 
 FORMAT = 2
 TASKS = ("retrieval", "clustering", "classification")
+HEADER = 128  # bytes of a .npy header; fixed, so that it can be filled in when the length is known
 ARRAYS = {"tokens": np.int32, "offsets": np.int64, "tuples": np.int32}
 PUBLISHED_TASKS = Path(__file__).parent.parent / "configs" / "dataset_tasks.json"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+#-]{0,127}")  # F2LLM-v2 has names such as xcodeeval_nl2code_C++
@@ -68,43 +73,87 @@ class TokenStore:
 
 
 def open_store(folder: Path) -> TokenStore:
-    """Open a finished store.
+    """Open a finished store, as far as headers and sizes tell. Reads no data.
 
     Raises:
-        StoreError: the folder is no finished store; the message is what `quick_check` found.
+        StoreError: the folder is no finished store; the message has a line for each problem.
     """
-    problems = quick_check(folder)
+    meta = _read_meta(folder)
+    arrays = {}
+    problems = []
+    for name, shape in array_shapes(meta).items():
+        try:
+            arrays[name] = _open_array(folder / f"{name}.npy", ARRAYS[name], shape)
+        except StoreError as error:
+            problems.append(str(error))
     if problems:
         raise StoreError("\n".join(problems))
-    meta = read_json(folder / "meta.json")
-    return TokenStore(folder, meta, **{name: _open_array(folder / f"{name}.npy") for name in ARRAYS})
-
-
-def _open_array(path: Path) -> np.ndarray:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array.view(np.ndarray)  # slicing a numpy.memmap costs 2 us more, and a batch has hundreds of slices
+    return TokenStore(folder, meta, **arrays)
 
 
 def quick_check(folder: Path) -> list[str]:
     """What is wrong with a store as far as headers and sizes tell, one line each. Reads no data."""
     try:
+        open_store(folder)
+    except StoreError as error:
+        return str(error).splitlines()
+    return []
+
+
+def _read_meta(folder: Path) -> dict:
+    """A store's meta.json. Raises StoreError where it is not as it was written."""
+    try:
         meta = read_json(folder / "meta.json")
     except FileNotFoundError:
-        return [f"{folder}: half of a store (no meta.json): delete it and tokenise again"]
+        raise StoreError(f"{folder}: half of a store (no meta.json): delete it and tokenise again") from None
     except ValueError as error:
-        return [f"{folder}/meta.json: not JSON ({error}): tokenise again with --overwrite true"]
+        line = f"{folder}/meta.json: not JSON ({error}): tokenise again with --overwrite true"
+        raise StoreError(line) from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        return [f"{folder}/meta.json: not of store format {FORMAT}: tokenise again with --overwrite true"]
+        raise StoreError(f"{folder}/meta.json: not of store format {FORMAT}: tokenise again with --overwrite true")
     if not is_sealed(meta):
-        return [
+        raise StoreError(
             f"{folder}/meta.json: checksum differs, it was damaged or edited: tokenise again with --overwrite true "
             "(a task is declared when tokenising, by --task or in tasks.json)"
-        ]
-    shapes = array_shapes(meta)
-    problems = []
-    for name, dtype in ARRAYS.items():
-        problems += _check_array(folder / f"{name}.npy", dtype, shapes[name])
-    return problems
+        )
+    return meta
+
+
+def _open_array(path: Path, dtype: type, shape: tuple) -> np.ndarray:
+    """One array as a memory map. Raises StoreError where header or size are not those of this dtype and shape."""
+    remedy = "the file was damaged or is another store's: tokenise again with --overwrite true"
+    try:
+        array = _map_as_written(path, dtype, shape)
+        if array is None:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        if getattr(error, "errno", None) == errno.EMFILE:
+            remedy = "a store keeps three files open: allow this process more of them (ulimit -n)"
+        raise StoreError(f"{path}: cannot be opened ({error}): {remedy}") from None
+    if array.dtype != dtype or array.shape != shape:
+        raise StoreError(f"{path}: {array.dtype} {array.shape}, but meta.json says {np.dtype(dtype)} {shape}: {remedy}")
+    return array.view(np.ndarray)  # slicing a numpy.memmap costs 2 us more, and a batch has hundreds of slices
+
+
+def _map_as_written(path: Path, dtype: type, shape: tuple) -> np.memmap | None:
+    """A memory map of a file with exactly the header and the size that store_writer gives it; None for any other.
+
+    numpy reads a header as Python source, which takes longer than all the rest, and 502 stores have 1,506 of them.
+    """
+    header = npy_header(dtype, shape)
+    with open(path, "rb", buffering=0) as file:
+        is_as_written = file.read(len(header)) == header
+        size = os.fstat(file.fileno()).st_size
+        if not is_as_written or size != len(header) + np.dtype(dtype).itemsize * math.prod(shape):
+            return None
+        return np.memmap(file, dtype, "r", len(header), shape)
+
+
+def npy_header(dtype: type, shape: tuple) -> bytes:
+    """A version 1.0 .npy header of exactly HEADER bytes, as numpy.lib.format lays it down."""
+    facts = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    body = repr(facts).encode().ljust(HEADER - 11) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(body)) + body
 
 
 def deep_check(store: TokenStore) -> list[str]:
@@ -248,18 +297,6 @@ def array_shapes(counts: dict) -> dict[str, tuple[int, ...]]:
         "offsets": (counts["texts"] + 1,),
         "tuples": (counts["rows"], 2 + counts["negatives"]),
     }
-
-
-def _check_array(path: Path, dtype: type, shape: tuple) -> list[str]:
-    """What is wrong with one array as far as its header and its size tell: one line or none."""
-    remedy = "the file was damaged or is another store's: tokenise again with --overwrite true"
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        return [f"{path}: cannot be opened ({error}): {remedy}"]
-    if array.dtype != dtype or array.shape != shape:
-        return [f"{path}: {array.dtype} {array.shape}, but meta.json says {np.dtype(dtype)} {shape}: {remedy}"]
-    return []
 
 
 def _within(array: np.ndarray, low: int, high: int) -> bool:

@@ -25,8 +25,8 @@ def merge_adapter(adapter: Path, folder: Path, dtype: torch.dtype = torch.float3
         FileNotFoundError: `adapter` is no adapter folder of this project.
     """
     facts = model_folder.Facts(**read_json(adapter / "f2llm.json"))
-    base_path = PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    base = load_backbone(base_path, torch.float32)
+    config = PeftConfig.from_pretrained(adapter)
+    base = load_backbone(config.base_model_name_or_path, torch.float32, revision=config.revision)
     merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     model_folder.save(folder, merged, tokenizer, facts, dtype, pooling=pooling_of(adapter))

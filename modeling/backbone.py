@@ -20,10 +20,15 @@ _INDEX = "model.safetensors.index.json"
 
 
 def check_backbone(
-    path: str, max_token_id: int, max_seq_length: int, backend: str, lora_targets: list[str] | str = ()
+    path: str,
+    max_token_id: int,
+    max_seq_length: int,
+    backend: str,
+    lora_targets: list[str] | str = (),
+    revision: str | None = None,
 ) -> tuple[PreTrainedConfig | None, list[str]]:
     """A backbone's config, and what does not fit data, backend and LoRA targets. Loads no weight."""
-    config, problems = read_config(path)
+    config, problems = read_config(path, revision)
     if config is None:
         return None, problems
     problems = _weight_problems(path)
@@ -37,9 +42,9 @@ def check_backbone(
     return config, problems + _lora_problems(config, lora_targets)
 
 
-def check_teacher(path: str, student: PreTrainedConfig, max_token_id: int) -> list[str]:
+def check_teacher(path: str, student: PreTrainedConfig, max_token_id: int, revision: str | None = None) -> list[str]:
     """Why the model at `path` cannot teach this student, one line each."""
-    config, problems = read_config(path)
+    config, problems = read_config(path, revision)
     if config is None:
         return problems
     problems = _weight_problems(path)
@@ -63,12 +68,12 @@ def attention_window(config: PreTrainedConfig) -> int | None:
     return window
 
 
-def read_config(path: str) -> tuple[PreTrainedConfig | None, list[str]]:
+def read_config(path: str, revision: str | None = None) -> tuple[PreTrainedConfig | None, list[str]]:
     """The config of a backbone, a folder or a hub id; or None and why it cannot be read."""
     try:
-        return AutoConfig.from_pretrained(path, **where(path)), []
+        return AutoConfig.from_pretrained(path, **where(path, revision)), []
     except (OSError, ValueError, KeyError) as error:
-        return None, [not_found(path, first_line(error))]
+        return None, [not_found(path, first_line(error), revision)]
 
 
 def _vocabulary_problems(config: PreTrainedConfig, max_token_id: int, remedy: str) -> list[str]:
@@ -121,23 +126,32 @@ def _lora_problems(config: PreTrainedConfig, targets: list[str] | str) -> list[s
     ]
 
 
-def load_backbone(path: str, dtype: torch.dtype) -> PreTrainedModel:
+def load_backbone(path: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
     """The decoder of a folder or hub id, without its language-model head. Safetensors only, no remote code.
+
+    Args:
+        revision: commit, tag or branch of a hub id; None = its main branch.
 
     Raises:
         ValueError: the weights are not those that the config describes.
     """
     try:
         return AutoModel.from_pretrained(
-            path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **where(path)
+            path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **where(path, revision)
         )
     except RuntimeError as error:  # Transformers has printed a table of what differs
         raise ValueError(f"{path}: its weights do not fit its config.json ({first_line(error)})") from None
 
 
-def add_lora(backbone: PreTrainedModel, r: int, alpha: int, dropout: float, targets: list[str] | str) -> nn.Module:
-    """Freeze the backbone and add LoRA adapters to the modules whose names end in one of `targets`."""
+def add_lora(
+    backbone: PreTrainedModel, r: int, alpha: int, dropout: float, targets: list[str] | str, revision: str | None = None
+) -> nn.Module:
+    """Freeze the backbone and add LoRA adapters to the modules whose names end in one of `targets`.
+
+    Args:
+        revision: of the backbone, where it came from the hub: readers of the adapter load the same.
+    """
     config = LoraConfig(
         task_type=TaskType.FEATURE_EXTRACTION, r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets
     )
-    return get_peft_model(backbone, config)
+    return get_peft_model(backbone, config, revision=revision)

@@ -9,20 +9,47 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener, getproxies
 
+from utils import read_json
+
 _SECONDS = 5  # that the hub is given to answer
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # name or owner/name
 
 
-def where(path: str) -> dict:
+def where(path: str, revision: str | None = None) -> dict:
     """The keyword arguments of every from_pretrained call for `path`, a folder or a hub id.
 
     Without a network the hub's client tries again for a minute, for every file; so without one only its cache is read.
+    An adapter's folder names its base model, and where that is on the hub the revision of it.
+
+    Args:
+        revision: commit, tag or branch of a hub id; None = its main branch.
     """
-    local = Path(path).is_dir() or not _hub_is_reachable()
-    return {"trust_remote_code": False, "local_files_only": local}
+    adapter = _adapter_config(Path(path))
+    source = adapter.get("base_model_name_or_path") or path
+    if revision is None:
+        revision = adapter.get("revision")
+    local = Path(source).is_dir() or not _hub_is_reachable()
+    options = {"trust_remote_code": False, "local_files_only": local}
+    if revision is not None:
+        options["revision"] = revision
+    return options
 
 
-def not_found(path: str, reason: str) -> str:
+def _adapter_config(folder: Path) -> dict:
+    """What a folder says about the LoRA adapter in it; nothing where there is none."""
+    try:
+        config = read_json(folder / "adapter_config.json")
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def at_revision(path: str, revision: str | None) -> str:
+    """What names a model, for people."""
+    return path if revision is None else f"{path} at revision {revision}"
+
+
+def not_found(path: str, reason: str, revision: str | None = None) -> str:
     """A line about a model that cannot be read, with the remedy."""
     if Path(path).is_dir():
         line = f"{path!r}: the folder holds no readable model config ({reason})"
@@ -31,7 +58,8 @@ def not_found(path: str, reason: str) -> str:
         return line
     line = f"{path!r}: no such folder"
     if _ID.fullmatch(path):
-        line += f", and no hub model of that name could be fetched ({reason})"
+        of_that_name = "of that name" if revision is None else f"of that name and revision {revision!r}"
+        line += f", and no hub model {of_that_name} could be fetched ({reason})"
     return f"{line}; download one first: hf download Qwen/Qwen3-0.6B --local-dir models/qwen3-0.6b"
 
 

@@ -24,33 +24,49 @@ SAMPLE = 256  # one text in so many is tokenised by the reference as well
 _PROBE_TEXT = "Naïve cafe\u0301 — 12,345 x² = y;\n\tdef f(a_b):  return {'ключ': [價值, 'مفتاح']}  😀 <|im_end|>"
 
 
-def load_tokenizer(path: str) -> tuple[object | None, list[str]]:
-    """A fast tokenizer with an EOS from a folder or hub id, or the reasons why there is none."""
+def load_tokenizer(path: str, revision: str | None = None) -> tuple[object | None, list[str]]:
+    """A fast tokenizer with an EOS from a folder or hub id, or the reasons why there is none.
+
+    Args:
+        revision: commit, tag or branch of a hub id; None = its main branch.
+    """
+    if revision is not None and Path(path).is_dir():
+        return None, [f"{path!r}: is a folder, and only a hub id has a revision such as {revision!r}"]
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **where(path))
+        tokenizer = AutoTokenizer.from_pretrained(path, **where(path, revision))
     except (OSError, ValueError, KeyError) as error:
         reason = "no such folder, nor fetched from a hub"
+        if revision is not None:
+            reason += f" at revision {revision!r}"
         if Path(path).is_dir():
             reason = first_line(error)
         return None, [f"{path!r}: no tokenizer there ({reason})"]
     if not tokenizer.is_fast:
         return None, [f"{path!r}: only a tokenizer with a tokenizer.json is supported"]
+    if not tokenizer("text", add_special_tokens=False)["input_ids"]:  # as Transformers makes one where no file is
+        return None, [f"{path!r}: no tokenizer there (its vocabulary is empty)"]
     if tokenizer.eos_token_id is None:
         return None, [f"{path!r}: the tokenizer has no EOS token"]
     return tokenizer, []
 
 
-def fitting_tokenizer(path: str, stores: list, remedy: str = "") -> tuple[object | None, list[str]]:
+def fitting_tokenizer(
+    path: str, stores: list, remedy: str = "", revision: str | None = None
+) -> tuple[object | None, list[str]]:
     """The tokenizer of a model, and a line for each of the token `stores` that another one wrote.
 
     Args:
         remedy: what to do then; by default tokenise again.
+        revision: of a hub id; None = its main branch.
     """
-    tokenizer, problems = load_tokenizer(path)
+    tokenizer, problems = load_tokenizer(path, revision)
     if tokenizer is None:
         return None, problems
     if not remedy:
-        remedy = f"tokenise again with --tokenizer_path {path} --overwrite true"
+        words = f"--tokenizer_path {path}"
+        if revision is not None:
+            words += f" --tokenizer_revision {revision}"
+        remedy = f"tokenise again with {words} --overwrite true"
     expected = fingerprint(tokenizer)
     for store in stores:
         written_by = store.meta["tokenizer"]  # None: the published layouts do not say

@@ -259,7 +259,7 @@ def _break_and_enter(rank: int, world: int, config: dict, fault: Callable) -> No
 
 def compute_in(dtype: torch.dtype) -> None:
     """Models of this process are of this dtype throughout."""
-    models.load_backbone = lambda path, _: load_backbone(path, dtype)
+    models.load_backbone = lambda path, _, **named: load_backbone(path, dtype, **named)
     if dtype == torch.float64:  # Transformers rounds to fp32 here, where a difference of 1e-16 can become one of 1e-7
         Qwen3RMSNorm.forward = lambda self, x: F.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon)
 

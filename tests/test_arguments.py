@@ -54,6 +54,15 @@ def test_the_command_line_wins_over_the_file(tmp_path):
     assert (args.experiment_id, args.train_steps, args.learning_rate) == ("123", -1, 1e-5)
 
 
+@pytest.mark.parametrize("revision", ["1234567", "1.0", "12e4", "true", "main"])
+def test_a_revision_that_looks_like_a_number_is_a_text(tmp_path, revision):
+    args, problems = parse(tmp_path, {}, "--model_revision", revision)
+    assert problems == []
+    assert args.model_revision == revision
+    args, problems = parse(tmp_path, {"model_revision": "v1"}, "--model_revision", "none")
+    assert (args.model_revision, problems) == (None, [])
+
+
 def test_a_resolved_configuration_runs_again(tmp_path):
     args, _ = parse(tmp_path, {"learning_rate": 1, "lora_target_modules": ["q_proj"]})
     again, problems = parse(tmp_path, json.dumps(asdict(args)))
@@ -112,6 +121,13 @@ def test_negatives_by_task():
         ({"learning_rate": 10**400}, "is not a number"),
         ({"output_dir": "README.md/below"}, "README.md is a file"),
         ({"seed": 2**31}, "seed: 2147483648 must be below 2^31"),
+        ({"model_revision": ""}, "model_revision: must not be empty"),
+        (
+            {"model_revision": "v1", "model_path": "."},
+            "model_revision: 'v1' is given, but model_path is a folder: only a hub id has revisions",
+        ),
+        ({"teacher_revision": "v1"}, "teacher_revision: 'v1' is given, but teacher_model_path is not"),
+        ({"teacher_revision": "v1", "teacher_model_path": "."}, "but teacher_model_path is a folder"),
     ],
 )  # fmt: skip
 def test_one_mistake(tmp_path, values, problem):

@@ -50,10 +50,11 @@ def find_problems(adapter: Path, folder: Path) -> list[str]:
 def _base_problems(adapter: Path) -> list[str]:
     """Why the base model of an adapter cannot be loaded; the adapter may have been moved away from it."""
     try:
-        base = read_json(adapter / "adapter_config.json")["base_model_name_or_path"]
+        config = read_json(adapter / "adapter_config.json")
+        base = config["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError) as error:
         return [f"{adapter / 'adapter_config.json'}: names no base model ({first_line(error)})"]
-    _, problems = read_config(str(base))
+    _, problems = read_config(str(base), config.get("revision"))
     return [f"the base model of {adapter}: {problem}" for problem in problems]
 
 

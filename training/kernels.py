@@ -8,18 +8,20 @@ Both round otherwise and change nothing else: a model is run before and after, a
 import inspect
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from importlib import import_module
 from types import ModuleType
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from model import Embedder
 from modeling import attention
 from modeling.packing import MULTIPLE
+
+Compiler = Callable[[torch.fx.GraphModule, list[Tensor]], Callable]  # as torch.compile takes one
 
 _WORSE = 1.5  # how much further from fp32 than the plain model in bf16 a changed one may be
 _EXACT = 1e-3  # relative, of fp32 itself
@@ -81,29 +83,80 @@ def _by_device(original: Callable, replacement: Callable, device: str) -> Callab
     return call
 
 
-def compile_layers(model: Embedder, backend: str = "inductor") -> list[str]:
+def compile_layers(model: Embedder, backend: str | Compiler = "inductor") -> list[str]:
     """Compile each of the decoder's layers around its attention. Returns why that cannot be, one line each.
 
-    All layers share a compilation, and the second one serves every number of tokens; the rows are rounded up to
-    MULTIPLE tokens by a text that nobody reads. Training or not, gradients or not, recomputed or not have theirs.
-    Attention stays as it is: it depends on the lengths of the texts, and would be compiled anew for each batch.
+    All layers share a compilation, which serves every number of tokens; the rows are rounded up to MULTIPLE tokens by a
+    text that nobody reads. Training or not, gradients or not, recomputed or not have theirs. Attention stays as it is:
+    it depends on the lengths of the texts, and would be compiled anew for each batch.
+
+    Args:
+        backend: what turns a graph into a function: the name of one of torch's, or a function of its kind.
     """
     if not attention.is_packed(model.backend):
         return [f"compile: with attn_backend segments or varlen, not {model.backend}: set it to false"]
-    return _try_change(model, "compile", lambda: _compile(model, backend))
+    counted = _Counted(backend)
+    problems = _try_change(model, "compile", lambda: _compile(model, counted))
+    if not problems and not counted.runs:
+        problems = ["compile: torch compiles nothing of this decoder's layers: set it to false"]
+    return problems
 
 
-def _compile(model: Embedder, backend: str) -> None:
-    if backend == "inductor":  # dropout as without it, so that a step in parts draws the same masks in both passes
-        import_module("torch._inductor.config").fallback_random = True
+class _Counted:
+    """A compiler that counts how often its functions run: torch leaves a layer as it is without a word."""
+
+    def __init__(self, backend: str | Compiler):
+        self.compiler = backend
+        if isinstance(backend, str):
+            self.compiler = import_module("torch._dynamo").lookup_backend(backend)
+        self.runs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
+        function = self.compiler(graph, inputs)
+
+        def run(*tensors):
+            self.runs += 1
+            return function(*tensors)
+
+        return run
+
+
+def _compile(model: Embedder, backend: Compiler) -> None:
+    # Inductor's dropout as without it, so that a step in parts draws the same masks in both passes.
+    import_module("torch._inductor.config").fallback_random = True
+    settings = import_module("torch._dynamo").config
     # Above its limit torch runs layers uncompiled, without a word: training, validation, parts and recomputing take 8.
-    import_module("torch._dynamo").config.recompile_limit = 64
-    import_module("torch._dynamo").config.optimize_ddp = False  # it would cut each layer where a bucket of DDP ends
+    settings.recompile_limit = 64
+    # It would cut the graphs at every 25 MB of gradients, so that DDP sends them early. Layers are cuts enough.
+    settings.optimize_ddp = False
     uncompiled = torch.compiler.disable(attention.FUNCTIONS[model.backend])
     AttentionInterface.register(attention.NAMES[model.backend], uncompiled)
+    compiled_kind = cache(lambda kind: _compiled_inside_checkpoint(kind, backend))
     for layer in model.layers():
-        layer.compile(backend=backend)  # in place: names in checkpoints stay
+        layer.__class__ = compiled_kind(type(layer))  # in place: names in checkpoints stay
     model.multiple = MULTIPLE
+
+
+def _compiled_inside_checkpoint(kind: type[nn.Module], backend: Compiler) -> type[nn.Module]:
+    """A class of layers whose forward pass is compiled, and recomputed from outside of what is compiled.
+
+    Where a layer is recomputed, Transformers' class calls its forward pass by torch's checkpoint. torch.compile of the
+    whole layer would meet that call, could not take attention into one graph with it, and would then leave all that is
+    checkpointed uncompiled, in both passes. But Transformers puts the checkpoint around the forward pass of every
+    subclass as well, and of the outermost alone (before 5.23 around `__call__`): so a subclass is compiled inside it.
+
+    Any number of tokens from the first compilation on: a first one for a fixed number, and a second one for all others,
+    might serve the two passes of one layer, which save different tensors then; torch would end the run.
+    """
+    compiled = torch.compile(kind.forward, backend=backend, dynamic=True)
+
+    @wraps(kind.forward)
+    def forward(self, *words, **named):
+        # A function of its own: by torch's, tracing would take `kind` for the outermost class.
+        return compiled(self, *words, **named)
+
+    # Of the same name, because engines find the layers that they shard by the names of classes.
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "forward": forward})
 
 
 def _try_change(model: Embedder, name: str, change: Callable[[], None]) -> list[str]:

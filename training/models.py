@@ -45,10 +45,12 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
         raise RunError("\n".join(f"{args.model_path}: {problem}" for problem in problems))
     if on_cpu and half:
         model.multiple = MULTIPLE
-    teacher = load_teacher(args.teacher_model_path, accelerator, candidates) if args.teacher_model_path else None
+    teacher = None
+    if args.teacher_model_path:
+        teacher = load_teacher(args.teacher_model_path, accelerator, candidates, args.teacher_revision)
     attention = f"{model.backend} ({explain_backend(model.backend, args.attn_backend, on_cpu, windowed, half)})"
     if args.compile:
-        attention += ", compiled"
+        attention += ", layers compiled around it"
     if args.liger:
         attention += ", Liger's kernels"
     return model, teacher, attention
@@ -58,7 +60,7 @@ def leave_out_kernels(args: Args, accelerator: Accelerator, config: PreTrainedCo
     """Try the kernels for packed texts with the heads of model and teacher, and say which cannot be used, and why."""
     shapes = [head_shape(config)]
     if args.teacher_model_path:
-        teacher_config, _ = read_config(args.teacher_model_path)
+        teacher_config, _ = read_config(args.teacher_model_path, args.teacher_revision)
         shapes.append(head_shape(teacher_config))
     for line in try_kernels(accelerator.device, shapes):
         accelerator.print(f"warning: attention kernel left out: {line}")
@@ -67,11 +69,12 @@ def leave_out_kernels(args: Args, accelerator: Accelerator, config: PreTrainedCo
 def load_trained_backbone(args: Args) -> torch.nn.Module:
     """The decoder in fp32, with adapters where they are asked for."""
     try:
-        backbone = load_backbone(args.model_path, torch.float32)
+        backbone = load_backbone(args.model_path, torch.float32, revision=args.model_revision)
     except ValueError as error:
         raise RunError(f"model_path: {error}") from None
     if args.use_lora:
-        backbone = add_lora(backbone, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_targets())
+        sizes = (args.lora_r, args.lora_alpha, args.lora_dropout)
+        backbone = add_lora(backbone, *sizes, args.lora_targets(), args.model_revision)
     return backbone
 
 
@@ -97,10 +100,12 @@ def find_model_problems(
     return problems
 
 
-def load_teacher(path: str | Path, accelerator: Accelerator, candidates: list[str]) -> FrozenEmbedder:
+def load_teacher(
+    path: str | Path, accelerator: Accelerator, candidates: list[str], revision: str | None = None
+) -> FrozenEmbedder:
     """A teacher in the precision of the training, in parts over the processes where the student is."""
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    backbone = load_backbone(path, dtype).to(accelerator.device)
+    backbone = load_backbone(path, dtype, revision=revision).to(accelerator.device)
     teacher = FrozenEmbedder(backbone, pooling=pooling_of(Path(path)))
     with engine.autocast_of_trials(accelerator):
         choose_backend(teacher, candidates)

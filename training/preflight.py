@@ -119,20 +119,26 @@ def check_models(args: Args, stores: list[TokenStore], unknown: set[str]) -> tup
     largest_id = max((store.meta["max_token_id"] for store in stores), default=0)
     length = 0 if "max_seq_length" in unknown else args.max_seq_length
     lora_targets = args.lora_targets() if args.use_lora and "lora_target_modules" not in unknown else []
-    config, problems = check_backbone(args.model_path, largest_id, length, args.attn_backend, lora_targets)
+    if unknown & {"model_revision", "teacher_revision"}:
+        return None, []
+    config, problems = check_backbone(
+        args.model_path, largest_id, length, args.attn_backend, lora_targets, args.model_revision
+    )
     tokenizer = None
     if config:
-        tokenizer, tokenizer_problems = fitting_tokenizer(args.model_path, stores)
+        tokenizer, tokenizer_problems = fitting_tokenizer(args.model_path, stores, revision=args.model_revision)
         problems = problems + tokenizer_problems
     problems = [f"model_path: {problem}" for problem in problems]
     if config and args.teacher_model_path and "teacher_model_path" not in unknown:
-        problems += teacher_problems(args.teacher_model_path, config, largest_id, stores)
+        problems += teacher_problems(args.teacher_model_path, config, largest_id, stores, args.teacher_revision)
     return tokenizer, problems
 
 
-def teacher_problems(path: str, student_config, largest_id: int, stores: list[TokenStore]) -> list[str]:
+def teacher_problems(
+    path: str, student_config, largest_id: int, stores: list[TokenStore], revision: str | None = None
+) -> list[str]:
     """What in a teacher does not fit its student or the data, one line each."""
-    problems = check_teacher(path, student_config, largest_id)
+    problems = check_teacher(path, student_config, largest_id, revision)
     if not problems:
-        _, problems = fitting_tokenizer(path, stores, "take a teacher with the student's tokenizer")
+        _, problems = fitting_tokenizer(path, stores, "take a teacher with the student's tokenizer", revision)
     return [f"teacher_model_path: {problem}" for problem in problems]

@@ -16,6 +16,7 @@ from data.token_store import TASKS, TokenStore
 from export.model_folder import Facts
 from losses import matryoshka_weights
 from model import Embedder, FrozenEmbedder
+from modeling.hub import at_revision
 from runtime import engine, resume
 from training.activations import choose_activation_policy, count_cost
 from training.advice import choose_query_instruction, unexpected
@@ -184,8 +185,8 @@ def announce(
         dims = sorted(matryoshka_weights(model.hidden_size))
         facts.append(f"Matryoshka: {', '.join(map(str, dims))} dimensions")
     if args.teacher_model_path:
-        facts.append(f"teacher: {args.teacher_model_path}")
-    accelerator.print(f"training {args.model_path}: {', '.join(facts)}")
+        facts.append(f"teacher: {at_revision(args.teacher_model_path, args.teacher_revision)}")
+    accelerator.print(f"training {at_revision(args.model_path, args.model_revision)}: {', '.join(facts)}")
     if accelerator.mixed_precision == "no" and engine.gpu_with_bf16():
         accelerator.print(
             "warning: in fp32 on a GPU that has bf16: several times slower, and twice the activations; "
@@ -309,6 +310,9 @@ def model_facts(run: Run, step: int) -> Facts:
     training = {"steps": step, "global_batch": run.feed.plan.global_batch}
     for key in ("learning_rate", "temperature", "num_hard_neg", "seed", "use_mrl", "use_lora", "teacher_model_path"):
         training[key] = getattr(args, key)
+    for key in ("model_revision", "teacher_revision"):
+        if getattr(args, key) is not None:
+            training[key] = getattr(args, key)
     return Facts(
         hidden_size=max(run.objective.prefixes),
         max_seq_length=args.max_seq_length,

@@ -5,6 +5,8 @@ python -m pytest tests/data/test_cache.py
 
 import json
 import multiprocessing
+import os
+import resource
 
 import numpy as np
 import pyarrow as pa
@@ -159,6 +161,21 @@ def test_of_many_datasets_the_largest_are_described_and_a_file_lists_all(many, t
     listing.unlink()
     assert [line.split()[0] for line in describe(stores[:10], listing)[1:]] == [store.name for store in stores[:10]]
     assert not listing.exists()
+
+
+def test_more_stores_are_opened_than_a_system_first_allows_files(many, tmp_path):
+    """A limit of 1,024 files, which most systems begin with, was full at 341 stores."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 30, hard))
+    try:
+        early, _ = cache.open_unverified(many)
+        stores, problems = cache.prepare(many, tmp_path / "cache", lambda _: None)
+        assert len(os.listdir("/proc/self/fd")) > used + 30
+    finally:
+        del early
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (len(stores), problems) == (12, [])
 
 
 def test_the_report_of_the_tokenising_command_is_no_dataset(many, tmp_path):

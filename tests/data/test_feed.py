@@ -141,8 +141,8 @@ def test_each_text_is_there_once_and_spreads_to_all_its_places(stores, world):
 
 def test_a_process_with_fewer_parts_gets_empty_ones():
     assert batches.split_by_budget(np.array([9, 5, 4, 3, 1]), 8) == [0, 1, 2, 5]
-    assert batches.cuts_of_rank([[0, 4], [0, 2, 3, 6]], rank=0) == (0, 4, 4, 4)
-    assert batches.cuts_of_rank([[0, 4], [0, 2, 3, 6]], rank=1) == (0, 2, 3, 6)
+    assert batches.with_empty_parts([0, 4], parts=3) == (0, 4, 4, 4)
+    assert batches.with_empty_parts([0, 2, 3, 6], parts=3) == (0, 2, 3, 6)
 
 
 @pytest.mark.parametrize("world", [1, 2, 5])

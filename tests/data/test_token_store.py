@@ -3,6 +3,7 @@
 python -m pytest tests/data/test_token_store.py
 """
 
+import errno
 import json
 import shutil
 
@@ -124,6 +125,34 @@ def test_a_broken_file_is_refused_before_it_is_read(tmp_path, name, damage):
     assert name in problems[0]
     with pytest.raises(ValueError, match=name):
         token_store.open_store(folder)
+
+
+def test_opening_parses_no_header_that_is_as_written_and_reads_others_as_numpy_does(tmp_path, monkeypatch):
+    """502 stores took a second, most of it for numpy's parsing of 1,506 headers, twice each."""
+    as_written, by_numpy = write(tmp_path / "toy"), write_unchecked(tmp_path / "other", TEXTS, TUPLES)
+    parsed = []
+    load = np.load
+    monkeypatch.setattr(np, "load", lambda path, **options: parsed.append(path.parent.name) or load(path, **options))
+    stores = [token_store.open_store(folder) for folder in (as_written, by_numpy)]
+    assert parsed == ["other"] * 3
+    for name in token_store.ARRAYS:
+        ours, theirs = (getattr(store, name) for store in stores)
+        assert np.array_equal(ours, theirs)
+        assert (ours.dtype, ours.flags.writeable) == (theirs.dtype, False)
+    with (as_written / "tokens.npy").open("ab") as file:
+        file.write(b"more")
+    assert np.array_equal(token_store.open_store(as_written).tokens, stores[1].tokens)  # as numpy has it
+    assert parsed[3:] == ["toy"]
+
+
+def test_a_system_that_allows_too_few_open_files_is_named_as_the_reason(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    folder = write(tmp_path / "toy")
+    monkeypatch.setattr(token_store, "_map_as_written", full)
+    assert all("ulimit -n" in line and "damaged" not in line for line in token_store.quick_check(folder))
+    assert len(token_store.quick_check(folder)) == 3
 
 
 def test_a_store_without_meta_is_half_written(tmp_path):

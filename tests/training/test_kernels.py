@@ -5,6 +5,8 @@ python -m pytest tests/training/test_kernels.py        Liger needs a GPU: a stan
 
 import shutil
 import sys
+from collections import Counter
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -12,12 +14,14 @@ import pytest
 import torch
 import toy
 from conftest import train_here
-from torch._dynamo.testing import CompileCounterWithBackend
+from harness import on_processes, train_steps
+from torch._dynamo.backends.debugging import aot_eager, boxed_nop
 from transformers import AutoModel
 from transformers.models.qwen3 import modeling_qwen3
 
 from model import Embedder
 from modeling.backbone import add_lora
+from runtime import engine
 from training import kernels, preflight
 
 BATCHES = [(5, 30, 1, 12), (260, 3), (100, 200, 50), (7,), (300, 12, 12, 40, 9), (255, 1)]
@@ -56,19 +60,48 @@ def same(ours, theirs, limit: float) -> None:
         assert (found - expected).norm() <= limit * expected.norm()
 
 
-@pytest.mark.parametrize(("every", "dropout"), [(0, None), (2, None), (1, 0.3)])
-def test_compiled_layers_equal_plain_ones_in_two_compilations(every, dropout):
+class Executions:
+    """A compiler that counts what it compiles, and how often its forward and its backward graphs run."""
+
+    def __init__(self):
+        self.graphs = 0
+        self.runs = Counter()
+
+    def __call__(self, graph, inputs) -> Callable:
+        self.graphs += 1
+        return aot_eager(graph, inputs, fw_compiler=self.counting("forward"), bw_compiler=self.counting("backward"))
+
+    def counting(self, which: str) -> Callable:
+        def compiler(graph, inputs) -> Callable:
+            function = boxed_nop(graph, inputs)
+
+            def run(arguments: list):
+                self.runs[which] += 1
+                return function(arguments)
+
+            run._boxed_call = True
+            return run
+
+        return compiler
+
+
+@pytest.mark.parametrize(("every", "dropout"), [(2, None), (1, 0.3)])
+def test_compiled_layers_equal_plain_ones_and_are_compiled_once(every, dropout):
     plain, model = embedder(every=every, dropout=dropout), embedder(every=every, dropout=dropout)
     if dropout:
         plain.multiple = kernels.MULTIPLE  # masks of the same shape
-    counter = CompileCounterWithBackend("aot_eager")
-    assert kernels.compile_layers(model, counter) == []
-    counts = []
+    executions = Executions()
+    assert kernels.compile_layers(model, executions) == []
+    graphs, runs = [], []
     for lengths in BATCHES:
+        executions.runs.clear()
         same(passed(model, lengths), passed(plain, lengths), 1e-5)
-        counts.append(counter.frame_count)
-    assert counts[0] > 0
-    assert counts[1:] == [counts[1]] * (len(BATCHES) - 1)  # the second number of tokens makes it a variable
+        graphs.append(executions.graphs)
+        runs.append(executions.runs["forward"])
+    assert graphs[0] > 0
+    assert graphs == graphs[:1] * len(BATCHES)  # the number of tokens is a variable from the first one on
+    assert runs == runs[:1] * len(BATCHES)
+    assert runs[0] >= 2 * (2 + 2 // every)  # before and behind attention, in two layers, and in those recomputed
     assert model.computed_positions(np.array([300, 12])) == 512
     assert {name for name, _ in model.named_parameters()} == {name for name, _ in plain.named_parameters()}
     if dropout:
@@ -82,12 +115,66 @@ def test_trying_compiled_layers_leaves_no_gradient_and_adds_none_up():
     added = []
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(added.append)
-    counter = CompileCounterWithBackend("aot_eager")
-    assert kernels.compile_layers(model, counter) == []
-    assert counter.frame_count
+    executions = Executions()
+    assert kernels.compile_layers(model, executions) == []
+    assert executions.runs["backward"]
     assert added == []
     passed(model, BATCHES[0])
     assert added  # the hooks work
+
+
+def test_recomputed_layers_run_compiled_in_the_forward_pass_and_when_recomputed():
+    """None of 16 graphs ran: torch leaves what is checkpointed inside of what it compiles as it is."""
+    runs = {}
+    expected = passed(embedder(), BATCHES[1])
+    for every in (0, 1, 2):
+        model, executions = embedder(every=every), Executions()
+        assert kernels.compile_layers(model, executions) == []
+        passed(model, BATCHES[0])
+        executions.runs.clear()
+        same(passed(model, BATCHES[1]), expected, 1e-5)
+        runs[every] = dict(executions.runs)
+    once = runs[0]["forward"]
+    assert once >= 2 * 2  # before and behind attention, in two layers
+    assert runs[0]["backward"] == once
+    assert runs[1] == {"forward": 2 * once, "backward": once}
+    assert runs[2] == {"forward": once + once // 2, "backward": once}  # one of the two layers is recomputed
+
+
+def trained_compiled(rank: int, world: int, config: dict) -> tuple[dict, dict, list[str]]:
+    """What train_steps reports with compiled layers, which graphs ran in the steps, and the layers' classes."""
+    executions, kinds = Executions(), []
+    compile_layers, prepare = kernels.compile_layers, engine.prepare
+
+    def compile_counted(model: Embedder) -> list[str]:
+        problems = compile_layers(model, executions)
+        executions.runs.clear()
+        return problems
+
+    def prepare_recorded(accelerator, model, *rest):
+        prepared = prepare(accelerator, model, *rest)
+        kinds.extend(type(layer).__name__ for layer in model.layers())
+        return prepared
+
+    kernels.compile_layers, engine.prepare = compile_counted, prepare_recorded
+    return train_steps(rank, world, [config], torch.float32), dict(executions.runs), kinds
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("kind", "expected"), [("ddp", "Qwen3DecoderLayer"), ("fsdp", "FSDPQwen3DecoderLayer")])
+def test_two_processes_train_compiled_recomputed_layers_as_plain_ones(settings, kind, expected):
+    keys = settings | {"gradient_checkpointing": True, "max_tokens_per_forward": 0, "train_steps": 3}
+    plain = on_processes(2, train_steps, [keys | {"experiment_id": "plain"}], torch.float32, kind=kind)[0][0]
+    [found], runs, kinds = on_processes(2, trained_compiled, keys | {"compile": True}, kind=kind)[0]
+    assert runs["forward"] == 2 * runs["backward"]
+    assert runs["backward"] >= 3 * 2 * 2  # steps, layers, before and behind attention
+    assert kinds == [expected] * 2  # each layer is sharded by itself
+    assert found["engine"] == plain["engine"]
+    for ours, theirs in zip(found["gradients"], plain["gradients"], strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, expected_gradient in theirs.items():
+            assert np.abs(expected_gradient).max() > 0, name
+            np.testing.assert_allclose(ours[name], expected_gradient, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.processes
@@ -123,11 +210,17 @@ def test_what_cannot_be_compiled_is_refused_in_a_sentence(monkeypatch):
     assert "no compiler" in line
 
     def wrong(graph, inputs):
-        return lambda *args: [x * 1.1 if x.is_floating_point() else x for x in graph(*args)]
+        return lambda *args: [x * 1.1 if torch.is_tensor(x) and x.is_floating_point() else x for x in graph(*args)]
 
     model = embedder()
     (line,) = kernels.compile_layers(model, wrong)
     assert "embeddings come out" in line
+
+    with monkeypatch.context() as patch:  # as torch does where it cannot follow: a layer runs as it is, without a word
+        patch.setattr(torch, "compile", lambda function, **_: function)
+        assert kernels.compile_layers(embedder(), "aot_eager") == [
+            "compile: torch compiles nothing of this decoder's layers: set it to false"
+        ]
 
 
 def liger(factor: float, seen: list) -> ModuleType:
