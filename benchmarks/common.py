@@ -1,5 +1,6 @@
 """What several benchmarks need: variants in turn, a fresh process for a measurement, made-up steps, their gradients."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -50,6 +51,40 @@ def measure_in_turn(variants: dict[str, Callable[[], Result]], rounds: int) -> d
         for name, measure in variants.items():
             results[name].append(measure())
     return results
+
+
+class Budget:
+    """The minutes that a command may take. What does not fit any more is not begun, and named.
+
+    Args:
+        minutes: from now on.
+    """
+
+    def __init__(self, minutes: float):
+        self.ends = time.monotonic() + 60 * minutes
+        self.left_out: list[dict[str, str]] = []  # {"what", "reason"} of everything that was not measured
+
+    def seconds_left(self) -> float:
+        """Until the end; negative behind it."""
+        return self.ends - time.monotonic()
+
+    def allows(self, what: str, seconds: float) -> bool:
+        """Whether something that takes about `seconds` still fits; where it does not, it is noted as left out."""
+        left = self.seconds_left()
+        if left >= seconds:
+            return True
+        self.leave_out(what, f"takes about {seconds:.0f} s, and {max(left, 0):.0f} s of --minutes are left")
+        return False
+
+    def leave_out(self, what: str, reason: str) -> None:
+        """Note that something was not measured, and why."""
+        self.left_out.append({"what": what, "reason": reason})
+
+    def part(self, seconds: float) -> "Budget":
+        """A budget within this one, of so many seconds from now on; what it leaves out is noted here too."""
+        within = Budget(min(seconds, self.seconds_left()) / 60)
+        within.left_out = self.left_out
+        return within
 
 
 def in_fresh_process(function: Callable[..., Result], *args) -> Result:

@@ -23,7 +23,11 @@ ANYWHERE = (
     "python -m benchmarks.gather_gradients",
 )
 AFTER_QUICKSTART = ("python -m benchmarks.backends",)  # on the data of `make quickstart`
-ON_A_GPU = ("python -m benchmarks.gpu",)
+ON_A_GPU = (
+    "python -m benchmarks.gpu --parts equality,speed",
+    "python -m benchmarks.gpu --parts equality,speed --sizes 4B",
+    "python -m benchmarks.gpu --parts run",
+)
 
 
 def main() -> None:

@@ -3,26 +3,12 @@
 python -m pytest tests/test_benchmarks.py
 """
 
-import sys
-
 import pytest
 import torch
 
-from benchmarks import gpu, results, step
+from benchmarks import results, step
 from benchmarks.common import batch_of_shape
 from benchmarks.lengths import SHAPES, padding_ratio, tuples
-
-
-def test_the_gpu_benchmark_runs_at_toy_size_on_a_cpu(monkeypatch, capsys):
-    flags = ["--sizes", "toy", "--steps", "1", "--tuples", "1", "--budget", "500", "--compile", "false"]
-    monkeypatch.setattr(sys, "argv", ["gpu.py", *flags])
-    monkeypatch.setattr(gpu, "SHAPES", {"MS-MARCO-like": SHAPES["MS-MARCO-like"]})
-    gpu.main()
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    losses = {line.split()[-1] for line in lines if "loss" not in line}
-    assert len(lines) == 8
-    assert len(losses) == 1  # padded, packed, in parts; full and LoRA, whose adapters begin at zero: one function
-    assert float(losses.pop()) > 0.1
 
 
 def test_frozen_lengths_are_as_named():
@@ -40,6 +26,13 @@ def test_columns_hold_the_texts_of_the_batch():
         for row, place in zip(range(3), places, strict=True):
             ids = columns[column]["input_ids"][row][columns[column]["attention_mask"][row].bool()]
             assert torch.equal(ids, texts[place])
+
+
+def test_the_page_has_a_place_for_every_command():
+    page = results.PAGE.read_text(encoding="utf-8")
+    for command in (*results.ANYWHERE, *results.ON_A_GPU):
+        changed = results.replaced(page, command, "the figures of this command")
+        assert changed.count("the figures of this command") == 1
 
 
 def test_results_are_replaced_below_their_command():

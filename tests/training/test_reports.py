@@ -10,39 +10,13 @@ import torch
 from chaos import final
 from conftest import door_here, train_here
 from harness import on_processes
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import run
+from benchmarks.gpu_profile import CountWaits
 from runtime import processes
 from training.reports import Report, Reports
 
 CPU = torch.device("cpu")
-# Operations whose result the host must see before it can go on: of the values, or of how many there are.
-WAITING = {
-    "_local_scalar_dense", "nonzero", "masked_select", "masked_scatter", "masked_scatter_backward", "unique_dim",
-    "_unique2", "unique_consecutive", "is_nonzero", "equal", "bincount",
-}  # fmt: skip
-
-
-class CountWaits(TorchDispatchMode):
-    """Counts operations for which the host would wait, were the tensors on a GPU."""
-
-    def __init__(self):
-        super().__init__()
-        self.waits = Counter()
-        self.operations = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        name = function.overloadpacket.__name__
-        self.operations += 1
-        if name in WAITING:
-            self.waits[name] += 1
-        indices = arguments[1] if name in ("index", "index_put", "index_put_") else []
-        if any(index is not None and index.dtype == torch.bool for index in indices):
-            self.waits["index by a mask"] += 1
-        if name == "repeat_interleave" and not (options or {}).get("output_size"):
-            self.waits[name] += 1
-        return function(*arguments, **(options or {}))
 
 
 def test_the_counter_counts():
