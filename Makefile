@@ -2,13 +2,14 @@
 # make foundation    the same with more depth and fifty minutes, beside all-MiniLM-L6-v2
 # make test          all tests (thirteen minutes on two cores)
 # make test-quick    style, and the tests that need one process only
-# make chaos         200 kills at random moments in one run, and the same bytes at its end (some minutes)
+# make chaos         1,000 kills in twelve runs, and the same bytes at their ends (an hour or two; fewer: KILLS=96)
 # make bench         what a machine measures in a quarter of an hour, into benchmarks/RESULTS.md
 # make lint          style
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+KILLS ?= 1000
 
 .PHONY: help quickstart foundation test test-quick chaos bench lint clean
 
@@ -32,7 +33,7 @@ test-quick: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not processes"
 
 chaos: $(VENV)/.installed
-	PYTHONPATH=. $(BIN)/python tests/chaos.py
+	PYTHONPATH=. $(BIN)/python tests/chaos.py --kills $(KILLS)
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check fastokens==0.3.5

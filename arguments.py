@@ -149,6 +149,9 @@ class Args:
     checkpointing_steps: int = free_key(
         _OUT, "steps", "a model folder step_N each; epoch_N and the last step always; 0 = only those", 100, low=0
     )
+    model_folders_limit: int = free_key(
+        _OUT, "folders", "how many model folders are kept, the newest; 0 = all, as published", 0, low=0
+    )
     save_dtype: str = free_key(
         _OUT,
         "",

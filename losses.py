@@ -188,7 +188,8 @@ def _by_rows(function: Callable[..., Tensor], width: int, *inputs: Tensor) -> Te
     if count <= size:
         return function(*inputs)
     blocks = zip(*(x.split(size) for x in inputs), strict=True)
-    return torch.cat([checkpoint(function, *block, use_reentrant=False) for block in blocks])
+    found = [checkpoint(function, *block, use_reentrant=False, preserve_rng_state=False) for block in blocks]
+    return torch.cat(found)
 
 
 def _full(x: Tensor) -> Tensor:

@@ -67,9 +67,18 @@ class Embedder(nn.Module):
             enable = getattr(self.backbone, "activation_checkpointing_enable", None)  # its name since Transformers 5.23
             if enable is None:
                 enable = self.backbone.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            # With dropout each layer keeps the random numbers' state, to draw the same ones when it is computed again.
+            enable({"use_reentrant": False, "preserve_rng_state": self.has_dropout()})
         for number, layer in enumerate(self.layers()):
             layer.gradient_checkpointing = bool(every) and number % every == 0
+
+    def has_dropout(self) -> bool:
+        """Whether a forward pass of training draws random numbers."""
+        layers = [part for part in self.backbone.modules() if isinstance(part, nn.Dropout)]
+        config = self.decoder().config.to_dict()  # attention draws inside its kernel, by a number of the config
+        shares = [layer.p for layer in layers]
+        shares += [value for name, value in config.items() if "dropout" in name and isinstance(value, float)]
+        return any(share > 0 for share in shares)
 
     @property
     def can_recompute(self) -> bool:

@@ -34,17 +34,18 @@ from tqdm import tqdm
 import arguments
 from data.feed import describe
 from export import model_folder, probe
-from runtime import checkpoint, engine, processes, resume
+from runtime import engine, processes, resume
 from runtime.verdict import refused_elsewhere
 from training import two_pass
 from training.console import end_lines, format_means, format_train_line, how_to_go_on
+from training.folders import folder_name
 from training.meter import Clock, Meter
 from training.objective import MEASURES
 from training.plot import draw
 from training.preflight import find_problems
 from training.records import task_means, tracker_tags
 from training.reports import Reports
-from training.setup import Run, model_facts, setup
+from training.setup import Run, model_facts, saved_dtype, setup
 from training.step import train_step
 from utils import RunError
 
@@ -117,7 +118,8 @@ def train(run: Run) -> int:  # noqa: C901, PLR0915 - the loop is read from top t
     means: dict[tuple[str, str], float] = {}
     folder = None
     reports = Reports(run.accelerator.device, run.accelerator.num_processes)
-    with processes.StopSignal() as stop_signal:
+    with processes.StopSignal() as stop_signal, run.states:
+        save_missing_folder(run)
         for step in range(run.steps_done + 1, steps + 1):
             learning_rate, norm = train_step(run, step)
             run.steps_done = step
@@ -129,22 +131,21 @@ def train(run: Run) -> int:  # noqa: C901, PLR0915 - the loop is read from top t
             with run.meter.paused():
                 if args.validation_steps and (step % args.validation_steps == 0 or epoch_ends or is_last):
                     validate(run, step)
-                folder_is_due = bool(args.checkpointing_steps) and step % args.checkpointing_steps == 0
-                if epoch_ends:  # the same weights would be step_N's: one folder holds them
-                    folder = save(run, f"epoch_{step // steps_per_epoch}", step)
-                elif folder_is_due or is_last:
-                    folder = save(run, f"step_{step}", step)
+                say_state(run)
                 minutes = (time.monotonic() - last_saved) / 60
                 state_is_late = bool(args.save_every_minutes) and minutes > args.save_every_minutes
-                state_is_due = folder_is_due or is_last or epoch_ends
+                due = folder_name(step, args.checkpointing_steps, steps, steps_per_epoch)
                 reports.send(step, norm, [stop_signal.stop, state_is_late])
-                stop, state_is_late = read_reports(run, reports, everything=state_is_due)
-                if state_is_due or stop or state_is_late:
+                stop, state_is_late = read_reports(run, reports, everything=bool(due))
+                if due or stop or state_is_late:
                     read_reports(run, reports, everything=True)
-                    save_state(run, step)
+                    save_state(run, step)  # before the folder, which is read back, and may be refused
                     last_saved = time.monotonic()
+                if due:
+                    folder = save(run, due, step)
             if stop:
                 break
+    say_state(run)
     bar.close()
     run.metrics.close()
     if run.accelerator.is_main_process:
@@ -244,6 +245,14 @@ def validate(run: Run, step: int) -> None:
         tqdm.write(f"step {step}/{run.schedule.steps} | validation | {format_means(means)}")
 
 
+def save_missing_folder(run: Run) -> None:
+    """Write the model folder of the step that a resume goes on from, where a kill came between its state and it."""
+    steps_per_epoch = run.feed.plan.steps_per_epoch
+    due = folder_name(run.steps_done, run.args.checkpointing_steps, run.schedule.steps, steps_per_epoch)
+    if run.steps_done and due and not resume.from_main(run.accelerator, (run.folder / due).exists()):
+        save(run, due, run.steps_done)
+
+
 def save(run: Run, name: str, step: int) -> Path:
     """Write a model folder and read it back: what users will load must be what was trained. Returns the folder."""
     accelerator = run.accelerator
@@ -256,50 +265,53 @@ def save(run: Run, name: str, step: int) -> Path:
     run.model.train()
     weights = engine.whole_weights(accelerator, run.model)
     if accelerator.is_main_process:
-        bf16 = accelerator.mixed_precision == "bf16"
-        save_dtype = run.args.save_dtype
-        if save_dtype == "auto":
-            save_dtype = "bfloat16" if bf16 else "float32"
-        rounded = save_dtype != "float32" or accelerator.mixed_precision != "no"
+        dtype = saved_dtype(run.args, accelerator)
+        rounded = dtype != torch.float32 or accelerator.mixed_precision != "no"
         read_back = partial(probe.read_back, tokens=tokens, cu_seqlens=cu_seqlens, live=live, rounded=rounded)
         facts = model_facts(run, step)
         embedder = accelerator.unwrap_model(run.model)
-        if not model_folder.is_finished(folder, facts):  # it is after a kill between writing it and saving the state
+        if not model_folder.is_finished(folder, facts):  # it is after a kill before its state was published
             weights = {name.removeprefix("backbone."): weight for name, weight in weights.items()}
-            dtype = getattr(torch, save_dtype)
             model_folder.save(
                 folder, embedder.backbone, run.tokenizer, facts, dtype, weights, read_back, pooling=embedder.pooling
             )
         tqdm.write(f"step {step}/{run.schedule.steps} | saved {folder}, read back and compared")
+        model_folder.remove_old(run.folder, run.args.model_folders_limit, step, run.feed.plan.steps_per_epoch)
     accelerator.wait_for_everyone()
     return folder
 
 
 def save_state(run: Run, step: int) -> None:
-    """Publish what a resume needs.
+    """Begin to write what a resume needs; training goes on when it is copied.
 
     Raises:
         RunError: a weight or a moment is not finite; older states are kept.
+        OSError: the disk refused the state before.
     """
     if not run.resumable:
         return
     began = time.monotonic()
-    tensors = resume.capture(run.accelerator, run.model, run.optimizer, run.meter.state())
-    if run.accelerator.is_main_process:
-        broken = resume.broken(tensors)
-        if broken:
-            raise RunError(f"step {step}: {broken} is not finite: nothing is saved, and older states are kept")
-        facts = {
-            resume.IDENTITY_KEY: run.identity,
-            "model_path": run.args.model_path,
-            "sizes": run.metrics.sizes(),
-            "skipped": run.skipped,
-        }
-        path = checkpoint.write(run.folder / "state", step, tensors, facts, run.args.save_total_limit)
-        megabytes = sum(file.stat().st_size for file in path.iterdir()) / 1e6
-        seconds = time.monotonic() - began
-        tqdm.write(f"step {step}/{run.schedule.steps} | state {path}, {megabytes:,.1f} MB in {seconds:.1f} s")
-    run.accelerator.wait_for_everyone()
+    run.states.wait()  # for the one before: its copies are written over now
+    say_state(run)
+    meter = run.meter.state()
+    parts = resume.capture(run.accelerator, run.model, run.optimizer, meter, run.states.number, run.states.count)
+    broken = resume.broken(parts)
+    if broken:
+        raise RunError(f"step {step}: {broken} is not finite: nothing is saved, and older states are kept")
+    facts = {
+        resume.IDENTITY_KEY: run.identity,
+        "model_path": run.args.model_path,
+        "sizes": run.metrics.sizes(),
+        "skipped": run.skipped,
+    }
+    run.states.begin(step, parts, facts, began)
+
+
+def say_state(run: Run) -> None:
+    """Say once, on the main process, that a state has its name. Raises OSError where the disk refused it."""
+    state = run.states.check()
+    if state is not None:
+        tqdm.write(f"step {state.step}/{run.schedule.steps} | {state}")
 
 
 if __name__ == "__main__":

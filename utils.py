@@ -52,13 +52,13 @@ def aside_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial")
 
 
-def publish(folder: Path) -> None:
-    """Give what stands in `aside_of(folder)` its name, when all of it is on the disk.
+def publish(folder: Path, aside: Path | None = None) -> None:
+    """Give what stands in `aside`, or in `aside_of(folder)`, its name, when all of it is on the disk.
 
     A folder that has the name already gives it up first and is removed last, so a kill at any moment leaves the old
     folder or the new one, whole, under the name or under `.NAME.old`.
     """
-    aside = aside_of(folder)
+    aside = aside or aside_of(folder)
     for path in [*aside.rglob("*"), aside]:
         flush(path)
     retired = folder.with_name(f".{folder.name}.old")
@@ -67,6 +67,14 @@ def publish(folder: Path) -> None:
         os.replace(folder, retired)
     os.replace(aside, folder)
     flush(folder.parent)
+    remove(retired)
+
+
+def retire(folder: Path) -> None:
+    """Take a folder's name away before its first file goes, so that what has the name is always whole."""
+    retired = folder.with_name(f".{folder.name}.old")
+    remove(retired)
+    os.replace(folder, retired)
     remove(retired)
 
 

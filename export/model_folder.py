@@ -22,7 +22,7 @@ from torch import nn
 from export.model_card import Facts, model_card, query_prompt
 from modeling.pooling import DEFAULT as DEFAULT_POOLING
 from modeling.tokenizer import save_tokenizer
-from utils import aside_of, publish, read_json, remove, write_json
+from utils import aside_of, publish, read_json, remove, retire, write_json
 
 # A pooling's name in Sentence Transformers -> the boolean that stood for it before poolings had names.
 _BOOLEAN_OF_POOLING = {
@@ -86,6 +86,25 @@ def is_finished(folder: Path, facts: Facts) -> bool:
         return False
     as_written = json.loads(json.dumps(asdict(facts)))  # lists for tuples, as the file has them
     return read_json(path) == as_written
+
+
+def remove_old(run_folder: Path, limit: int, step: int, steps_per_epoch: int) -> None:
+    """Remove all model folders of a run up to a step but the newest ones.
+
+    Folders of later steps stay: the run went back to an older state, and will come to them again.
+
+    Args:
+        limit: how many stay; 0 = all.
+    """
+    step_of = {}
+    for path in run_folder.glob("*_*/f2llm.json"):
+        kind, _, number = path.parent.name.partition("_")
+        if kind in ("step", "epoch") and number.isdecimal():
+            step_of[path.parent] = int(number) * (steps_per_epoch if kind == "epoch" else 1)
+    up_to_now = sorted((folder for folder in step_of if step_of[folder] <= step), key=step_of.get)
+    if limit:
+        for folder in up_to_now[:-limit]:
+            retire(folder)
 
 
 def write_sentence_transformers_files(folder: Path, facts: Facts, pooling: str = DEFAULT_POOLING) -> None:

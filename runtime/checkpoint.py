@@ -1,62 +1,92 @@
 """The state of a run on disk: whole or absent.
 
-    state/step_N/*.safetensors      what a resume needs
-    state/step_N/state.json         facts, and the checksum of each file and of itself; written last
+    state/step_N/weights-00001-of-00004.safetensors     the rows of the first of four processes; moments likewise
+    state/step_N/processes-00001-of-00004.safetensors   each process's sums of the next log line
+    state/step_N/state.json                             facts, and the checksum of each file and of itself; written last
 
-A state is written under another name, flushed to the disk and renamed; only then are old states removed, each renamed
-before its first file goes. So a kill at any byte leaves only whole states under their names, and the next write clears
-away what lies under other names. A state that was damaged later is passed over for the one before it, with a warning.
-Nothing is pickled.
+Each process writes and flushes its own files, all into one folder under another name. When all have, the main process
+adds state.json and renames the folder; only then are old states removed, each renamed before its first file goes. So a
+kill of any process at any byte leaves only whole states under their names, and the next start clears away what lies
+under other names. A state that was damaged later is passed over for the one before it, with a warning. Nothing is
+pickled. States of format 1 had one file of each kind (weights.safetensors), and are read all the same.
 """
 
 import json
-import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from utils import aside_of, file_digest, is_sealed, publish, read_json, remove, seal, write_json
+from runtime import shards
+from utils import file_digest, is_sealed, publish, read_json, remove, retire, seal, write_json
 
-FORMAT = 1
+FORMAT = 2
+_READERS = 8  # files whose checksums are computed at a time
+Tensors = dict[str, dict[str, Tensor]]  # kind -> name -> tensor
 
 
 class State(NamedTuple):
-    """What was read from the folder of one state."""
+    """What was found in the folder of one state."""
 
     step: int  # optimizer updates done
-    facts: dict  # as given to `write`
-    tensors: dict[str, dict[str, Tensor]]  # file stem -> name -> tensor on the CPU
+    facts: dict  # as given to `finish`
+    tensors: dict[str, shards.Shards]  # by kind; nothing of them has been read yet
 
 
-def write(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict, keep: int) -> Path:
-    """Publish the state of `step` below `folder`, then remove all but the newest `keep` up to this step.
+def aside_of(folder: Path, step: int, start: str) -> Path:
+    """Where the state of `step` is written until it is whole.
 
     Args:
-        tensors: file stem -> name -> tensor on the CPU.
+        start: names this start of the run. A process of an earlier start may live on for a while, cut off from the
+            others, and must not write into this one's files.
+    """
+    return folder / f".step_{step}.{start}"
+
+
+def write_part(aside: Path, tensors: Tensors, number: int, count: int) -> dict[str, str]:
+    """Write what one process holds of a state, and flush it to the disk.
+
+    Args:
+        tensors: on the CPU; a kind without tensors gets no file.
+        number, count: this process among those that write.
+
+    Returns:
+        File name -> checksum.
+    """
+    digests = {}
+    for kind, named in tensors.items():
+        if named:
+            aside.mkdir(parents=True, exist_ok=True)
+            name = f"{kind}-{number + 1:05d}-of-{count:05d}.safetensors"
+            digests[name] = shards.write_file(aside / name, named)
+    return digests
+
+
+def finish(aside: Path, step: int, digests: dict[str, str], facts: dict, keep: int) -> Path:
+    """Give a state its name when all processes have written, then remove all but the newest `keep` up to this step.
+
+    Args:
+        digests: file name -> checksum, of all processes.
         facts: what JSON can hold, for `read`.
 
     Returns:
         The folder of the new state.
     """
-    for left_behind in folder.glob(".step_*"):  # by a write that was killed
-        remove(left_behind)
-    final = folder / f"step_{step}"
-    aside = aside_of(final)
-    aside.mkdir(parents=True)
-    digests = {}
-    for stem, named in tensors.items():
-        path = aside / f"{stem}.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in named.items()}, path)
-        digests[stem] = file_digest(path)
     body = {"format": FORMAT, "step": step, "sha256": digests, "facts": facts}
     write_json(aside / "state.json", seal(body), indent=1)
-    publish(final)  # in place of a state of this step that was passed over as damaged
-    _remove_old_states(folder, step, keep)
+    final = aside.with_name(f"step_{step}")
+    publish(final, aside)  # in place of a state of this step that was passed over as damaged
+    _remove_old_states(aside.parent, step, keep)
     return final
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Clear away what killed processes left behind under other names than a state's."""
+    for left_behind in folder.glob(".step_*"):
+        remove(left_behind)
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> State | None:
@@ -95,13 +125,27 @@ def _read_whole(folder: Path) -> State:
     body = read_json(folder / "state.json")
     if not is_sealed(body):
         raise ValueError(f"{folder}/state.json: checksum differs: the file was damaged")
-    if body["format"] != FORMAT:
-        raise ValueError(f"{folder}: of another format ({body['format']}, not {FORMAT})")
-    for stem, digest in body["sha256"].items():
-        if file_digest(folder / f"{stem}.safetensors") != digest:
-            raise ValueError(f"{folder}/{stem}.safetensors: checksum differs: the file was damaged")
-    tensors = {stem: load_file(folder / f"{stem}.safetensors") for stem in body["sha256"]}
+    digests = _digest_of_file(folder, body)
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = list(pool.map(file_digest, [folder / name for name in digests]))
+    for name, digest in zip(digests, found, strict=True):
+        if digest != digests[name]:
+            raise ValueError(f"{folder}/{name}: checksum differs: the file was damaged")
+    paths_of_kind = {}
+    for name in sorted(digests):  # which is the order of the processes, and of the rows
+        kind = name.removesuffix(".safetensors").partition("-")[0]
+        paths_of_kind.setdefault(kind, []).append(folder / name)
+    tensors = {kind: shards.Shards(paths) for kind, paths in paths_of_kind.items()}
     return State(body["step"], body["facts"], tensors)
+
+
+def _digest_of_file(folder: Path, body: dict) -> dict[str, str]:
+    """File name -> checksum, of either format."""
+    if body["format"] == FORMAT:
+        return body["sha256"]
+    if body["format"] == 1:
+        return {f"{kind}.safetensors": digest for kind, digest in body["sha256"].items()}
+    raise ValueError(f"{folder}: of another format ({body['format']}, not {FORMAT})")
 
 
 def _steps(folder: Path) -> list[int]:
@@ -123,9 +167,5 @@ def _remove_old_states(folder: Path, step: int, keep: int) -> None:
 
 
 def _remove_state(state: Path) -> None:
-    """Take a state's name away before its first file goes, so that what has the name is always whole."""
-    if not state.exists():  # a folder step_007 counts as step 7, but nothing of this name is there
-        return
-    retired = state.with_name(f".{state.name}.old")
-    os.replace(state, retired)
-    remove(retired)
+    if state.exists():  # a folder step_007 counts as step 7, but nothing of this name is there
+        retire(state)

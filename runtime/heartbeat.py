@@ -18,7 +18,20 @@ from utils import first_line
 
 FAILED = 1  # exit status of every process when one has failed
 # Words in the errors of collectives whose other side is gone: they follow from a failure, and are seldom its cause.
-_LOST_CONTACT = ("Connection closed", "Connection reset", "Timed out", "gloo", "NCCL", "Broken pipe")
+_LOST_CONTACT = ("Connection closed", "Connection reset", "Connection was", "Timed out", "gloo", "NCCL", "Broken pipe")
+
+
+def new_connection() -> dist.Store:
+    """A connection to the store at which the processes met, for one thread alone: a call that waits holds it.
+
+    Torch has no public way to it.
+    """
+    return dist.distributed_c10d._get_default_store().clone()
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Whether an error only says that another process is gone."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST_CONTACT)
 
 
 class Heartbeat:
@@ -43,8 +56,7 @@ class Heartbeat:
         self.silence = silence
         self.message_of = message_of
         self.interval = min(2.0, silence / 10)  # seconds between two beats
-        # A connection of its own: a blocked main thread must not hold up the beat. Torch has no public way to it.
-        self.store = dist.distributed_c10d._get_default_store().clone()
+        self.store = new_connection()  # of its own: a blocked main thread must not hold up the beat
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._beat_until_stopped, name="heartbeat", daemon=True)
         self.thread.start()
@@ -57,7 +69,7 @@ class Heartbeat:
 
     def fail(self, error: BaseException) -> NoReturn:
         """Tell everybody, print the error if nobody failed before, and end this process."""
-        lost_contact = isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST_CONTACT)
+        lost_contact = is_lost_contact(error)
         if lost_contact:
             self.stopped.wait(2 * self.interval)  # another process may be about to say what really happened
         # Where the store is gone too, lost contact is news from elsewhere, and any other error is this process's own.

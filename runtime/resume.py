@@ -1,9 +1,10 @@
 """What a run is besides its configuration: captured from the processes, put back into them, and whether it fits.
 
 The order of the data and the dropout are functions of the step, so nothing of them is kept. What is kept: the trained
-weights and AdamW's moments, by name and whole, whatever engine held them; and the sums of the next log line.
+weights and AdamW's moments, by name, whatever engine held them; and the sums of the next log line.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -12,13 +13,11 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from runtime import checkpoint
+from runtime import checkpoint, shards
 from runtime.collectives import all_rows
 from utils import RunError
 
-Tensors = dict[str, dict[str, Tensor]]  # file stem -> name -> tensor
 _HOW_TO_TRAIN_LONGER = (
     "  a cosine ends where it was laid out to end. To train longer, begin another run: another experiment_id, and",
     "  model_path set to this run's last model folder (of an adapter, merged first: python -m tools.merge_adapter).",
@@ -31,65 +30,137 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each weight
 # ---------------------------------------------------------------------------- to a state and back
 
 
-def capture(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, meter: Tensor) -> Tensors:
-    """Everything that training changes, complete on the main process; a collective.
+def capture(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    meter: Tensor,
+    number: int | None,
+    count: int,
+) -> checkpoint.Tensors:
+    """This process's part of everything that training changes: live, on its device. No process gathers the whole.
 
     Args:
-        meter: [v] fp64, this process's sums since the last log line.
+        meter: [v] fp64, this process's sums since the last log line; those of all are a collective.
+        number, count: this process among those that write; None = it writes nothing.
     """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    weights, optimizer_state = get_state_dict(model, optimizer.optimizer, options=options)
-    moments = {}
-    for name, moments_of_weight in optimizer_state.get("state", {}).items():
-        for kind in _MOMENTS:
-            moments[f"{name}/{kind}"] = moments_of_weight[kind]
     meters = all_rows(meter.to(accelerator.device), accelerator.num_processes)  # [processes, v]
-    return {"weights": weights, "moments": moments, "processes": {"meter": meters.cpu()}}
+    if number is None:
+        return {}
+    parts: checkpoint.Tensors = {}
+    for kind, tensors in _live_tensors(accelerator, model, optimizer).items():
+        parts[kind] = {}
+        for name, tensor in tensors.items():
+            part = shards.part_to_write(tensor.detach(), number, count)
+            if part is not None:
+                parts[kind][name] = part
+    parts["processes"] = {"meter": meters} if accelerator.is_main_process else {}
+    return parts
 
 
+@torch.no_grad()
+def broken(parts: checkpoint.Tensors) -> str | None:
+    """The first tensor of a captured part that is not finite: it must never take the place of a sound state.
+
+    The largest number of a tensor is finite where all are, and takes no memory to find. All are found before the first
+    is read, so a GPU is waited for once.
+    """
+    names = []
+    finite = []
+    for kind in ("weights", "moments"):
+        for name, tensor in parts.get(kind, {}).items():
+            names.append(name)
+            finite.append(torch.linalg.vector_norm(tensor, math.inf).isfinite())
+    if not finite:
+        return None
+    found = torch.stack(finite).tolist()
+    return None if all(found) else names[found.index(False)]
+
+
+@torch.no_grad()
 def restore(
-    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors | None
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, shards.Shards] | None,
 ) -> Tensor:
-    """Put a captured state back, under any engine and any number of processes; a collective.
+    """Put a state back, under any engine and any number of processes; a collective.
+
+    The main process reads one tensor after another and sends it to all, and each keeps its rows: so no process holds
+    more than one tensor besides its own part, and no other one needs to see the folder.
 
     Args:
-        tensors: on the main process what `capture` gave; None on the others.
+        tensors: of the state, on the main process; None on the others.
 
     Returns:
         [v], this process's sums of the next log line. With another number of processes than at the capture, the
         main process gets the sums of all.
+
+    Raises:
+        RunError: on the main process: the state lacks a weight of this model, or has one of another shape.
     """
-    trained_only = StateDictOptions(ignore_frozen_params=True)
-    weights, optimizer_state = get_state_dict(model, optimizer.optimizer, options=trained_only)  # the live ones
-    if tensors is None:
-        # The live weights stand in for those that the main process will send: torch would take a process without any
-        # for one that wants none, and it would broadcast less than the others do.
-        optimizer_state = {}
-        meters = None
-    else:
-        weights = tensors["weights"]
-        moments = _moments_by_weight(tensors["moments"])
-        optimizer_state = {"state": moments, "param_groups": optimizer_state["param_groups"]}
-        meters = tensors["processes"]["meter"]
-    options = StateDictOptions(
-        full_state_dict=True,
-        ignore_frozen_params=True,
-        broadcast_from_rank0=accelerator.num_processes > 1,
-        strict=False,  # frozen weights are not in a state
-    )
-    set_state_dict(
-        model, optimizer.optimizer, model_state_dict=weights, optim_state_dict=optimizer_state, options=options
-    )
+    names = tensors["moments"].names() if tensors and "moments" in tensors else []
+    moments = from_main(accelerator, names)  # none before the first update that was not left out
+    _begin_moments(_trained_weights(accelerator, model), optimizer, set(moments))
+    for kind, live in _live_tensors(accelerator, model, optimizer).items():
+        for name, tensor in live.items():
+            whole = _read(tensors[kind], name, tensor) if tensors else None
+            shards.put(tensor, _tensor_from_main(accelerator, whole, tensor))
+    meters = tensors["processes"].read("meter") if tensors else None
     return _meter_of_process(accelerator, from_main(accelerator, meters))
 
 
-def _moments_by_weight(moments: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """ "weight/kind" -> tensor, as it lies in the file, as weight -> kind -> tensor."""
-    found: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in moments.items():
-        name, _, kind = key.rpartition("/")
-        found.setdefault(name, {})[kind] = tensor
-    return found
+def _live_tensors(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, dict[str, Tensor]]:
+    """Kind -> name -> tensor of all that training changes, as this process holds it; in the same order on each."""
+    weights = _trained_weights(accelerator, model)
+    moments = {}
+    for name, weight in weights.items():
+        kept = optimizer.optimizer.state.get(weight, {})
+        for kind in _MOMENTS:
+            if kind in kept:
+                moments[f"{name}/{kind}"] = kept[kind]
+    return {"weights": weights, "moments": moments}
+
+
+def _trained_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, nn.Parameter]:
+    """By the names that they have under no engine."""
+    named = accelerator.unwrap_model(model).named_parameters()
+    return {name.replace("_orig_mod.", ""): weight for name, weight in named if weight.requires_grad}
+
+
+def _begin_moments(weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, names: set[str]) -> None:
+    """Let AdamW have moments where a state has some, as its first update would: all zero."""
+    for name, weight in weights.items():
+        if f"{name}/step" in names:
+            optimizer.optimizer.state[weight] = {
+                "step": torch.zeros((), dtype=torch.float32, device=weight.device),
+                "exp_avg": torch.zeros_like(weight),
+                "exp_avg_sq": torch.zeros_like(weight),
+            }
+
+
+def _read(tensors: shards.Shards, name: str, live: Tensor) -> Tensor:
+    """A tensor of a state, of the shape of the live one."""
+    if name not in tensors.files_of:
+        raise RunError(f"resume: the state holds no {name}")
+    whole = tensors.read(name)
+    if whole.shape != live.shape:
+        raise RunError(f"resume: {name} is {list(whole.shape)} in the state and {list(live.shape)} in the model")
+    return whole
+
+
+def _tensor_from_main(accelerator: Accelerator, whole: Tensor | None, live: Tensor) -> Tensor:
+    """The main process's tensor, whole, on every process; of the live one's shape and dtype."""
+    if accelerator.num_processes == 1:
+        return whole
+    if whole is None:
+        whole = torch.empty(live.shape, dtype=live.dtype, device=accelerator.device)
+    else:
+        whole = whole.to(accelerator.device, live.dtype)
+    dist.broadcast(whole, src=0)
+    return whole
 
 
 def _meter_of_process(accelerator: Accelerator, meters: Tensor) -> Tensor:
@@ -101,22 +172,13 @@ def _meter_of_process(accelerator: Accelerator, meters: Tensor) -> Tensor:
     return torch.zeros_like(meters[0])
 
 
-def broken(tensors: Tensors) -> str | None:
-    """The first tensor of a captured state that is not finite: it must never take the place of a sound state."""
-    for stem in ("weights", "moments"):
-        for name, tensor in tensors[stem].items():
-            if not tensor.isfinite().all():
-                return name
-    return None
-
-
 # --------------------------------------------------------------------- which state, and whether it fits
 
 
 def find(
     accelerator: Accelerator, choice: str, folder: Path, identity: dict, model_path: str, unsaid: dict
-) -> tuple[int, dict, Tensors | None]:
-    """The state to go on from. The main process reads it, and all processes learn what was found; a collective.
+) -> tuple[int, dict, dict[str, shards.Shards] | None]:
+    """The state to go on from. The main process looks for it, and all processes learn what was found; a collective.
 
     Args:
         choice: "auto" for the newest whole state in `folder`, "never", or the folder of one state.
@@ -125,7 +187,7 @@ def find(
         unsaid: what a state that does not say a part of its identity stands for, by name.
 
     Returns:
-        (updates done, facts, tensors); (0, {}, None) to begin. The tensors are on the main process alone.
+        (updates done, facts, tensors); (0, {}, None) to begin. The main process alone has tensors, not read yet.
 
     Raises:
         RunError: on every process: the state is damaged, or another identity than this run's stands in it.

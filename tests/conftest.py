@@ -22,6 +22,7 @@ from accelerate.state import AcceleratorState, GradientState
 import run
 import tokenize_data_qwen
 from data.feed import Feed
+from runtime import checkpoint
 
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)  # the same examples on every run
 hypothesis.settings.load_profile("fixed")
@@ -132,6 +133,19 @@ def interrupted(config: dict, step: int) -> Path:
         train_here(config)
     gc.collect()  # the exception holds the run, and the run its folder's lock
     return Path(config["output_dir"]) / config["experiment_id"]
+
+
+def write_state(folder: Path, step: int, tensors: checkpoint.Tensors, facts: dict, keep: int) -> Path:
+    """A whole state of one process, as a start of a run would write it; returns its folder."""
+    checkpoint.remove_leftovers(folder)
+    aside = checkpoint.aside_of(folder, step, "start")
+    digests = checkpoint.write_part(aside, tensors, 0, 1)
+    return checkpoint.finish(aside, step, digests, facts, keep)
+
+
+def tensors_of(state: checkpoint.State) -> checkpoint.Tensors:
+    """All tensors of a state, read."""
+    return {kind: {name: found.read(name) for name in found.names()} for kind, found in state.tensors.items()}
 
 
 class Killed(BaseException):

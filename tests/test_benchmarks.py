@@ -3,12 +3,25 @@
 python -m pytest tests/test_benchmarks.py
 """
 
+import sys
+
 import pytest
 import torch
 
-from benchmarks import results, step
+from benchmarks import results, state, step
 from benchmarks.common import batch_of_shape
 from benchmarks.lengths import SHAPES, padding_ratio, tuples
+
+
+def test_the_benchmark_of_states_runs_at_toy_size(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["state.py", "--gigabytes", "0.001", "--states", "2", "--folder", str(tmp_path)])
+    monkeypatch.setattr(state, "WIDTH", 64)
+    state.main()
+    printed = capsys.readouterr().out
+    assert printed.count("0.00 GB") == 2
+    assert "one after another, as before: the loop stood still for" in printed
+    assert "4B: a state of 48.2 GB every 30 minutes" in printed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_frozen_lengths_are_as_named():

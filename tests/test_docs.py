@@ -60,7 +60,7 @@ NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "make foundation": "fifty minutes; the quickstart with other numbers",
     ".venv/bin/python -m examples.code_search.search": "needs a model; tests/examples/test_code_search.py runs it",
     "make test": "runs this test",
-    "make chaos": "minutes; tests/runtime/test_chaos.py runs it in small",
+    "make chaos": "an hour or two; tests/runtime/test_chaos.py runs it in small",
     "make bench": "a quarter of an hour; tests/test_benchmarks.py runs a part in small",
     "make lint": "changes files",
     "pip install": "needs a package index",

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import toy
-from conftest import tokenize
+from conftest import tokenize, write_state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -295,7 +295,7 @@ def test_malformed_stores(toy_world, tmp_path):
 
 
 def test_malformed_states(tmp_path):
-    folder = checkpoint.write(tmp_path, 3, {"weights": {"a": torch.arange(6.0)}}, {"sizes": {"metrics": 3}}, keep=1)
+    folder = write_state(tmp_path, 3, {"weights": {"a": torch.arange(6.0)}}, {"sizes": {"metrics": 3}}, keep=1)
     names = [path.name for path in folder.iterdir()]
     whole = {name: (folder / name).read_bytes() for name in names}
     cases = Counter()

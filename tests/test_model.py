@@ -281,3 +281,27 @@ def test_every_kth_layer_is_recomputed(every, again):
         layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))  # recomputing stops inside the MLP
     model(*packed()).sum().backward()
     assert len(calls) == 4 + again
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_random_numbers_are_kept_for_recomputation_only_where_there_is_dropout(monkeypatch, dropout):
+    """And with it, the gradient is that of the same dropout kept in memory."""
+    states = []
+    get_state = torch.get_rng_state
+    monkeypatch.setattr(torch, "get_rng_state", lambda: states.append(get_state()) or states[-1])
+    model = Embedder(add_lora(backbone(), 4, 8, dropout, ["q_proj", "up_proj"]), "segments").train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)  # zeros would leave the other half without a gradient
+    gradients = []
+    kept = []
+    for every in (1, 0):
+        states.clear()
+        model.recompute(every)
+        torch.manual_seed(5)
+        gradients.append(embed_and_differentiate(model, packed())[1])
+        kept.append(len(states))
+    # Of each layer that is recomputed the state that it began with, and that which its second pass must leave behind.
+    assert kept == [2 * len(model.layers()) if dropout else 0, 0]
+    assert gradients[0].norm() > 0
+    assert torch.equal(*gradients)

@@ -18,8 +18,10 @@ from losses import matryoshka_weights
 from model import Embedder, FrozenEmbedder
 from modeling.hub import at_revision
 from runtime import engine, resume
+from runtime.background import StateWriter
 from training.activations import choose_activation_policy, count_cost
 from training.advice import choose_query_instruction, unexpected
+from training.folders import room_lines
 from training.identity import run_identity, what_old_states_stand_for
 from training.loss_memory import LossShape, loss_bytes
 from training.memory import Cost
@@ -53,6 +55,7 @@ class Run:
     identity: dict  # what a resume must find unchanged
     query_instruction: str  # of the saved folders' query prompt; "" for none
     resumable: bool
+    states: StateWriter
     steps_done: int  # by this run, and by what it goes on from
     skipped: int  # updates left out in a row
     clock: Clock | None = None  # of the loop, while it runs
@@ -96,7 +99,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
     announce(args, accelerator, plan, schedule, attention, model)
     query_instruction, line = choose_query_instruction(args.query_instruction, stores)
     accelerator.print(line)
-    for line in unexpected(args, plan, schedule, stores):
+    for line in [*unexpected(args, plan, schedule, stores), *large_output(args, accelerator, plan, schedule, model)]:
         accelerator.print(f"warning: {line}")
     objective = make_objective(args, model.hidden_size)
     optimizer = make_optimizer(args, model)
@@ -141,6 +144,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
         identity=identity,
         query_instruction=query_instruction,
         resumable=not engine.is_deepspeed(accelerator),
+        states=StateWriter(accelerator, state_folder, args.save_total_limit),
         steps_done=steps_done,
         skipped=facts.get("skipped", 0),
     )
@@ -302,6 +306,27 @@ def start_trackers(args: Args, accelerator: Accelerator, steps_done: int) -> Non
     if steps_done and "tensorboard" in args.trackers():
         options["tensorboard"] = {"purge_step": steps_done + 1}
     accelerator.init_trackers(args.experiment_id, init_kwargs=options)
+
+
+def large_output(
+    args: Args, accelerator: Accelerator, plan: Plan, schedule: Schedule, model: torch.nn.Module
+) -> list[str]:
+    """A line about the model folders of this run, where they take much room."""
+    size = 0  # bytes of a model folder, but for some megabytes of tokenizer
+    for parameter in model.parameters():
+        if args.use_lora:
+            size += 4 * parameter.numel() * parameter.requires_grad  # an adapter, in fp32
+        else:
+            size += torch.finfo(saved_dtype(args, accelerator)).bits // 8 * parameter.numel()
+    every = args.checkpointing_steps
+    return room_lines(size, args.model_folders_limit, every, schedule.steps, plan.steps_per_epoch)
+
+
+def saved_dtype(args: Args, accelerator: Accelerator) -> torch.dtype:
+    """Of the weights in model folders."""
+    if args.save_dtype == "auto":
+        return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    return getattr(torch, args.save_dtype)
 
 
 def model_facts(run: Run, step: int) -> Facts:

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import toy
-from conftest import read_metrics
+from conftest import read_metrics, tensors_of, write_state
 
 from runtime import checkpoint
 from runtime.resume import differences
@@ -43,7 +43,7 @@ def test_a_state_stands_for_the_defaults_of_keys_that_came_later(train, settings
     state = checkpoint.newest(folder / "state", pytest.fail)
     for name in ("mask_same_text", "weights"):
         del state.facts["ground"][name]
-    checkpoint.write(folder / "state", state.step, state.tensors, state.facts, keep=2)
+    write_state(folder / "state", state.step, tensors_of(state), state.facts, keep=2)
     train()  # goes on
     with pytest.raises(RunError, match="mask_same_text: False then, True now"):
         train(mask_same_text=True)
@@ -59,7 +59,7 @@ def test_states_of_before_the_path_was_kept_are_readable(train, toy_world, tmp_p
     folder = train()
     state = checkpoint.newest(folder / "state", pytest.fail)
     del state.facts["model_path"]
-    checkpoint.write(folder / "state", state.step, state.tensors, state.facts, keep=2)
+    write_state(folder / "state", state.step, tensors_of(state), state.facts, keep=2)
     train()
     wider = toy.make_backbone(tmp_path / "wider", layers=3)
     with pytest.raises(RunError) as refused:

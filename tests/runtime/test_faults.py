@@ -102,7 +102,8 @@ LIMITS = {
     "a model folder's tokenizer": 15_000,
 }
 MOMENTS = {
-    "a state": (checkpoint, "write"),
+    "a state": (checkpoint, "write_part"),
+    "a state's name": (checkpoint, "finish"),
     "a model folder": (model_folder, "save"),
     "a log line": (records.Metrics, "write"),
 }

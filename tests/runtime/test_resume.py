@@ -15,14 +15,14 @@ import pytest
 import torch
 import toy
 from chaos import final
-from conftest import Killed, interrupted, read_metrics, tokenize, toy_settings, train_here
+from conftest import Killed, interrupted, read_metrics, tensors_of, tokenize, toy_settings, train_here, write_state
 from harness import on_processes, through_the_door
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run
 from data.feed import Feed
-from runtime import checkpoint, processes
+from runtime import checkpoint, processes, shards
 from utils import RunError
 
 LORA = {"use_lora": True, "lora_dropout": 0.2, "lora_target_modules": "q_proj,up_proj"}
@@ -190,7 +190,7 @@ def empty(data: bytes) -> bytes:
     return b""
 
 
-STATE_FILES = ("weights.safetensors", "moments.safetensors", "processes.safetensors", "state.json")
+STATE_FILES = [f"{kind}-00001-of-00001.safetensors" for kind in ("weights", "moments", "processes")] + ["state.json"]
 
 
 @pytest.mark.parametrize("name", STATE_FILES)
@@ -207,16 +207,18 @@ def test_a_damaged_state_is_passed_over_for_the_one_before_it(once, tmp_path, na
     assert found.step == 5
     expected = checkpoint.read(once[1] / "state" / "step_5")
     assert found.facts == expected.facts
-    for stem, tensors in expected.tensors.items():
-        assert found.tensors[stem].keys() == tensors.keys()
-        assert all(torch.equal(found.tensors[stem][key], tensor) for key, tensor in tensors.items())
+    assert found.tensors.keys() == expected.tensors.keys() == {"weights", "moments", "processes"}
+    ours, theirs = tensors_of(found), tensors_of(expected)
+    for kind, tensors in theirs.items():
+        assert ours[kind].keys() == tensors.keys() != set()
+        assert all(torch.equal(ours[kind][name], tensor) for name, tensor in tensors.items())
     [line] = warnings
     assert "step_10" in line
     assert "going back to the state before it" in line
 
 
 def test_a_run_with_a_damaged_state_says_so_and_ends_in_the_same_bytes(train, keys, begun, once, capsys):
-    path = begun / "state" / "step_10" / "weights.safetensors"
+    path = begun / "state" / "step_10" / STATE_FILES[0]
     path.write_bytes(flip(path.read_bytes()))
     capsys.readouterr()
     assert final(train(**keys)) == final(once[0])
@@ -227,7 +229,7 @@ def test_a_run_with_a_damaged_state_says_so_and_ends_in_the_same_bytes(train, ke
 
 
 def test_where_no_state_is_whole_nothing_is_trained(train, keys, begun):
-    for path in (begun / "state").glob("*/weights.safetensors"):
+    for path in (begun / "state").glob("*/weights-*.safetensors"):
         path.write_bytes(b"")
     with pytest.raises(RunError, match="no state in it is whole"):
         train(**keys)
@@ -235,9 +237,8 @@ def test_where_no_state_is_whole_nothing_is_trained(train, keys, begun):
 
 def test_a_kill_at_any_point_of_a_write_leaves_the_newest_whole_state(tmp_path, monkeypatch):
     tensors = {"weights": {"a": torch.arange(5.0)}, "moments": {"b": torch.ones(3)}}
-    checkpoint.write(tmp_path, 1, tensors, {"n": 1}, keep=2)
-    points = [(os, "replace"), (os, "fsync"), (shutil, "rmtree")]
-    points += [(checkpoint, "save_file"), (checkpoint, "file_digest")]
+    write_state(tmp_path, 1, tensors, {"n": 1}, keep=2)
+    points = [(os, "replace"), (os, "fsync"), (shutil, "rmtree"), (shards, "write_file")]
     for module, name in points:
         real = getattr(module, name)
         for calls in range(1, 9):
@@ -252,16 +253,16 @@ def test_a_kill_at_any_point_of_a_write_leaves_the_newest_whole_state(tmp_path, 
             with monkeypatch.context() as patch:
                 patch.setattr(module, name, dies)
                 with contextlib.suppress(Killed):
-                    checkpoint.write(tmp_path, 2, tensors, {"n": 2}, keep=2)
+                    write_state(tmp_path, 2, tensors, {"n": 2}, keep=2)
             step, facts, found = checkpoint.newest(tmp_path, lambda line: pytest.fail(line))
             assert facts == {"n": step}
-            assert torch.equal(found["weights"]["a"], tensors["weights"]["a"])
+            assert torch.equal(found["weights"].read("a"), tensors["weights"]["a"])
             shutil.rmtree(tmp_path / "step_2", ignore_errors=True)
 
 
 def test_states_are_pruned_only_after_the_new_one_is_there(tmp_path):
     for step in (5, 10, 15):
-        checkpoint.write(tmp_path, step, {"weights": {"a": torch.ones(1)}}, {}, keep=2)
+        write_state(tmp_path, step, {"weights": {"a": torch.ones(1)}}, {}, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_10", "step_15"]
 
 

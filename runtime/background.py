@@ -1,0 +1,212 @@
+"""States are written while training goes on: the loop stops only until the numbers are copied to CPU memory.
+
+Per process: copy its rows -> a thread writes, hashes and flushes them -> it leaves their checksums in the store at
+which the processes met. When all checksums are there, the main process's thread gives the state its name.
+
+Nothing of this is a collective. A second thread must not call one: NCCL and gloo pair collectives by their order, and
+the training's own would be taken for it. And it could not simply be left to the loop's next meeting: a model folder is
+written, read back and compared between two steps, and what was trained must be safe before it may be refused.
+"""
+
+import json
+import time
+import uuid
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor
+
+from runtime import checkpoint, engine, heartbeat
+from runtime.collectives import all_rows
+from runtime.resume import from_main
+from utils import RunError
+
+_PATIENCE = 60.0  # seconds that an error waits for the state that is being written
+_LOOKING = 40.0  # seconds; a network file system may remember for 30 that a file was not there
+
+
+class Report(NamedTuple):
+    """A state that has been published."""
+
+    step: int
+    path: Path
+    size: int  # bytes, of all processes
+    seconds: float  # from the step to the name
+    waited: float  # seconds of them in which training stood still
+
+    def __str__(self) -> str:
+        """For the console."""
+        return (
+            f"state {self.path}, {self.size / 1e6:,.1f} MB in {self.seconds:.1f} s, "
+            f"of which training waited {self.waited:.2f}"
+        )
+
+
+class StateWriter:
+    """One process's part in writing states, at most one at a time.
+
+    `begin` and `wait` are called by all processes alike; `check` by each for itself. As a context manager it waits at
+    the end, and at an error too, so that what was trained is not lost with what came after it.
+
+    Args:
+        folder: of the states. Every process that can see it writes its rows; under DDP those that cannot, on other
+            machines, leave it to the others.
+        keep: how many states are kept.
+
+    Raises:
+        RunError: on every process: under FSDP2 one cannot see the folder, and its rows are nowhere else.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, keep: int):
+        self.accelerator = accelerator
+        self.folder = folder
+        self.keep = keep
+        self.rank = accelerator.process_index
+        self.world = accelerator.num_processes
+        if accelerator.is_main_process:
+            checkpoint.remove_leftovers(folder)
+        self.start = from_main(accelerator, uuid.uuid4().hex[:8])
+        self.number, self.count = self._place_among_writers()
+        self.store = dist.HashStore() if self.world == 1 else heartbeat.new_connection()
+        self.pool = ThreadPoolExecutor(1, "state writer")  # its thread starts with the first state
+        self.copies: checkpoint.Tensors = {}
+        self.part: Future | None = None  # the checksums of what this process has written
+        self.state: Future | None = None  # the name that it then got, on every process
+        self.unsaid: Future | None = None  # the same, until `check` has returned it
+
+    def __enter__(self) -> "StateWriter":
+        """Nothing is to be done before the first state."""
+        return self
+
+    def __exit__(self, _kind, error: BaseException | None, _traceback) -> None:
+        """Wait for the state that is being written."""
+        if error is None:
+            self.wait()
+        elif self.state is not None and not heartbeat.is_lost_contact(error):  # without the others it will not be whole
+            wait([self.state], _PATIENCE)
+        self.pool.shutdown(wait=False)
+
+    def begin(self, step: int, tensors: checkpoint.Tensors, facts: dict, began: float) -> None:
+        """Copy this process's part of a state, and have it written; the state before must have been waited for.
+
+        Args:
+            tensors: live, on their device.
+            facts: what JSON can hold; the main process's count.
+            began: time.monotonic() when training stood still.
+        """
+        self.copies = copy_to_cpu(tensors, self.copies)
+        waited = time.monotonic() - began
+        self.part = self.pool.submit(self._write, step)
+        self.state = self.pool.submit(self._publish, step, self.part, facts, began, waited)
+        self.unsaid = self.state
+
+    def wait(self) -> None:
+        """Wait until the state that was begun has its name; a collective.
+
+        Raises:
+            OSError: the disk refuses it.
+        """
+        if self.state is None:
+            return
+        self.part.result()
+        self.accelerator.wait_for_everyone()  # at once where a process is gone: the store would wait for its silence
+        self.state.result()
+        self.state = None
+
+    def check(self) -> Report | None:
+        """What has been published since the last call; None on all but the main process.
+
+        Raises:
+            OSError: the disk refused it.
+        """
+        for future in (self.part, self.unsaid):
+            if future is not None and future.done():
+                future.result()
+        if self.unsaid is None or not self.unsaid.done():
+            return None
+        report = self.unsaid.result()
+        self.unsaid = None
+        return report
+
+    def _write(self, step: int) -> dict[str, str]:
+        if self.number is None:
+            return {}
+        aside = checkpoint.aside_of(self.folder, step, self.start)
+        return checkpoint.write_part(aside, self.copies, self.number, self.count)
+
+    def _publish(self, step: int, part: Future, facts: dict, began: float, waited: float) -> Report | None:
+        """Meet the others' threads in the store, and let the main process give the state its name."""
+        digests = part.result()
+        key = f"state/{self.start}/{step}"
+        self.store.set(f"{key}/{self.rank}", json.dumps(digests))
+        if self.rank != 0:
+            self.store.wait([f"{key}/published"], engine.COLLECTIVE_TIMEOUT)
+            return None
+        keys = [f"{key}/{rank}" for rank in range(self.world)]
+        self.store.wait(keys, engine.COLLECTIVE_TIMEOUT)
+        for other in keys[1:]:
+            digests |= json.loads(self.store.get(other))
+        aside = checkpoint.aside_of(self.folder, step, self.start)
+        path = checkpoint.finish(aside, step, digests, facts, self.keep)
+        self.store.set(f"{key}/published", "yes")
+        size = sum(file.stat().st_size for file in path.iterdir())
+        return Report(step, path, size, time.monotonic() - began, waited)
+
+    def _place_among_writers(self) -> tuple[int | None, int]:
+        """(this process's place among those that write, None where it does not; how many do)"""
+        if self.world == 1:
+            return 0, 1
+        mark = self.folder.parent / f".meeting-{self.start}"
+        if self.accelerator.is_main_process:
+            for left_behind in mark.parent.glob(".meeting-*"):  # by a start that was killed
+                left_behind.unlink()
+            mark.touch()
+        self.accelerator.wait_for_everyone()
+        seen = torch.tensor([float(appears(mark, _LOOKING))], device=self.accelerator.device)
+        writes = all_rows(seen, self.world).flatten().bool().tolist()
+        if self.accelerator.is_main_process:
+            mark.unlink()
+        if engine.is_sharded(self.accelerator) and not all(writes):
+            raise RunError(
+                f"output_dir: process {writes.index(False)} does not see {self.folder.parent}, and under FSDP2 each "
+                "process writes its own part of a state: take a folder that all machines share, or DDP"
+            )
+        return sum(writes[: self.rank]) if writes[self.rank] else None, sum(writes)
+
+
+def appears(path: Path, seconds: float) -> bool:
+    """Whether something is there, or comes to be seen there within so long."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def copy_to_cpu(tensors: checkpoint.Tensors, earlier: checkpoint.Tensors) -> checkpoint.Tensors:
+    """Copies of tensors in CPU memory, complete on return.
+
+    Args:
+        earlier: copies that are no longer needed. Their memory is used again: of pinned memory, to which a GPU copies
+            several times as fast, a gigabyte takes some tenths of a second to get.
+    """
+    copies: checkpoint.Tensors = {}
+    for kind, named in tensors.items():
+        copies[kind] = {}
+        for name, tensor in named.items():
+            copy = earlier.get(kind, {}).get(name)
+            if copy is None:
+                copy = _room_for(tensor)
+            copies[kind][name] = copy.copy_(tensor.detach(), non_blocking=True)
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return copies
+
+
+def _room_for(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
