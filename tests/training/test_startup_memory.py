@@ -136,7 +136,7 @@ def test_a_start_in_parts_takes_little_more_than_the_parts(large, settings):
     for rank, (peak, own) in enumerate(found):
         assert own == pytest.approx(4 / 2, rel=0.01)
         if rank == 0:
-            assert 3.9 < peak <= 4.05  # it reads the model
+            assert 3.9 < peak <= 4.1  # it reads the model, and begins with the smallest weights
         else:
             assert own <= peak <= 1.2 * own
 
