@@ -22,7 +22,8 @@ from accelerate.utils import (
 )
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 
 from runtime import launcher, sharding
 from utils import RunError
@@ -220,8 +221,7 @@ def trials(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
     """
     with autocast_of_trials(accelerator):
         yield
-    if isinstance(model, FSDPModule):
-        model.reshard()
+    sharding.share_out(model)
 
 
 def device_to_read_to(accelerator: Accelerator) -> torch.device | None:
@@ -245,7 +245,7 @@ def place(accelerator: Accelerator, model: nn.Module, frozen: bool = False) -> n
     weights = sharding.take_weights(model)
     sharding.agree_on_weights(model)
     if frozen:
-        _shard_frozen(model, model._no_split_modules, _precision(accelerator), _mesh(accelerator))
+        sharding.shard_frozen(model, model._no_split_modules, _precision(accelerator), _mesh(accelerator))
         offload = False
     else:
         fsdp2_prepare_model(accelerator, model)
@@ -271,26 +271,10 @@ def prepare(
     if is_sharded(accelerator):
         # The optimizer has the sharded weights already. accelerate.prepare would look them up by their addresses,
         # and a process's part that has no rows has none.
-        own = {id(parameter) for parameter in model.parameters()}
-        assert all(id(weight) in own for group in optimizer.param_groups for weight in group["params"])
+        assert all(isinstance(weight, DTensor) for group in optimizer.param_groups for weight in group["params"])
         model.register_forward_hook(_share_out_after_evaluation)
         return model, accelerator.prepare_optimizer(optimizer)
     return accelerator.prepare(model, optimizer)
-
-
-def _shard_frozen(
-    module: nn.Module, layers: list[str], precision: MixedPrecisionPolicy, mesh: DeviceMesh | None
-) -> None:
-    """A teacher in parts over the processes: no optimizer state, never saved.
-
-    Args:
-        layers: class names of the modules that are gathered one at a time.
-    """
-    for part in list(module.modules()):  # a list, since sharding changes the modules
-        if type(part).__name__ in layers:
-            fully_shard(part, mesh=mesh, mp_policy=precision)
-    # Without a backward pass torch would leave the root unsharded: for a teacher the largest table of all.
-    fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
 
 
 def whole_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -351,9 +335,7 @@ def _share_out_after_evaluation(model: nn.Module, _inputs, _output) -> None:
     """Free what a pass without a backward pass has gathered: torch would keep it until the next backward pass."""
     if model.training or torch.is_grad_enabled():
         return
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    sharding.share_out(model)
 
 
 def clear_gradients(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:

@@ -18,6 +18,8 @@ import math
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from utils import RunError
@@ -82,6 +84,28 @@ def hand_out(module: nn.Module, weights: dict[str, Tensor], device: torch.device
         dist.broadcast(value, src=0)
         owner, _, key = name.rpartition(".")
         setattr(module.get_submodule(owner), key, value)
+
+
+def shard_frozen(
+    module: nn.Module, layers: list[str], precision: MixedPrecisionPolicy, mesh: DeviceMesh | None
+) -> None:
+    """A teacher in parts over the processes: no optimizer state, never saved.
+
+    Args:
+        layers: class names of the modules that are gathered one at a time.
+    """
+    for part in list(module.modules()):  # a list, since sharding changes the modules
+        if type(part).__name__ in layers:
+            fully_shard(part, mesh=mesh, mp_policy=precision)
+    # Without a backward pass torch would leave the root unsharded: for a teacher the largest table of all.
+    fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+
+
+def share_out(model: nn.Module) -> None:
+    """Free what a sharded model has gathered for its last pass: each process has its own rows alone again."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def rows_here(parameter: DTensor) -> tuple[int, int]:
