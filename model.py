@@ -32,6 +32,7 @@ from modeling.pooling import POOLINGS
 from utils import first_line
 
 _WORSE = 1.5  # how much further from fp32 than the plain way in bf16 a backend may be
+Agree = Callable[[str | None], str | None]  # what one process found wrong, or None -> what any of them did
 _BUCKET_TOKENS = 16384  # rectangle of one bucket at most, padding included; large enough to fill a GPU
 
 
@@ -123,7 +124,11 @@ class Embedder(nn.Module):
         return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
 
     def states(self, attention_name: str, **inputs) -> Tensor:
-        """[n, L, d] final hidden states of `input_ids` [n, L]; switches the decoder to the attention of this name."""
+        """[n, L, d] final hidden states of `input_ids` [n, L]: a forward pass of its own, without pooling."""
+        return self._states(attention_name, **inputs)
+
+    def _states(self, attention_name: str, **inputs) -> Tensor:
+        """The same within a forward pass; switches the decoder to the attention of this name."""
         if self.backbone.config._attn_implementation != attention_name:
             self.decoder().set_attn_implementation(attention_name)
         return self.backbone(use_cache=False, **inputs).last_hidden_state
@@ -137,7 +142,7 @@ class Embedder(nn.Module):
         tokens, cu_seqlens, lengths = round_up(tokens, cu_seqlens, lengths, self.multiple)
         starts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff(), output_size=len(tokens))
         positions = torch.arange(len(tokens), device=tokens.device) - starts  # [T], from 0 in each text
-        states = self.states(
+        states = self._states(
             attention.NAMES[self.backend],
             input_ids=tokens[None],
             position_ids=positions[None],
@@ -151,7 +156,7 @@ class Embedder(nn.Module):
         longest = int(lengths.max())
         device_lengths = cu_seqlens.diff()
         ids, real = rectangle(tokens, device_lengths, longest)  # [n, longest] both
-        states = self.states("sdpa", input_ids=ids, attention_mask=real.long())  # [n, longest, d]
+        states = self._states("sdpa", input_ids=ids, attention_mask=real.long())  # [n, longest, d]
         return self.pool(states.flatten(0, 1), *places_in_rectangle(device_lengths, longest))
 
     def _embed_buckets(self, tokens: Tensor, lengths: np.ndarray) -> Tensor:
@@ -162,7 +167,7 @@ class Embedder(nn.Module):
             texts = [tokens[ends[i] - lengths[i] : ends[i]] for i in group]
             ids = nn.utils.rnn.pad_sequence(texts, batch_first=True)  # [group, longest]; a pad is any id
             device_lengths = torch.from_numpy(lengths[group]).to(tokens.device, non_blocking=True)
-            states = self.states("sdpa", input_ids=ids)  # [group, longest, d]
+            states = self._states("sdpa", input_ids=ids)  # [group, longest, d]
             pooled.append(self.pool(states.flatten(0, 1), *places_in_rectangle(device_lengths, ids.shape[1])))
         original_order = torch.from_numpy(np.argsort(np.concatenate(groups))).to(tokens.device, non_blocking=True)
         return torch.cat(pooled)[original_order]  # [n, d], in the order of the batch
@@ -193,7 +198,10 @@ class FrozenEmbedder(Embedder):
 
 
 def choose_backend(
-    model: Embedder, candidates: list[str], warn: Callable[[str], None] = lambda line: None
+    model: Embedder,
+    candidates: list[str],
+    warn: Callable[[str], None] = lambda line: None,
+    agree: Agree = lambda problem: problem,
 ) -> list[str]:
     """Set `model.backend` to the first backend that is exact for this model: some decoders cannot be packed.
 
@@ -201,28 +209,32 @@ def choose_backend(
     mix neighbours by a convolution or an attention of their own.
 
     Args:
-        model: in fp32 or fp64, before any engine wraps it, under the autocast of the training; its mode is put back.
+        model: under the autocast of the training; its mode is put back. Of a sharded one `states` must be a forward
+            method for the engine, and all processes call this alike.
         candidates: from `modeling.attention.backend_candidates`.
         warn: called with a line about each candidate that is left out.
+        agree: makes one process's problem that of all, which must come to the same end.
 
     Returns:
         Why the model cannot be trained, one line each.
     """
     mode = model.training
     model.eval()
-    problems = _try_backends(model, candidates, warn)
+    problems = _try_backends(model, candidates, warn, agree)
     model.train(mode)
     return problems
 
 
-def _try_backends(model: Embedder, candidates: list[str], warn: Callable[[str], None]) -> list[str]:
-    if not _is_finite(model):
-        return ["a text's state is not finite: the weights are damaged"]
-    if not _is_causal(model):
-        return ["not causal: the state of a token depends on what follows it"]
+def _try_backends(model: Embedder, candidates: list[str], warn: Callable[[str], None], agree: Agree) -> list[str]:
+    damage = agree(None if _is_finite(model) else "a text's state is not finite: the weights are damaged")
+    if damage:
+        return [damage]
+    foresight = agree(None if _is_causal(model) else "not causal: the state of a token depends on what follows it")
+    if foresight:
+        return [foresight]
     for backend in candidates:
         model.backend = backend
-        problem = _mixing_problem(model)
+        problem = agree(_mixing_problem(model))
         if problem is None:
             return []
         warn(f"attn_backend {backend} is left out: {problem}")
@@ -261,6 +273,8 @@ def _mixing_problem(model: Embedder) -> str | None:
         beside_one = model(tokens, cu_seqlens, lengths)[1:]  # [3, d]
         beside_other = model(other_neighbour, cu_seqlens, lengths)[1:]
     except (TypeError, ValueError, RuntimeError) as error:  # an attention that takes no packed row
+        if hasattr(model, "reset_iter_state"):  # sharded: the pass ended between gathering weights and freeing them
+            model.reset_iter_state()
         return f"it cannot run here ({first_line(error)})"
     if not _is_near(beside_one, beside_other, 1e-6):
         return "texts change each other's embeddings"
@@ -269,7 +283,10 @@ def _mixing_problem(model: Embedder) -> str | None:
     with torch.autocast(tokens.device.type, enabled=False):
         exact = _alone(model, texts)
     rounding = _difference(alone, exact)
-    least = 1e-3 if next(model.parameters()).dtype.itemsize >= 4 else 3e-2  # of a teacher's bf16 weights
+    least = 1e-3
+    if exact.dtype == torch.bfloat16:  # weights in bf16, as a teacher's or as FSDP2 gathers them: two right ways differ
+        rounding = _difference(_padded(model, tokens, cu_seqlens, lengths)[1:], exact)
+        least = 3e-2
     found = _difference(beside_one, exact)
     if found <= max(_WORSE * rounding, least):
         return None
@@ -282,12 +299,21 @@ def _alone(model: Embedder, texts: list[Tensor]) -> Tensor:
     for text in texts:
         states = model.states("sdpa", input_ids=text[None])[0]  # [L, d]
         pooled.append(model.pool(states, text.new_tensor([0]), text.new_tensor([len(text) - 1])))
-    return torch.cat(pooled).float()
+    return torch.cat(pooled)
+
+
+def _padded(model: Embedder, tokens: Tensor, cu_seqlens: Tensor, lengths: np.ndarray) -> Tensor:
+    """[n, d]: the texts in one rectangle."""
+    backend = model.backend
+    model.backend = "padded"
+    embeddings = model(tokens, cu_seqlens, lengths)
+    model.backend = backend
+    return embeddings
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
     """Relative to the expected."""
-    return float((found - expected).norm() / expected.norm())
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
 def _is_near(found: Tensor, expected: Tensor, tolerance: float) -> bool:

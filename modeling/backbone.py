@@ -126,21 +126,34 @@ def _lora_problems(config: PreTrainedConfig, targets: list[str] | str) -> list[s
     ]
 
 
-def load_backbone(path: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
+def load_backbone(
+    path: str, dtype: torch.dtype, revision: str | None = None, device: torch.device | None = None
+) -> PreTrainedModel:
     """The decoder of a folder or hub id, without its language-model head. Safetensors only, no remote code.
 
     Args:
         revision: commit, tag or branch of a hub id; None = its main branch.
+        device: a GPU gets one weight after the other from the file, and the model never lies in main memory as a
+            whole; None = the CPU.
 
     Raises:
         ValueError: the weights are not those that the config describes.
     """
+    options = where(path, revision)
+    if device is not None and device.type != "cpu":
+        options["device_map"] = {"": device}
     try:
-        return AutoModel.from_pretrained(
-            path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **where(path, revision)
-        )
+        return AutoModel.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **options)
     except RuntimeError as error:  # Transformers has printed a table of what differs
         raise ValueError(f"{path}: its weights do not fit its config.json ({first_line(error)})") from None
+
+
+def describe_backbone(path: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
+    """The decoder that `load_backbone` gives, on the meta device: it has no weights and takes no memory."""
+    config = AutoConfig.from_pretrained(path, **where(path, revision))
+    with torch.device("meta"):
+        model = AutoModel.from_config(config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
+    return model.eval()  # as one that was read
 
 
 def add_lora(

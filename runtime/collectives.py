@@ -42,6 +42,15 @@ def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
     return _Gather.apply(rows, tuple(counts)) if len(counts) > 1 else rows
 
 
+def problem_of_any(problem: str | None, world: int) -> str | None:
+    """The problem of the first process that has one, on every process; None where nobody has. A collective."""
+    if world == 1:
+        return problem
+    problems = [None] * world
+    dist.all_gather_object(problems, problem)
+    return next((found for found in problems if found), None)
+
+
 def all_rows(values: Tensor, world: int) -> Tensor:
     """The same vector from every process: [v] -> [world, v]. One collective, no gradient."""
     if world == 1:

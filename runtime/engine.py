@@ -18,12 +18,14 @@ from accelerate.utils import (
     DistributedType,
     InitProcessGroupKwargs,
     ProjectConfiguration,
+    fsdp2_prepare_model,
 )
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 
-from runtime import launcher
+from runtime import launcher, sharding
 from utils import RunError
 
 # DDP: gradients lie in the buckets in which they are summed, instead of beside them (4 bytes a parameter); and nothing
@@ -66,7 +68,10 @@ def start(trackers: list[str], logging_dir: str) -> Accelerator:
     if fsdp is not None:
         if fsdp.fsdp_version != 2:
             raise RunError("fsdp_version: 2 is needed in the accelerate config")
+        if fsdp.activation_checkpointing:
+            raise RunError("fsdp_activation_checkpointing: set it to false; gradient_checkpointing recomputes layers")
         fsdp.mixed_precision_policy = _precision(accelerator)
+        fsdp.cpu_ram_efficient_loading = False  # accelerate's gathers each weight on every process; `place` does not
     return accelerator
 
 
@@ -186,10 +191,10 @@ def autocast_of_trials(accelerator: Accelerator) -> AbstractContextManager:
     accelerate's own context is empty under DeepSpeed, which turns the weights into bf16 later: a trial in fp32 would
     rule out every kernel that takes bf16 alone. And autocast keeps its bf16 copies of all weights until it ends, also
     without gradients: half of the model once more, for a trial of nine tokens. Without that cache a copy lives as long
-    as its product.
+    as its product. Not under FSDP2, which gathers the weights in bf16 itself.
     """
     kind = accelerator.device.type
-    bf16 = accelerator.mixed_precision == "bf16"
+    bf16 = accelerator.mixed_precision == "bf16" and not is_sharded(accelerator)
     return torch.autocast(kind, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
 
@@ -208,12 +213,54 @@ def shards(accelerator: Accelerator) -> int:
     return accelerator.num_processes if mesh is None else mesh.size(-1)
 
 
+@contextmanager
+def trials(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
+    """Around forward passes before the engine has the optimizer: in the precision of the training.
+
+    What a sharded model gathered for them is freed afterwards: an optimizer made then must find the parts.
+    """
+    with autocast_of_trials(accelerator):
+        yield
+    sharding.share_out(model)
+
+
+def device_to_read_to(accelerator: Accelerator) -> torch.device | None:
+    """Where a process of an engine that does not shard reads its model to; None = the CPU, for DeepSpeed to move it."""
+    return None if is_deepspeed(accelerator) else accelerator.device
+
+
+def place(accelerator: Accelerator, model: nn.Module, frozen: bool = False) -> nn.Module:
+    """A model on its device; where the engine shards, in parts over the processes. Then it is a collective.
+
+    Args:
+        model: whole; where the engine shards only the main process needs its weights, and the others may describe it
+            on the meta device. Its `_no_split_modules` are the class names of what is gathered at a time, its layers.
+        frozen: it is not trained, a teacher.
+
+    Raises:
+        RunError: on every process: they describe different models.
+    """
+    if not is_sharded(accelerator):
+        return model.to(accelerator.device)
+    weights = sharding.take_weights(model)
+    sharding.agree_on_weights(model)
+    if frozen:
+        sharding.shard_frozen(model, model._no_split_modules, _precision(accelerator), _mesh(accelerator))
+        offload = False
+    else:
+        fsdp2_prepare_model(accelerator, model)
+        offload = isinstance(accelerator.state.fsdp_plugin.cpu_offload, CPUOffloadPolicy)
+    sharding.hand_out(model, weights, accelerator.device, offload)
+    return model
+
+
 def prepare(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, batch_size: int, max_grad_norm: float
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Model and optimizer as the engine runs them.
 
     Args:
+        model: from `place`, tried.
         batch_size: tuples per process; for DeepSpeed, which cannot see it in a data loader here.
         max_grad_norm: for DeepSpeed, which clips gradients in its backward pass.
     """
@@ -221,28 +268,13 @@ def prepare(
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config["train_micro_batch_size_per_gpu"] = batch_size
         config["gradient_clipping"] = max_grad_norm
-    model, optimizer = accelerator.prepare(model, optimizer)
     if is_sharded(accelerator):
+        # The optimizer has the sharded weights already. accelerate.prepare would look them up by their addresses,
+        # and a process's part that has no rows has none.
+        assert all(isinstance(weight, DTensor) for group in optimizer.param_groups for weight in group["params"])
         model.register_forward_hook(_share_out_after_evaluation)
-    return model, optimizer
-
-
-def shard_frozen(accelerator: Accelerator, module: nn.Module, layers: list[str]) -> nn.Module:
-    """A teacher in parts over the processes, where the student is: no optimizer state, never saved.
-
-    Args:
-        layers: class names of the modules that are gathered one at a time.
-    """
-    if not is_sharded(accelerator):
-        return module
-    precision = _precision(accelerator)
-    mesh = _mesh(accelerator)
-    for part in list(module.modules()):  # a list, since sharding changes the modules
-        if type(part).__name__ in layers:
-            fully_shard(part, mesh=mesh, mp_policy=precision)
-    # Without a backward pass torch would leave the root unsharded: for a teacher the largest table of all.
-    fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
-    return module
+        return model, accelerator.prepare_optimizer(optimizer)
+    return accelerator.prepare(model, optimizer)
 
 
 def whole_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -303,9 +335,7 @@ def _share_out_after_evaluation(model: nn.Module, _inputs, _output) -> None:
     """Free what a pass without a backward pass has gathered: torch would keep it until the next backward pass."""
     if model.training or torch.is_grad_enabled():
         return
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    sharding.share_out(model)
 
 
 def clear_gradients(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:

@@ -32,7 +32,7 @@ from torch.distributed.tensor import DTensor
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 import run
-from modeling.backbone import load_backbone
+from modeling.backbone import describe_backbone, load_backbone
 from runtime import engine
 from training import models
 
@@ -260,6 +260,7 @@ def _break_and_enter(rank: int, world: int, config: dict, fault: Callable) -> No
 def compute_in(dtype: torch.dtype) -> None:
     """Models of this process are of this dtype throughout."""
     models.load_backbone = lambda path, _, **named: load_backbone(path, dtype, **named)
+    models.describe_backbone = lambda path, _, **named: describe_backbone(path, dtype, **named)
     if dtype == torch.float64:  # Transformers rounds to fp32 here, where a difference of 1e-16 can become one of 1e-7
         Qwen3RMSNorm.forward = lambda self, x: F.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon)
 

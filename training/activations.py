@@ -19,11 +19,11 @@ GIB = 2**30
 def count_cost(args: Args, accelerator: Accelerator, model: Embedder) -> memory.Cost | None:
     """What a token costs, where something is to be chosen from it; None where the user fixed everything.
 
-    Before the engine takes the model: after that a forward pass may be a collective.
+    Of a sharded model a collective, as its forward passes are.
     """
     if args.gradient_checkpointing is not None and args.max_tokens_per_forward is not None:
         return None
-    with engine.autocast_of_trials(accelerator):
+    with engine.trials(accelerator, model):
         return memory.cost_of(model)
 
 

@@ -4,13 +4,18 @@ import hashlib
 import json
 from dataclasses import asdict
 
+import numpy as np
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from arguments import Args, defaults, keys_that_may_change
 from data.plan import Plan
 from data.token_store import TokenStore
 from modeling.tokenizer import fingerprint
+from runtime.collectives import all_rows
+from runtime.sharding import rows_here
 from training.schedule import Schedule
 
 _SAMPLED = 64  # numbers of each weight
@@ -38,16 +43,29 @@ def weights_digest(model: nn.Module) -> str:
     """Names the weights that training begins with, by 64 evenly spaced numbers of each: 16 hex digits.
 
     Under LoRA the base is in no state, so another base of the same shapes would go unnoticed. Adapters are left out:
-    the seed makes them.
+    the seed makes them. The same for a sharded model, for which this is a collective, as for a whole one.
     """
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            continue
-        flat = parameter.detach().reshape(-1)
-        places = torch.linspace(0, len(flat) - 1, min(_SAMPLED, len(flat)), device=flat.device, dtype=torch.float64)
-        digest.update(flat[places.long()].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    samples = [_sample(parameter) for name, parameter in model.named_parameters() if "lora_" not in name]
+    bits = torch.cat(samples)  # [numbers of all weights]
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        bits = all_rows(bits, dist.get_world_size()).amax(0)  # of the process that holds each
+    return hashlib.sha256(bits.cpu().numpy().astype(np.uint32).tobytes()).hexdigest()[:16]
+
+
+def _sample(weight: Tensor) -> Tensor:
+    """Evenly spaced numbers of a weight, at most _SAMPLED: the bits of each in fp32, int64; -1 where it is not here."""
+    count = weight.numel()
+    places = torch.linspace(0, count - 1, min(_SAMPLED, count), dtype=torch.float64).long()
+    here = weight.detach()
+    if isinstance(weight, DTensor):
+        first_row, _ = rows_here(weight)
+        places -= first_row * (count // len(weight))
+        here = here.to_local().to(weight.device_mesh.device_type)
+    found = torch.full(places.shape, -1, device=here.device)
+    is_here = (places >= 0) & (places < here.numel())
+    numbers = here.reshape(-1)[places[is_here].to(here.device)].float()
+    found[is_here.to(here.device)] = numbers.view(torch.int32).long() & 0xFFFFFFFF
+    return found
 
 
 def what_old_states_stand_for(identity: dict) -> dict:

@@ -200,8 +200,9 @@ def _embeddings(model: Embedder) -> Tensor:
     """
     mode = model.training
     model.eval()
+    weight = _smallest_trained_weight(model)
     embeddings = model(*_short_texts(model))  # [3, d]
-    torch.autograd.grad(embeddings.sum(), _smallest_trained_weight(model))
+    torch.autograd.grad(embeddings.sum(), weight)
     model.train(mode)
     return embeddings.detach()
 
@@ -217,6 +218,8 @@ def _short_texts(model: Embedder) -> tuple[Tensor, Tensor, np.ndarray]:
 def _smallest_trained_weight(model: Embedder) -> Tensor:
     """Of the first layer where it is trained: the way to it leads through all others."""
     for module in (*model.layers(), model):
+        if hasattr(module, "unshard"):  # sharded: the weight that the forward pass uses is gathered from all processes
+            module.unshard()
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if trained:
             return min(trained, key=Tensor.numel)

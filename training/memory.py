@@ -8,7 +8,6 @@ of the device; what weights, gradients and moments need is arithmetic. training/
 
 import math
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from model import Embedder
 
@@ -77,28 +78,29 @@ def cost_of(model: Embedder) -> Cost:
 
 
 def kept_bytes(model: Embedder, length: int, texts: int = 4) -> int:
-    """Bytes that autograd keeps of a forward pass on `texts` texts of `length` tokens; weights are not counted."""
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    seen: dict[int, int] = {}
+    """Bytes that autograd would keep of a forward pass on `texts` texts of `length` tokens.
+
+    It keeps nothing here: no backward pass follows, and a copy of all weights in bf16 would be kept as well. Weights
+    are not counted; copies of weights are, and what FSDP2 gathers, but they do not depend on the length.
+    """
+    weights = {p.untyped_storage()._cdata for p in model.parameters() if not isinstance(p, DTensor)}
+    counted: dict[int, StorageWeakRef] = {}  # by address; the reference keeps it from being given to another storage
     device = next(model.parameters()).device
     tokens = torch.zeros(texts * length, dtype=torch.long, device=device)
     starts = torch.arange(0, texts * length + 1, length, dtype=torch.int32, device=device)
-    with torch.autograd.graph.saved_tensors_hooks(_note_storages(seen, weights), lambda tensor: tensor):
-        embeddings = model(tokens, starts, np.full(texts, length))  # held while it is counted
-    del embeddings
-    return sum(seen.values())
+    bytes_kept = 0
 
-
-def _note_storages(seen: dict[int, int], weights: set[int]) -> Callable[[Tensor], Tensor]:
-    """A hook that notes the size of every storage once."""
-
-    def note(tensor: Tensor) -> Tensor:
+    def count(tensor: Tensor) -> None:
+        """Add the storage of a tensor that autograd would keep, unless it is there already."""
+        nonlocal bytes_kept
         storage = tensor.untyped_storage()
-        if storage._cdata not in weights:  # the storage itself: on the meta device all addresses are 0
-            seen[storage._cdata] = storage.nbytes()
-        return tensor
+        if storage._cdata not in weights and storage._cdata not in counted:
+            counted[storage._cdata] = StorageWeakRef(storage)
+            bytes_kept += storage.nbytes()
 
-    return note
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
+        model(tokens, starts, np.full(texts, length))
+    return bytes_kept
 
 
 # ---------------------------------------------------------------------------------------- the model

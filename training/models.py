@@ -1,20 +1,24 @@
 """The models of a run: loaded, given adapters and kernels, tried, and moved to their device."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedConfig
 
 from arguments import Args
-from model import Embedder, FrozenEmbedder, choose_backend
+from model import Agree, Embedder, FrozenEmbedder, choose_backend
 from modeling.attention import backend_candidates, explain_backend, head_shape, try_kernels
-from modeling.backbone import add_lora, attention_window, load_backbone, read_config
+from modeling.backbone import add_lora, attention_window, describe_backbone, load_backbone, read_config
 from modeling.packing import MULTIPLE
 from modeling.pooling import pooling_of
 from runtime import engine
+from runtime.collectives import problem_of_any
 from training import kernels
 from utils import RunError
 
@@ -22,27 +26,30 @@ from utils import RunError
 def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenEmbedder | None, str]:
     """The model on its device, tried out; its teacher, if any; and for people, how and why attention is computed.
 
+    Where the engine shards this is a collective, trials included.
+
     Raises:
-        RunError: the model cannot be read, or cannot be trained as asked.
+        RunError: on every process: the model cannot be read, or cannot be trained as asked.
     """
     set_seed(args.seed)  # the same adapters on every process
-    backbone = load_trained_backbone(args)
+    model = load_student(args, accelerator)
+    config = model.backbone.config
     on_cpu = accelerator.device.type == "cpu"
-    windowed = attention_window(backbone.config) is not None
+    windowed = attention_window(config) is not None
     half = accelerator.mixed_precision == "bf16"
     one_call = engine.is_sharded(accelerator)
     if half and not on_cpu:
-        leave_out_kernels(args, accelerator, backbone.config)
+        leave_out_kernels(args, accelerator, config)
     candidates = backend_candidates(args.attn_backend, on_cpu, windowed, one_call, half)
-    model = Embedder(backbone.to(accelerator.device), candidates[0])
 
     def warn(line: str) -> None:
         accelerator.print(f"warning: {line}")
 
-    with engine.autocast_of_trials(accelerator):
-        problems = find_model_problems(args, model, candidates, one_call, warn)
-    if problems:
-        raise RunError("\n".join(f"{args.model_path}: {problem}" for problem in problems))
+    with engine.trials(accelerator, model):
+        problems = find_model_problems(args, model, candidates, one_call, warn, agreement(accelerator))
+    problem = problem_of_any("\n".join(f"{args.model_path}: {line}" for line in problems), accelerator.num_processes)
+    if problem:
+        raise RunError(problem)
     if on_cpu and half:
         model.multiple = MULTIPLE
     teacher = None
@@ -66,20 +73,51 @@ def leave_out_kernels(args: Args, accelerator: Accelerator, config: PreTrainedCo
         accelerator.print(f"warning: attention kernel left out: {line}")
 
 
-def load_trained_backbone(args: Args) -> torch.nn.Module:
-    """The decoder in fp32, with adapters where they are asked for."""
-    try:
-        backbone = load_backbone(args.model_path, torch.float32, revision=args.model_revision)
-    except ValueError as error:
-        raise RunError(f"model_path: {error}") from None
+def load_student(args: Args, accelerator: Accelerator) -> Embedder:
+    """The model to train, in fp32, with adapters where they are asked for, where the engine wants it."""
+    backbone = read_backbone(accelerator, args.model_path, torch.float32, "model_path", args.model_revision)
     if args.use_lora:
         sizes = (args.lora_r, args.lora_alpha, args.lora_dropout)
         backbone = add_lora(backbone, *sizes, args.lora_targets(), args.model_revision)
+    model = engine.place(accelerator, Embedder(backbone))
+    register_fsdp_forward_method(model, "states")  # trials call it from outside
+    return model
+
+
+def read_backbone(
+    accelerator: Accelerator, path: str | Path, dtype: torch.dtype, key: str, revision: str | None
+) -> nn.Module:
+    """A decoder for `engine.place`; a collective.
+
+    Each process reads it onto its own device. Where the engine shards the main process alone reads it, into main
+    memory, and the others describe it on the meta device.
+
+    Args:
+        key: of the configuration, that names the path.
+        revision: of a hub id.
+
+    Raises:
+        RunError: on every process: one of them cannot read it.
+    """
+    backbone = None
+    problem = None
+    try:
+        if not engine.is_sharded(accelerator):
+            backbone = load_backbone(path, dtype, revision=revision, device=engine.device_to_read_to(accelerator))
+        elif accelerator.is_main_process:
+            backbone = load_backbone(path, dtype, revision=revision)
+        else:
+            backbone = describe_backbone(path, dtype, revision=revision)
+    except ValueError as error:
+        problem = f"{key}: {error}"
+    problem = problem_of_any(problem, accelerator.num_processes)
+    if problem:
+        raise RunError(problem)
     return backbone
 
 
 def find_model_problems(
-    args: Args, model: Embedder, candidates: list[str], one_call: bool, warn: Callable[[str], None]
+    args: Args, model: Embedder, candidates: list[str], one_call: bool, warn: Callable[[str], None], agree: Agree
 ) -> list[str]:
     """Give the model its backend and kernels, and say what of it cannot be, one line each.
 
@@ -87,8 +125,9 @@ def find_model_problems(
         candidates: the backends to try, best first.
         one_call: every process must call the model equally often.
         warn: called with a line about each backend that is left out.
+        agree: makes one process's problem that of all.
     """
-    problems = choose_backend(model, candidates, warn)
+    problems = choose_backend(model, candidates, warn, agree)
     if one_call and model.backend == "buckets":
         problems = ["attn_backend buckets: processes would call a sharded model unequally often; set it to auto"]
     if args.gradient_checkpointing and not model.can_recompute:
@@ -105,11 +144,16 @@ def load_teacher(
 ) -> FrozenEmbedder:
     """A teacher in the precision of the training, in parts over the processes where the student is."""
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    backbone = load_backbone(path, dtype, revision=revision).to(accelerator.device)
-    teacher = FrozenEmbedder(backbone, pooling=pooling_of(Path(path)))
-    with engine.autocast_of_trials(accelerator):
-        choose_backend(teacher, candidates)
+    backbone = read_backbone(accelerator, path, dtype, "teacher_model_path", revision)
+    teacher = engine.place(accelerator, FrozenEmbedder(backbone, pooling=pooling_of(Path(path))), frozen=True)
+    register_fsdp_forward_method(teacher, "states")
+    with engine.trials(accelerator, teacher):
+        choose_backend(teacher, candidates, agree=agreement(accelerator))
     if accelerator.device.type == "cpu" and dtype == torch.bfloat16:
         teacher.multiple = MULTIPLE
-    engine.shard_frozen(accelerator, teacher, teacher._no_split_modules)
     return teacher
+
+
+def agreement(accelerator: Accelerator) -> Agree:
+    """What makes the verdict of one process on a backend that of all: one of them must not use another."""
+    return partial(problem_of_any, world=accelerator.num_processes)

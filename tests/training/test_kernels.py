@@ -20,7 +20,7 @@ from transformers import AutoModel
 from transformers.models.qwen3 import modeling_qwen3
 
 from model import Embedder
-from modeling.backbone import add_lora
+from modeling.backbone import add_lora, describe_backbone, load_backbone
 from runtime import engine
 from training import kernels, preflight
 
@@ -302,3 +302,17 @@ def test_a_replaced_function_serves_its_device_alone():
     call = kernels._by_device(lambda x, scale: ("plain", scale), lambda x, scale: ("fast", scale), "cuda")
     assert call(there, scale=2) == ("fast", 2)
     assert call(elsewhere, scale=2) == ("plain", 2)
+
+
+def compiled_in_parts(rank: int, world: int, path: str) -> list[str]:
+    accelerator = engine.start([], "")
+    backbone = load_backbone(path, torch.float32) if rank == 0 else describe_backbone(path, torch.float32)
+    model = engine.place(accelerator, Embedder(backbone, "segments")).train()
+    problems = kernels.compile_layers(model, "aot_eager")
+    assert all(parameter.grad is None for parameter in model.parameters())
+    return problems
+
+
+@pytest.mark.processes
+def test_layers_of_a_model_in_parts_are_compiled_and_compared(toy_world):
+    assert on_processes(2, compiled_in_parts, str(toy_world.backbone), kind="fsdp") == [[], []]
