@@ -35,7 +35,7 @@ QUICKSTART = Job(
     config=Path("examples/code_search/quickstart.json"),
     layers=6,
     rows=16000,
-    others=1000,
+    others=300,
     yardsticks=("BM25",),
 )
 RANDOM = replace(QUICKSTART, config=Path("examples/code_search/random.json"), layers=None, rows=48000, others=3000)
