@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
+from importlib import import_module
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from benchmarks.gpu_trainee import Step, Trainee, Variant, Work, work_of
 from benchmarks.lengths import SHAPES, padding_ratio, tuples
 from model import Embedder
 from training import kernels, memory
+from utils import first_line
 
 PUBLISHED = "published layout"
 OURS = "ours"
@@ -143,9 +144,19 @@ def missing_ways(trainee: Trainee, compiler: str) -> dict[str, str]:
         problems = trainee.compile_layers(compiler)
         if problems:
             missing[COMPILED] = "; ".join(problems)
-    if not find_spec("sentence_transformers"):
-        missing[CACHED] = "sentence-transformers is not installed"
+    reason = why_not_sentence_transformers()
+    if reason:
+        missing[CACHED] = reason
     return missing
+
+
+def why_not_sentence_transformers() -> str:
+    """Why its loss cannot be measured here; "" where it can."""
+    try:
+        import_module("sentence_transformers")
+    except Exception as error:  # installed, it may still want another package
+        return f"sentence-transformers cannot be imported: {type(error).__name__}: {first_line(error)}"
+    return ""
 
 
 def variants_of(best: str, plan: StepPlan) -> list[Variant]:

@@ -6,6 +6,7 @@ without flash-attn is causal attention without a mask. Sentence Transformers pad
 
 import gc
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +84,7 @@ class Trainee:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def compile_layers(self, compiler: str) -> list[str]:
+    def compile_layers(self, compiler: str | Callable) -> list[str]:
         """Compile every layer, and keep the results, so that variants can turn them on and off. Returns problems."""
         with autocast(self.device):
             problems = kernels.compile_layers(self.model, compiler)

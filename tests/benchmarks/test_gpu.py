@@ -4,6 +4,7 @@ python -m pytest tests/benchmarks/test_gpu.py
 """
 
 import json
+import sys
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from benchmarks import gpu, gpu_equality, gpu_model, gpu_profile, gpu_run, gpu_speed, gpu_table
 from benchmarks.common import Budget
 from benchmarks.gpu_equality import Way
-from benchmarks.gpu_trainee import Step, Variant
+from benchmarks.gpu_trainee import Step, Trainee, Variant, work_of
 from benchmarks.lengths import tuples
 from training import memory
 from utils import RunError
@@ -47,7 +48,8 @@ def test_equality_and_speed_at_toy_size(tmp_path, capsys):
         assert 1e-3 < way["gradients"] < 0.2
         assert not way["worse"]
     (table,) = report["speed"]
-    check_table(table)
+    theirs = ["Sentence Transformers, cached, 32 at a time"] if find_spec("sentence_transformers") else []
+    check_table(table, ["published layout", "ours", "ours, compiled", *theirs])
     printed = capsys.readouterr().out
     assert printed.count("published layout") == 1 + 2 * 3  # a row, and targets
     assert printed.count("not measured") == 2 * 7 + 2
@@ -58,23 +60,26 @@ def test_lora_at_toy_size_beside_a_piece_that_fails(tmp_path, monkeypatch, capsy
         raise RuntimeError("no such kernel\n(more)")
 
     monkeypatch.setattr(gpu, "measure_equality", fail)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # installed, and cannot be imported
     flags = ("--parts", "equality,speed", "--kinds", "LoRA", "--lengths", "MS-MARCO-like", "--tuples", "1")
     report = measure(tmp_path, *flags)
     assert report["left_out"] == [{"what": "equality of toy", "reason": "failed: RuntimeError: no such kernel"}]
     (table,) = report["speed"]
     assert (table["kind"], table["tuples"]) == ("LoRA", 1)
-    check_table(table, compiled=False)
-    assert table["ways"][-1] == {"way": "ours, compiled", "left_out": "--compile none"}
+    check_table(table, ["published layout", "ours"])
+    left_out = {way["way"]: way["left_out"] for way in table["ways"] if "left_out" in way}
+    assert left_out.keys() == {"ours, compiled", "Sentence Transformers, cached"}
+    assert left_out["ours, compiled"] == "--compile none"
+    assert "cannot be imported: ModuleNotFoundError" in left_out["Sentence Transformers, cached"]
     console = capsys.readouterr()
     assert "ours, compiled                                --compile none" in console.out
     assert "Traceback" in console.err
 
 
-def check_table(table: dict, compiled: bool = True) -> None:
+def check_table(table: dict, names: list[str]) -> None:
     ways = {way["way"]: way for way in table["ways"] if "left_out" not in way}
-    ours = ["ours", "ours, compiled"] if compiled else ["ours"]
-    theirs = ["Sentence Transformers, cached, 32 at a time"] if find_spec("sentence_transformers") else []
-    assert list(ways) == ["published layout", *ours, *theirs]
+    assert list(ways) == names
+    ours = [name for name in names if name.startswith("ours")]
     assert len({round(ways[name]["loss"], 4) for name in ["published layout", *ours]}) == 1  # one function
     for way in ways.values():
         assert way["loss"] > 0.1
@@ -212,6 +217,28 @@ def test_a_plan_says_the_peak_that_training_counts_with():
     scarce = gpu_model.plan_step(model, cost, 2**30 / memory.USABLE + memory.SPARE, lengths, CPU)
     assert scarce.token_limit < lengths.sum() or scarce.recompute_every
     assert scarce.expected_bytes < 0.9 * ample.expected_bytes
+
+
+def test_only_the_compiled_variant_runs_compiled_also_where_layers_are_recomputed():
+    runs = []
+
+    def compiler(graph, inputs):
+        def run(*tensors):
+            runs.append(graph)
+            return graph(*tensors)
+
+        return run
+
+    trainee = Trainee(gpu_model.build(gpu_model.config_of("toy"), lora=False, device=CPU), CPU)
+    assert trainee.compile_layers(compiler) == []
+    work = work_of("MS-MARCO-like", 1, 512, CPU)
+    ours = trainee.update(work, Variant("ours", "segments"))
+    runs.clear()
+    trainee.update(work, Variant("ours", "segments", recompute_every=1))
+    assert not runs
+    compiled = trainee.update(work, Variant("ours, compiled", "segments", recompute_every=1, compiled=True))
+    assert len(runs) >= 2 * 2  # both layers, in both passes
+    assert float(compiled) == pytest.approx(float(ours), rel=1e-4)
 
 
 class TooSmall:
