@@ -60,7 +60,8 @@ class CountWaits(TorchDispatchMode):
 def count_waits(update: Callable[[], object], device: torch.device) -> dict[str, int]:
     """Where in an update the host waits for the device, and how often: a line of source, or an operation -> times."""
     if device.type != "cuda":
-        with CountWaits() as counter:
+        # Uncompiled: where a counter looks on, torch gives up compiling that code, for later models too.
+        with torch.compiler.set_stance("force_eager"), CountWaits() as counter:
             update()
         return dict(counter.waits)
     wait(device)
