@@ -13,6 +13,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from runtime import checkpoint, shards
 from runtime.collectives import all_rows
@@ -125,7 +126,10 @@ def _live_tensors(
 
 
 def _trained_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, nn.Parameter]:
-    """By the names that they have under no engine."""
+    """By the names that they have under no engine, as the optimizer knows them."""
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()  # a pass without a backward one leaves the root whole, in tensors that have no moments
     named = accelerator.unwrap_model(model).named_parameters()
     return {name.replace("_orig_mod.", ""): weight for name, weight in named if weight.requires_grad}
 
