@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import toy
+from accelerate.utils import DistributedType
 from conftest import read_metrics
 from harness import (
     PATIENCE,
@@ -230,11 +231,16 @@ def test_the_shipped_cpu_configs_launch(config, tmp_path, name):
     assert (Path(config["output_dir"]) / "toy" / "step_2" / "model.safetensors").exists()
 
 
-def test_trials_compute_in_the_precision_of_the_training_and_keep_no_copies_of_weights():
+@pytest.mark.parametrize(("kind", "mixed_precision", "dtype"), [
+    ("NO", "no", torch.float32), ("MULTI_GPU", "bf16", torch.bfloat16), ("DEEPSPEED", "bf16", torch.bfloat16),
+    ("FSDP", "bf16", torch.float32),  # its own policy computes in bf16, without autocast
+])  # fmt: skip
+def test_trials_compute_in_the_precision_of_the_training_and_keep_no_copies_of_weights(kind, mixed_precision, dtype):
     """accelerate's own autocast is empty under DeepSpeed, where `varlen` was tried in fp32 and never taken."""
     layer = torch.nn.Linear(8, 8)
-    for mixed_precision, dtype in (("bf16", torch.bfloat16), ("no", torch.float32)):
-        accelerator = SimpleNamespace(device=torch.device("cpu"), mixed_precision=mixed_precision)
-        with torch.no_grad(), engine.autocast_of_trials(accelerator):
-            assert layer(torch.ones(1, 8)).dtype == dtype
-            assert not torch.is_autocast_cache_enabled()
+    accelerator = SimpleNamespace(
+        device=torch.device("cpu"), mixed_precision=mixed_precision, distributed_type=DistributedType[kind]
+    )
+    with torch.no_grad(), engine.autocast_of_trials(accelerator):
+        assert layer(torch.ones(1, 8)).dtype == dtype
+        assert not torch.is_autocast_enabled("cpu") or not torch.is_autocast_cache_enabled()
