@@ -294,14 +294,14 @@ def test_bf16_compute_keeps_fp32_weights_and_stays_near(train, monkeypatch):
 def test_rows_have_few_lengths_under_bf16_on_a_processor(train, monkeypatch):
     """Its products in bf16 are prepared for each length of a row, and kept: memory would grow with every step."""
     lengths = []
-    states = Embedder.states
+    states = Embedder._states
 
     def noted(self, attention_name, **inputs):
         if torch.is_grad_enabled():
             lengths.append(inputs["input_ids"].shape[1])
         return states(self, attention_name, **inputs)
 
-    monkeypatch.setattr(Embedder, "states", noted)
+    monkeypatch.setattr(Embedder, "_states", noted)
     train(experiment_id="fp32")
     assert any(length % MULTIPLE for length in lengths)
     lengths.clear()

@@ -134,7 +134,7 @@ def evaluate_and_capture(rank: int, world: int, config: dict) -> tuple[int, int]
     run.train_step(live, 1)
     run.validate(live, 1)
     whole = sum(not isinstance(parameter, DTensor) for parameter in live.model.parameters())
-    captured = resume.capture(live.accelerator, live.model, live.optimizer, live.meter.state())
+    captured = resume.capture(live.accelerator, live.model, live.optimizer, live.meter.state(), rank, world)
     run.train_step(live, 2)
     return whole, len(captured["weights"])
 
