@@ -1,4 +1,4 @@
-# make quickstart    train SmolLM2 on the Python functions of this machine and search with it (nine minutes, no GPU)
+# make quickstart    train SmolLM2 on the Python functions of this machine and search with it (eight minutes, no GPU)
 # make foundation    the same with more depth and fifty minutes, beside all-MiniLM-L6-v2
 # make test          all tests (thirteen minutes on two cores)
 # make test-quick    style, and the tests that need one process only
