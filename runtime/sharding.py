@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from runtime.shards import rows_of
 from utils import RunError
 
 _SENT_AT_ONCE = 2**28  # bytes that the main process puts on its device for sending
@@ -110,17 +111,8 @@ def share_out(model: nn.Module) -> None:
 
 def rows_here(parameter: DTensor) -> tuple[int, int]:
     """The first row of a sharded weight that this process holds, and the one behind its last."""
-    return rows_of_part(len(parameter), _parts(parameter), parameter.device_mesh.get_coordinate()[-1])
-
-
-def rows_of_part(rows: int, parts: int, part: int) -> tuple[int, int]:
-    """Where a part begins and ends when torch cuts rows into parts: equal ones, the last shorter or empty.
-
-    >>> [rows_of_part(5, 4, part) for part in range(4)]
-    [(0, 2), (2, 4), (4, 5), (5, 5)]
-    """
-    height = math.ceil(rows / parts)
-    return min(part * height, rows), min((part + 1) * height, rows)
+    own = rows_of(len(parameter), parameter.device_mesh.get_coordinate()[-1], _parts(parameter))
+    return own.start, own.stop
 
 
 def _parts(parameter: DTensor) -> int:

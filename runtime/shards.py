@@ -11,6 +11,7 @@ can hash on the way: reading a state again for its checksum took a fifth of the 
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def rows_of(rows: int, number: int, count: int) -> slice:
     >>> [rows_of(5, number, 4) for number in range(4)]
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None), slice(5, 5, None)]
     """
-    size = -(-rows // count)
+    size = math.ceil(rows / count)
     return slice(min(number * size, rows), min((number + 1) * size, rows))
 
 

@@ -277,7 +277,8 @@ def train_steps(rank: int, world: int, configs: list[dict], dtype: torch.dtype) 
     return [_train(config) for config in configs]
 
 
-def _train(config: dict) -> dict:
+def live_run(config: dict) -> run.Run:
+    """Everything up to the first step, as run.py makes it."""
     path = Path(config["output_dir"]).with_suffix(f".{os.getpid()}.json")
     path.write_text(json.dumps(config))
     args, problems, unknown = run.arguments.parse(["--config", str(path)])
@@ -288,6 +289,13 @@ def _train(config: dict) -> dict:
     accelerator = engine.start([], args.tb_dir)
     assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", 1))
     live = run.setup(args, accelerator, stores, tokenizer)
+    live.model.train()
+    return live
+
+
+def _train(config: dict) -> dict:
+    live = live_run(config)
+    accelerator = live.accelerator
     found = {"gradients": [], "norms": [], "engine": type(live.model).__name__}
     clip = accelerator.clip_grad_norm_
 
@@ -296,7 +304,6 @@ def _train(config: dict) -> dict:
         return clip(parameters, limit)
 
     accelerator.clip_grad_norm_ = recorded
-    live.model.train()
     found["before"] = _whole(dict(live.model.named_parameters()))
     for step in range(1, live.schedule.steps + 1):
         found["norms"].append(float(run.train_step(live, step)[1]))

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from runtime import sharding
+from runtime import sharding, shards
 from runtime.collectives import problem_of_any
 from training.identity import weights_digest
 from utils import RunError
@@ -121,5 +121,5 @@ def test_parts_are_cut_as_torch_cuts_them():
         for parts in range(1, 8):
             sizes = [len(chunk) for chunk in torch.arange(rows).chunk(parts)]
             sizes += [0] * (parts - len(sizes))
-            bounds = [sharding.rows_of_part(rows, parts, part) for part in range(parts)]
-            assert [end - begin for begin, end in bounds] == sizes
+            bounds = [shards.rows_of(rows, part, parts) for part in range(parts)]
+            assert [own.stop - own.start for own in bounds] == sizes

@@ -11,8 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import toy
-from accelerate.state import AcceleratorState, GradientState
-from harness import door_on_processes, on_processes, run_command, train_steps
+from harness import door_on_processes, live_run, on_processes, run_command, train_steps
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel
@@ -32,20 +31,6 @@ CALLS = ("all_gather_single", "reduce_scatter_single", "all_reduce")
 def config(settings):
     return settings | {"train_batch_size": 4, "log_interval": 100, "min_lr": 0.0, "warmup_steps": 0, "train_steps": 3,
                        "scheduler_type": "constant_with_warmup", "learning_rate": 1e-4}  # fmt: skip
-
-
-def live_run(config: dict) -> run.Run:
-    """Everything up to the first step, as run.py makes it."""
-    path = Path(config["output_dir"]).with_suffix(f".{os.getpid()}.json")
-    path.write_text(json.dumps(config))
-    args, problems, unknown = run.arguments.parse(["--config", str(path)])
-    stores, tokenizer, problems = run.find_problems(args, problems, unknown)
-    assert problems == []
-    AcceleratorState._reset_state()
-    GradientState._reset_state()
-    live = run.setup(args, engine.start([], args.tb_dir), stores, tokenizer)
-    live.model.train()
-    return live
 
 
 def count_calls() -> dict[str, int]:
