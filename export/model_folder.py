@@ -68,7 +68,7 @@ def save(
     if isinstance(backbone, PeftModel):
         _save_adapter(aside, backbone, weights)
     else:
-        _save_whole_model(aside, backbone, weights, dtype, facts)
+        save_weights(aside, backbone, weights, dtype, facts.matryoshka_dims)
     save_tokenizer(tokenizer, aside, facts.max_seq_length)
     write_sentence_transformers_files(aside, facts, pooling)
     _let_others_read(aside)
@@ -152,7 +152,9 @@ def _write_pooling(folder: Path, hidden_size: int, pooling: str) -> None:
     write_json(folder / "config.json", config)
 
 
-def _save_whole_model(folder: Path, backbone: nn.Module, weights: dict, dtype: torch.dtype, facts: Facts) -> None:
+def save_weights(
+    folder: Path, backbone: nn.Module, weights: dict, dtype: torch.dtype, matryoshka_dims: list[int] = ()
+) -> None:
     """config.json and the weights in `dtype`.
 
     The config gets what readers other than Transformers 5 need: rope_theta at the top level (without it Transformers
@@ -166,8 +168,8 @@ def _save_whole_model(folder: Path, backbone: nn.Module, weights: dict, dtype: t
     rope_parameters = config.get("rope_parameters") or {}
     if rope_parameters.get("rope_theta"):
         config["rope_theta"] = rope_parameters["rope_theta"]
-    if facts.matryoshka_dims:
-        config["matryoshka_dimensions"] = sorted(facts.matryoshka_dims)
+    if matryoshka_dims:
+        config["matryoshka_dimensions"] = sorted(matryoshka_dims)
     write_json(folder / "config.json", config)
 
 

@@ -1,0 +1,119 @@
+"""The pruning command: what it writes trains and loads elsewhere, what it cannot do it refuses at once.
+
+python -m pytest tests/tools/test_prune_model.py
+"""
+
+import json
+
+import pytest
+import torch
+from conftest import toy_settings, train_here
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel
+
+from tools import prune_model
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("calibration") / "texts.jsonl"
+    lines = [json.dumps(f"The river number {number} is old.") for number in range(20)]
+    lines += ['{"text": "A castle was sold."}', '{"query": "bridge", "passage": "The bridge stands empty."}', ""]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def prune(source, target, *more) -> int:
+    return prune_model.main(["--input", str(source), "--output", str(target), *map(str, more)])
+
+
+def test_a_pruned_folder_is_consistent_and_trains_on_the_stores_of_the_larger_one(toy_world, texts, tmp_path, capsys):
+    small = tmp_path / "small"
+    sizes = ("--hidden_size", 24, "--intermediate_size", 40, "--num_layers", 1, "--calibration", texts)
+    assert prune(toy_world.backbone, small, *sizes) == 0
+    config = json.loads((small / "config.json").read_text())
+    assert (config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]) == (24, 40, 1)
+    assert len(config["layer_types"]) == 1
+    assert config["head_dim"] == 8
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]  # readers of Transformers 4 look here
+    weights = load_file(small / "model.safetensors")
+    assert weights["layers.0.self_attn.q_norm.weight"].shape == (8,)
+    assert weights["embed_tokens.weight"].shape == (512, 24)
+    assert "parameters" in capsys.readouterr().out
+
+    trained = train_here(toy_settings(toy_world, tmp_path) | {"model_path": str(small)})
+
+    assert (trained / "step_4" / "model.safetensors").exists()
+
+
+def test_a_trained_folder_stays_one_that_sentence_transformers_loads(toy_world, texts, tmp_path):
+    settings = {"use_mrl": True, "train_steps": 2, "attn_backend": "segments"}
+    trained = train_here(toy_settings(toy_world, tmp_path) | settings) / "step_2"
+    assert prune(trained, tmp_path / "small", "--hidden_size", 24, "--calibration", texts) == 0
+    model = SentenceTransformer(str(tmp_path / "small"), device="cpu")
+    assert model.get_embedding_dimension() == 24
+    assert model.encode(["a river"]).shape == (1, 24)
+    pooling = json.loads((tmp_path / "small" / "1_Pooling" / "config.json").read_text())
+    assert pooling["word_embedding_dimension"] == 24
+    assert json.loads((tmp_path / "small" / "config.json").read_text())["matryoshka_dimensions"] == [8, 16, 24]
+
+
+def test_the_same_command_gives_the_same_weights_and_another_norm_or_sample_others(toy_world, texts, tmp_path):
+    commands = {"one": (), "two": (), "norm": ("--norm", "max"), "sample": ("--calibration_texts", 2, "--seed", 5)}
+    found = {}
+    for name, more in commands.items():
+        sizes = ("--hidden_size", 12, "--intermediate_size", 20, "--calibration", texts)
+        assert prune(toy_world.backbone, tmp_path / name, *sizes, *more) == 0
+        found[name] = load_file(tmp_path / name / "model.safetensors")["layers.1.mlp.up_proj.weight"]
+    assert torch.equal(found["one"], found["two"])
+    assert not torch.equal(found["one"], found["norm"])
+    assert not torch.equal(found["one"], found["sample"])
+
+
+def test_depth_alone_needs_no_texts_and_keeps_bf16(toy_world, tmp_path):
+    half = tmp_path / "half"
+    model = AutoModel.from_pretrained(toy_world.backbone, dtype=torch.bfloat16)
+    model.save_pretrained(half)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (half / name).write_bytes((toy_world.backbone / name).read_bytes())
+    assert prune(half, tmp_path / "small", "--num_layers", 1) == 0
+    weights = load_file(tmp_path / "small" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    original = model.state_dict()
+    assert all(torch.equal(weight, original[name]) for name, weight in weights.items())
+
+
+REFUSED = {
+    "nothing to prune": (),
+    "--hidden_size 33: must be between 1 and 32": ("--hidden_size", 33),
+    "--num_layers 0: must be between 1 and 2": ("--num_layers", 0),
+    "--calibration: needed to choose units": ("--intermediate_size", 8),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_sizes_that_cannot_be_are_refused(toy_world, tmp_path, capsys, message):
+    assert prune(toy_world.backbone, tmp_path / "small", *REFUSED[message]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+
+
+def test_all_problems_are_named_at_once(toy_world, tmp_path, capsys):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('"good"\n{"title": "no text"}\nnot json\n')
+    flags = ("--hidden_size", 99, "--num_layers", 9, "--calibration", bad)
+    assert prune(toy_world.backbone, tmp_path, *flags) == 2
+    said = capsys.readouterr().err
+    for part in ("--hidden_size 99", "--num_layers 9", "exists already", "line 2: give a JSON string", "line 3: give"):
+        assert part in said
+
+
+def test_missing_models_and_texts_are_refused(tmp_path, toy_world, capsys):
+    assert prune(tmp_path / "nowhere", tmp_path / "small", "--num_layers", 1) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert prune(toy_world.backbone, tmp_path / "small", "--hidden_size", 8, "--calibration", tmp_path / "none") == 2
+    assert "cannot be read" in capsys.readouterr().err
+    (tmp_path / "empty").write_text("\n")
+    assert prune(toy_world.backbone, tmp_path / "small", "--hidden_size", 8, "--calibration", tmp_path / "empty") == 2
+    assert "no text in it" in capsys.readouterr().err

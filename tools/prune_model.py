@@ -1,0 +1,189 @@
+"""Make a smaller decoder out of a larger one: fewer layers, a narrower residual stream, narrower MLPs.
+
+    python -m tools.prune_model --input qwen3-0.6b --output small --num_layers 8 --hidden_size 320 \\
+        --intermediate_size 2048 --calibration texts.jsonl
+
+Kept are the first layers, and the units whose activations have the largest norm on the calibration texts (F2LLM-v2,
+section 3.3). Depth is cut first, so that units are judged by the layers that stay. The report says neither which norm
+nor which texts; l2 weighs a unit by the energy that it carries. Texts should be like those that the model will read:
+each line of the file is a JSON string, an object with "text", or a raw tuple with "query" and "passage".
+
+The result is a decoder to train from. A model folder of this project keeps its pooling, prompts and card.
+"""
+
+import argparse
+import json
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedConfig, PreTrainedModel
+
+if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from export import model_folder
+from modeling.backbone import load_backbone, read_config
+from modeling.pooling import pooling_of
+from modeling.pruning import NORMS, first_layers, importance, keep_units, strongest
+from modeling.tokenizer import load_tokenizer, make_encoder, save_tokenizer
+from utils import RunError, aside_of, first_line, publish, read_json, remove
+
+LINE_RULE = "give a JSON string, an object with text, or one with query and passage"
+SIZES = {"hidden_size": "hidden_size", "intermediate_size": "intermediate_size", "num_layers": "num_hidden_layers"}
+
+
+def main(argv: list[str]) -> int:
+    """Prune. Returns the exit status: 0, or 2 for refused input."""
+    flags = parse(argv)
+    config, problems = read_config(flags.input)
+    tokenizer, tokenizer_problems = load_tokenizer(flags.input)
+    problems += tokenizer_problems
+    if config is not None:
+        problems += size_problems(flags, config)
+    if Path(flags.output).exists():
+        problems.append(f"--output {flags.output}: exists already")
+    texts, text_problems = calibration_texts(flags)
+    problems += text_problems
+    if problems:
+        print("\n".join(problems), file=sys.stderr)
+        return 2
+    try:
+        model = load_backbone(flags.input, torch.float32)
+        small = prune(model, tokenizer, texts, flags)
+    except (ValueError, RunError) as error:
+        print(first_line(error), file=sys.stderr)
+        return 2
+    write(small, tokenizer, flags, config.dtype or torch.float32)
+    print(summary(model, small))
+    print(flags.output)
+    return 0
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.prune_model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--input", required=True, help="model folder or hub id")
+    add("--output", type=Path, required=True, help="the folder to write; must not exist yet")
+    add("--hidden_size", type=int, help="residual units to keep (default all)")
+    add("--intermediate_size", type=int, help="units of each MLP to keep (default all)")
+    add("--num_layers", type=int, help="layers to keep, from the first on (default all)")
+    add("--calibration", type=Path, help="texts to see units at work on; needed for --hidden_size, --intermediate_size")
+    add("--calibration_texts", type=int, default=256, help="drawn from the file (default %(default)s)")
+    add("--max_seq_length", type=int, default=512, help="tokens of a calibration text (default %(default)s)")
+    add("--norm", choices=NORMS, default="l2", help="of a unit's activations over all tokens (default %(default)s)")
+    add("--seed", type=int, default=0, help="of the draw of texts (default %(default)s)")
+    return parser.parse_args(argv)
+
+
+def size_problems(flags: argparse.Namespace, config: PreTrainedConfig) -> list[str]:
+    """Sizes that the decoder cannot be cut to, one line each."""
+    problems = []
+    for flag, key in SIZES.items():
+        wanted = getattr(flags, flag)
+        largest = getattr(config, key, None)
+        if largest is None:
+            problems.append(f"{flags.input}: config.json has no {key}: only Qwen3 and Llama decoders are pruned")
+        elif wanted is not None and not 1 <= wanted <= largest:
+            problems.append(f"--{flag} {wanted}: must be between 1 and {largest}, the model's {key}")
+    if all(getattr(flags, flag) is None for flag in SIZES):
+        problems.append("nothing to prune: give --num_layers, --hidden_size or --intermediate_size")
+    return problems
+
+
+def needs_texts(flags: argparse.Namespace) -> bool:
+    """Whether units are chosen, not layers alone."""
+    return flags.hidden_size is not None or flags.intermediate_size is not None
+
+
+def calibration_texts(flags: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The texts that units are judged by, drawn from the file; and what is wrong with it, at most a few lines."""
+    if not needs_texts(flags):
+        return [], []
+    if flags.calibration is None:
+        return [], ["--calibration: needed to choose units: a file of texts, one JSON value a line"]
+    texts = []
+    problems = []
+    try:
+        lines = flags.calibration.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        return [], [f"--calibration {flags.calibration}: cannot be read ({first_line(error)})"]
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            found = texts_of_line(line)
+            texts += found
+            if not found:
+                problems.append(f"{flags.calibration}, line {number}: {LINE_RULE}")
+    if not texts and not problems:
+        problems.append(f"--calibration {flags.calibration}: no text in it")
+    count = min(len(texts), max(1, flags.calibration_texts))
+    return random.Random(flags.seed).sample(texts, count), problems[:5]
+
+
+def texts_of_line(line: str) -> list[str]:
+    """The texts in one line of the file that are not blank; none where the line is none that is understood."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return []
+    candidates = [value]
+    if isinstance(value, dict):
+        candidates = [value.get(key) for key in ("text", "query", "passage")]
+    return [text for text in candidates if isinstance(text, str) and text.strip()]
+
+
+def prune(model: PreTrainedModel, tokenizer, texts: list[str], flags: argparse.Namespace) -> PreTrainedModel:
+    """The smaller decoder, in fp32.
+
+    Raises:
+        ValueError: its weights are named otherwise than Qwen3's and Llama's.
+    """
+    if flags.num_layers is not None:
+        model = first_layers(model, flags.num_layers)
+    if not needs_texts(flags):
+        return model
+    encode = make_encoder(tokenizer, flags.max_seq_length)
+    tokens = (torch.from_numpy(encode([text])[0]).long() for text in tqdm(texts, desc="calibrating", disable=None))
+    found = importance(model, tokens, flags.norm)
+    hidden = strongest(found.hidden, flags.hidden_size or model.config.hidden_size)
+    mlp = [strongest(of_layer, flags.intermediate_size or model.config.intermediate_size) for of_layer in found.mlp]
+    return keep_units(model, hidden, mlp)
+
+
+def write(model: PreTrainedModel, tokenizer, flags: argparse.Namespace, dtype: torch.dtype) -> None:
+    """The folder: of a model of this project with pooling, prompts and card, otherwise decoder and tokenizer."""
+    source = Path(flags.input)
+    if (source / "f2llm.json").is_file():
+        facts = model_folder.Facts(**read_json(source / "f2llm.json"))
+        dims = [dim for dim in facts.matryoshka_dims if dim < model.config.hidden_size]
+        if facts.matryoshka_dims:
+            dims.append(model.config.hidden_size)
+        facts = replace(facts, hidden_size=model.config.hidden_size, matryoshka_dims=dims, base_model=str(source))
+        model_folder.save(flags.output, model, tokenizer, facts, dtype, pooling=pooling_of(source))
+        return
+    aside = aside_of(flags.output)
+    remove(aside)
+    aside.mkdir(parents=True)
+    model_folder.save_weights(aside, model, model.state_dict(), dtype)
+    save_tokenizer(tokenizer, aside, model.config.max_position_embeddings)
+    publish(flags.output)
+
+
+def summary(model: PreTrainedModel, small: PreTrainedModel) -> str:
+    """Sizes and parameters, before and after."""
+    lines = []
+    for key in SIZES.values():
+        lines.append(f"{key:20}{getattr(model.config, key):>14,} -> {getattr(small.config, key):,}")
+    before = sum(weight.numel() for weight in model.parameters())
+    after = sum(weight.numel() for weight in small.parameters())
+    return "\n".join([*lines, f"{'parameters':20}{before:>14,} -> {after:,} ({after / before:.0%})"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
