@@ -1,0 +1,44 @@
+"""Average the weights of model folders, as F2LLM-v2 merges checkpoints.
+
+    python -m tools.merge_checkpoints --inputs run/step_100 run/step_200 run/step_300 --output merged
+    python -m tools.merge_checkpoints --inputs A B --weights 3 1 --output merged
+
+The folders must hold the same model: tensors, shapes, configuration and tokenizer. Tokenizer, pooling, prompts and card
+of the result are those of the first folder.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from modeling.merging import merge, merge_problems
+
+
+def main(argv: list[str]) -> int:
+    """Merge. Returns the exit status: 0, or 2 for refused input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.merge_checkpoints",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--inputs", type=Path, nargs="+", required=True, help="model folders, two or more")
+    parser.add_argument("--weights", type=float, nargs="+", help="of each; divided by their sum (default all alike)")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write; must not exist yet")
+    given = parser.parse_args(argv)
+    weights = given.weights or [1.0] * len(given.inputs)
+    problems = merge_problems(given.inputs, weights)
+    if given.output.exists():
+        problems.append(f"{given.output}: exists already")
+    if problems:
+        print("\n".join(problems), file=sys.stderr)
+        return 2
+    merge(given.inputs, weights, given.output)
+    print(f"averaged {len(given.inputs)} folders into {given.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
