@@ -16,7 +16,13 @@ ROOT = Path(__file__).parent.parent
 REQUIRED = {
     "model_path": "m", "experiment_id": "e", "output_dir": "o", "tb_dir": "t", "cache_dir": "c", "train_data_path": ".",
 }  # fmt: skip
-SHIPPED = sorted([*ROOT.glob("configs/**/config*.json"), *ROOT.glob("examples/**/config*.json")])
+SHIPPED = sorted(
+    [
+        *ROOT.glob("configs/**/config*.json"),
+        *ROOT.glob("configs/v2/stage*.json"),
+        *ROOT.glob("examples/**/config*.json"),
+    ]
+)
 PUBLISHED = {
     "model_path", "experiment_id", "output_dir", "tb_dir", "cache_dir", "train_data_path", "train_batch_size",
     "max_seq_length", "learning_rate", "min_lr", "weight_decay", "warmup_steps", "num_hard_neg",
