@@ -59,6 +59,7 @@ NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "make quickstart": "nine minutes; tests/examples/test_code_search.py runs it in small",
     "make foundation": "fifty minutes; the quickstart with other numbers",
     ".venv/bin/python -m examples.code_search.search": "needs a model; tests/examples/test_code_search.py runs it",
+    "make v2-demo": "an hour; tests/examples/test_v2_cascade.py runs it in small",
     "make test": "runs this test",
     "make chaos": "an hour or two; tests/runtime/test_chaos.py runs it in small",
     "make bench": "a quarter of an hour; tests/test_benchmarks.py runs a part in small",
@@ -67,6 +68,9 @@ NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "hf download": "needs the hub",
     f"{LAUNCH} --num_machines": "needs several machines; tests/runtime/test_two_hosts.py runs it",
     "sbatch": "needs a cluster; tests/runtime/test_slurm.py runs the file",
+    f"{LAUNCH} run.py --config configs/v2/": "trains Qwen3; tests/test_arguments.py reads these files",
+    "python -m tools.prune_model": "needs a trained 0.6B; tests/tools/test_prune_model.py prunes the toy",
+    "python -m tools.merge_checkpoints": "needs three model folders; tests/modeling/test_merging.py makes some",
     "python -m benchmarks.": "takes minutes",
     "python -m pytest": "runs tests",
     "UPDATE_GOLDEN=1": "rewrites the golden losses",
@@ -156,7 +160,8 @@ def test_every_path_in_backticks_exists(page):
             name, _, test = word.partition("::")
             of_the_repository = name.partition("/")[0] in AT_THE_ROOT and "/" in name
             file_at_the_root = re.fullmatch(r"[\w-]+\.(py|toml)", name)
-            if not (of_the_repository or file_at_the_root):
+            is_a_unit = name.endswith("/s")
+            if is_a_unit or not (of_the_repository or file_at_the_root):
                 continue
             assert (ROOT / name).exists(), f"{page.name}: {name}"
             if test:
@@ -169,7 +174,7 @@ def names_of_code(page: Path) -> list[str]:
     rows = [line.split("|")[2] for line in ours.splitlines() if line.startswith("|")]
     found = [word for span in spans("\n".join([published, *rows])) for word in span.split()]
     rooms = {*MAY_IMPORT, *DOORS}
-    dotted = [word for word in found if re.fullmatch(r"\w+(\.\w+)+", word) and not word.endswith(".py")]
+    dotted = [word for word in found if re.fullmatch(r"\w+(\.\w+)+", word) and not word.endswith((".py", ".npy"))]
     return [word for word in dotted if word.partition(".")[0] in rooms]
 
 
