@@ -124,6 +124,7 @@ def test_the_configuration_stops_where_a_run_is_put_together():
         "training/identity.py",
         "training/models.py",
         "training/preflight.py",
+        "training/recipes.py",
         "training/setup.py",
     }
 

@@ -139,6 +139,12 @@ def find_model_problems(
     return problems
 
 
+def trained_share(model: nn.Module) -> float:
+    """Trained weights over all."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) / total
+
+
 def load_teacher(
     path: str | Path, accelerator: Accelerator, candidates: list[str], revision: str | None = None
 ) -> FrozenEmbedder:
