@@ -136,6 +136,10 @@ def _source_at(path: Path, tasks: dict[str, str]) -> Source | None:
     Raises:
         StoreError: it was meant to be a dataset, and cannot be used.
     """
+    if path.name == token_store.PARTS:
+        raise StoreError(
+            f"{path}: parts of stores: tokenize_data_qwen.py --join N makes stores of them; or delete the folder"
+        )
     if path.name.startswith("."):
         if path.name.endswith(".partial"):
             raise StoreError(f"{path}: half-written store: run tokenize_data_qwen.py again, it continues")

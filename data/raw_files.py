@@ -18,7 +18,7 @@ from data.row_styles import RowStyles
 from utils import plural
 
 ENDINGS = ".parquet, .jsonl, .json, .csv, .tsv (all but the first also as .gz)"
-NOT_DATA = ("tasks.json", "report.txt")  # files with a meaning of their own
+NOT_DATA = ("tasks.json", "report.txt", "dataset_settings.json")  # files with a meaning of their own
 # What can be wrong with a tuple; number 0 is nothing.
 BAD_KINDS = (
     None,

@@ -124,6 +124,16 @@ def schema_of(path: Path) -> pa.Schema:
         raise RawError(f"not a Parquet file ({first_line(error)})") from None
 
 
+def rows_of_schema(path: Path) -> int | None:
+    """The rows of a Parquet file, by its last bytes; None of another file, or where they cannot be read."""
+    if format_of(path) != PARQUET:
+        return None
+    try:
+        return pq.read_metadata(path).num_rows
+    except (pa.ArrowException, OSError):
+        return None
+
+
 def check_types(schema: pa.Schema, types: dict[str, pa.DataType]) -> None:
     """Raise RawError where a column of a Parquet file holds something else than `types` asks for.
 
