@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from data import parts, raw_files, raw_formats, token_store
 from data.joining import Join, plan_join
-from data.parts import Part, Rows, Share
+from data.parts import Part, Share
 from data.raw_files import Survey
 from data.raw_rows import RawError
 from data.store_writer import is_done
@@ -77,7 +77,7 @@ class Job:
     folder: Path
     inputs: dict
     survey: Survey | None  # None when the store is done already
-    rows: Rows | None = None  # None for all rows of the file; else `folder` will be a part of its store
+    rows: range | None = None  # None for all rows of the file; else `folder` will be a part of its store
 
 
 def plan(files: list[RawFile], order: Order) -> tuple[list[Job], list[str]]:
@@ -133,20 +133,32 @@ def plan_job(file: RawFile, share: Share | None, order: Order) -> tuple[Job | No
     done, problems = is_done(folder, inputs, order.overwrite)
     if done or problems:
         return Job(path, folder, inputs, survey=None), problems
-    survey = raw_files.survey(path, file.task)
-    problems += survey.problems
-    if order.skip_bad_rows:
-        if not survey.good and not survey.problems:
-            problems.append(f"{path}: no good row would be left")
-    else:
-        for line in survey.describe_bad_rows(path):
-            problems.append(f"{line}: mend them, or leave them out with --skip_bad_rows true")
     if share is None:
+        survey, problems = check_rows(file, order, None)
         return Job(path, folder, inputs, survey), problems
+    count = raw_formats.rows_of_schema(path)
+    survey, problems = check_rows(file, order, None if count is None else share.rows(count))
     rows = share.rows(survey.rows)
     if not len(rows):
         return None, problems
     folder = order.part.folder(order.output_dir) / file.name
-    inputs |= {"part": str(order.part), "rows": [rows.begin, rows.end], "rows_of_file": survey.rows}
+    inputs |= {"part": str(order.part), "rows": [rows.start, rows.stop], "rows_of_file": survey.rows}
     done, part_problems = is_done(folder, inputs, order.overwrite)
     return Job(path, folder, inputs, None if done else survey, rows), problems + part_problems
+
+
+def check_rows(file: RawFile, order: Order, rows: range | None) -> tuple[Survey, list[str]]:
+    """What is in a raw file, and what is wrong with it.
+
+    Args:
+        rows: those to be looked at, of a Parquet file; None for all.
+    """
+    path = file.path
+    survey = raw_files.survey(path, file.task, rows)
+    problems = list(survey.problems)
+    if not order.skip_bad_rows:
+        for line in survey.describe_bad_rows(path):
+            problems.append(f"{line}: mend them, or leave them out with --skip_bad_rows true")
+    elif rows is None and not survey.good and not survey.problems:
+        problems.append(f"{path}: no good row would be left")
+    return survey, problems

@@ -117,6 +117,8 @@ def part_problems(name: str, parts: list[TokenStore], expected: dict, holders: l
         problems.append(f"{name}: the raw file changed between its parts: make them again, with --overwrite true")
     if not problems:
         problems += _missing_rows(name, parts, holders, count)
+    if not problems and not any(part.meta["rows"] for part in parts):
+        problems.append(f"{name}: no good row would be left")
     return problems
 
 
@@ -153,7 +155,8 @@ def join(plan: Join) -> None:
     if problems:
         raise StoreError("\n".join(problems))
     remove(aside_of(plan.folder))  # what an interrupted command without parts left there
-    writer = StoreWriter(plan.folder, parts[0].meta["negatives"], whole_inputs(parts[0]))
+    slots = max(part.meta["negatives"] for part in parts)  # of listed negatives each part has as many as it needs
+    writer = StoreWriter(plan.folder, slots, whole_inputs(parts[0]))
     writer.stats.update(joined_stats(parts))
     total = sum(part.meta["texts"] for part in parts)
     with tqdm(total=total, desc=plan.folder.name, unit="text", disable=None, leave=False) as bar:
@@ -199,10 +202,11 @@ def _add_part(writer: StoreWriter, part: TokenStore, bar: tqdm) -> None:
             numbers[begin:end] = [writer.numbers[key] for key in keys]
             bar.update(end - begin)
     for begin in range(0, len(part.tuples), _TEXTS):
-        tuples = np.array(part.tuples[begin : begin + _TEXTS])  # [rows, 2 + K]
+        tuples = np.array(part.tuples[begin : begin + _TEXTS])  # [rows, 2 + K of the part]
         exists = tuples >= 0
         tuples[exists] = numbers[tuples[exists]]
-        writer.add_tuples(tuples)
+        missing = writer.negatives - part.meta["negatives"]
+        writer.add_tuples(np.pad(tuples, ((0, 0), (0, missing)), constant_values=-1))
 
 
 def _damages(part: TokenStore) -> list[str]:

@@ -49,17 +49,6 @@ def read_part(text: str) -> Part:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows `begin` .. `end` - 1 of a raw file."""
-
-    begin: int
-    end: int
-
-    def __len__(self) -> int:  # noqa: D105
-        return self.end - self.begin
-
-
-@dataclass(frozen=True)
 class Share:
     """Which stretch of a file a part takes: from `begin` to `end` of `whole`, in bytes."""
 
@@ -67,9 +56,9 @@ class Share:
     end: int
     whole: int
 
-    def rows(self, count: int) -> Rows:
+    def rows(self, count: int) -> range:
         """The same stretch of the file's `count` rows. Where one part's ends the next one's begins."""
-        return Rows(count * self.begin // self.whole, count * self.end // self.whole)
+        return range(count * self.begin // self.whole, count * self.end // self.whole)
 
 
 def deal(sizes: list[int], part: Part) -> list[Share | None]:

@@ -130,8 +130,13 @@ class Survey:
         return lines
 
 
-def survey(path: Path, task: str | None, batch_rows: int = 1024) -> Survey:
-    """Read a raw file once and report everything that is wrong with it."""
+def survey(path: Path, task: str | None, wanted: range | None = None, batch_rows: int = 1024) -> Survey:
+    """Read a raw file once and report everything that is wrong with it.
+
+    Args:
+        wanted: rows to be read, of a Parquet file, which says itself how many it has; `slots` is then of these rows.
+            None for all.
+    """
     found = Survey()
     unreadable = UnreadableRows()
     problems = []
@@ -139,8 +144,10 @@ def survey(path: Path, task: str | None, batch_rows: int = 1024) -> Survey:
         raw_formats.check_file(path)
         names, found.columns = choose_columns(path)
         found.not_read = raw_columns.reasons_not_read(names, found.columns)
-        for numbers, table in raw_formats.survey(path, found.columns.types, batch_rows, unreadable):
+        for numbers, table in raw_formats.survey(path, found.columns.types, batch_rows, unreadable, wanted):
             _survey_table(found, numbers, table, task)
+        if wanted is not None:
+            found.rows = raw_formats.rows_of_schema(path)
         if not found.rows and not unreadable.count:
             raise RawError("the file has no rows")
     except RawError as error:

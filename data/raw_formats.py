@@ -101,14 +101,22 @@ def read(path: Path, types: dict[str, pa.DataType], batch_rows: int, skip: int) 
 
 
 def survey(
-    path: Path, types: dict[str, pa.DataType], batch_rows: int, unreadable: UnreadableRows
+    path: Path, types: dict[str, pa.DataType], batch_rows: int, unreadable: UnreadableRows, wanted: range | None = None
 ) -> Iterator[tuple[np.ndarray, pa.Table]]:
-    """All rows that can be read, as (their numbers [n], table of them); the others are added to `unreadable`."""
+    """All rows that can be read, as (their numbers [n], table of them); the others are added to `unreadable`.
+
+    Args:
+        wanted: rows to be read, of a Parquet file; None for all.
+    """
     if format_of(path) != PARQUET:
         yield from _read_rows(path, types, batch_rows, 0, unreadable)
         return
-    begin = 0
-    for table in _read_parquet(path, list(types), batch_rows, 0):
+    begin = 0 if wanted is None else wanted.start
+    for table in _read_parquet(path, list(types), batch_rows, begin):
+        if wanted is not None:
+            table = table.slice(0, wanted.stop - begin)
+        if not len(table):
+            return
         yield np.arange(begin, begin + len(table)), table
         begin += len(table)
 

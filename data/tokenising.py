@@ -12,7 +12,7 @@ from tqdm import tqdm
 from data import raw_files
 from data.instructions import add_instructions, count_instructions, keep_most_frequent
 from data.jobs import Job
-from data.parts import PartWriter, Rows
+from data.parts import PartWriter
 from data.store_writer import StoreWriter, text_key
 from modeling.tokenizer import EngineDiffers, make_encoder
 from utils import aside_of, remove
@@ -35,18 +35,18 @@ def tokenize_with_fallback(job: Job, tokenizer, engine: str, say: Callable[[str]
 def tokenize_file(job: Job, tokenizer, engine: str = "tokenizers") -> None:
     """Write the store of one raw file, or a part, from where an earlier run of the same job was interrupted."""
     inputs, survey = job.inputs, job.survey
-    rows = job.rows or Rows(0, survey.rows)
+    rows = range(survey.rows) if job.rows is None else job.rows
     writer = make_writer(job)
     encode = make_encoder(tokenizer, inputs["max_seq_length"], engine)
     is_sampled = raw_files.sample_rows(survey.rows, inputs["max_rows"])  # [rows of the file]
     if survey.not_read:
         writer.stats["columns_not_read"] = list(survey.not_read)[:COLUMNS_NAMED]
-    position = max(writer.position, rows.begin)
+    position = max(writer.position, rows.start)
     batch_rows = math.ceil(BATCH_TEXTS / (2 + survey.slots))
-    done = position - rows.begin
+    done = position - rows.start
     with tqdm(total=len(rows), initial=done, desc=job.folder.name, unit="row", disable=None, leave=False) as bar:
         for table in raw_files.read(job.path, survey.columns, batch_rows, skip=position):
-            table = table.slice(0, rows.end - position)
+            table = table.slice(0, rows.stop - position)
             tuples = survey.columns.to_tuples(table, survey.slots)
             wanted = is_sampled[position + tuples.rows]  # [tuples of the table]
             good = wanted & (raw_files.kinds(tuples, inputs["task"]) == 0)
@@ -58,7 +58,7 @@ def tokenize_file(job: Job, tokenizer, engine: str = "tokenizers") -> None:
             add_tuples(writer, columns, encode)
             position += len(table)
             bar.update(len(table))
-            if position == rows.end:
+            if position == rows.stop:
                 break
             if position // COMMIT_ROWS > writer.position // COMMIT_ROWS:  # a multiple of COMMIT_ROWS was passed
                 writer.commit(position)

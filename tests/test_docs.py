@@ -54,6 +54,9 @@ RUN = {  # command -> what is appended to it here; on two CPU processes where th
     "python run.py --config configs/config.json --learning_rate 2e-5 --use_mrl true": A_RUN_OF_ITS_OWN,
     WITHOUT_LAUNCHER: "--experiment_id without_launcher --train_steps 2",
     "python -m tools.plot_run output/first_run": "",
+    f"{TOKENIZE} --input_dir training_data --output_dir training_data/joined --part 1/2": "",
+    f"{TOKENIZE} --input_dir training_data --output_dir training_data/joined --part 2/2": "",
+    f"{TOKENIZE} --input_dir training_data --output_dir training_data/joined --join 2": "",
 }
 NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "make quickstart": "nine minutes; tests/examples/test_code_search.py runs it in small",

@@ -82,9 +82,9 @@ def test_every_row_of_every_file_falls_to_one_part_and_bytes_are_even(files, cou
     dealt = [deal(sizes, Part(number, count)) for number in range(1, count + 1)]
     for place, (_, rows) in enumerate(files):
         bounds = [share[place].rows(rows) for share in dealt if share[place] is not None]
-        assert bounds[0].begin == 0
-        assert bounds[-1].end == rows
-        assert all(a.end == b.begin for a, b in zip(bounds, bounds[1:], strict=False))
+        assert bounds[0].start == 0
+        assert bounds[-1].stop == rows
+        assert all(a.stop == b.start for a, b in zip(bounds, bounds[1:], strict=False))
     weights = [sum(share.end - share.begin for share in shares if share is not None) for shares in dealt]
     assert sum(weights) == sum(sizes)
     assert max(weights) - min(weights) <= 1
@@ -275,9 +275,50 @@ def test_parts_that_were_not_joined_are_no_data(raw, toy_world, tmp_path):
 def test_a_part_reads_only_the_files_that_fall_to_it(raw, toy_world, tmp_path, monkeypatch):
     looked_at = []
     survey = tokenising.raw_files.survey
-    monkeypatch.setattr("data.raw_files.survey", lambda path, task: looked_at.append(path.name) or survey(path, task))
+
+    def spy(path, task, rows):
+        looked_at.append((path.name, rows))
+        return survey(path, task, rows)
+
+    monkeypatch.setattr("data.raw_files.survey", spy)
     run_parts(raw, tmp_path / "stores", toy_world, 20, *FLAGS, numbers=(1, 20))
-    assert looked_at == ["large.parquet", "small.jsonl"]
+    (name, rows), (other, all_rows) = looked_at
+    assert (name, other, all_rows) == ("large.parquet", "small.jsonl", None)
+    assert 0 < len(rows) < 40  # of 230
+
+
+def test_lists_of_negatives_may_be_longer_in_one_part_than_in_another(toy_world, tmp_path):
+    raw = tmp_path / "raw"
+    rows = [
+        {"query": f"q{number}", "pos": [f"p{number}"], "neg": [f"n{k}" for k in range(number // 10)]}
+        for number in range(40)
+    ]
+    toy.write_parquet(raw / "a.parquet", rows)
+    assert tokenize(raw, tmp_path / "whole", toy_world.backbone, "--task", "retrieval") == 0
+    run_parts(raw, tmp_path / "stores", toy_world, 3, "--task", "retrieval")
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval", "--join", "3") == 0
+    assert contents(tmp_path / "stores") == contents(tmp_path / "whole")
+    assert open_store(tmp_path / "stores" / "a").tuples.shape == (40, 5)
+
+
+def test_bad_rows_are_named_by_the_part_that_has_them_and_by_their_number_in_the_file(toy_world, tmp_path, capsys):
+    raw = tmp_path / "raw"
+    rows = toy.raw_rows(40, 1)
+    rows[33]["query"] = ""
+    toy.write_parquet(raw / "a.parquet", rows)
+    flags = ("--task", "retrieval")
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, *flags, "--part", "1/2") == 0
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, *flags, "--part", "2/2") == 2
+    assert "1 row with an empty or null query (row 33, counted from 0)" in capsys.readouterr().err
+
+
+def test_parts_without_a_good_row_are_not_joined(toy_world, tmp_path, capsys):
+    raw = tmp_path / "raw"
+    toy.write_parquet(raw / "a.parquet", [{"query": "", "passage": "p"}] * 4)
+    flags = ("--task", "retrieval", "--skip_bad_rows", "true")
+    run_parts(raw, tmp_path / "stores", toy_world, 2, *flags)
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, *flags, "--join", "2") == 2
+    assert "a: no good row would be left" in capsys.readouterr().err
 
 
 def test_numbers_of_instructions_have_two_that_mean_something():
