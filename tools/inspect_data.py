@@ -26,7 +26,6 @@ from data.declarations import declared_tasks
 from data.raw_rows import RawError
 from data.store_report import write_lines
 from data.token_store import TASKS, StoreError
-from modeling.tokenizer import load_tokenizer
 from tuples.inspection import Inspection, Means, Source, find, inspect, together
 from tuples.inspection_evaluation import read_evaluation
 from tuples.inspection_page import Report, as_json, page_lines, screen_lines
@@ -108,6 +107,8 @@ def check_and_inspect(flags: argparse.Namespace) -> int:
     problems += task_problems + source_problems + number_problems(flags) + output_problems(flags)
     tokenizer = None
     if flags.tokenizer_path:
+        from modeling.tokenizer import load_tokenizer  # here, because it needs transformers: seconds
+
         tokenizer, tokenizer_problems = load_tokenizer(flags.tokenizer_path, flags.tokenizer_revision)
         problems += [f"--tokenizer_path {problem}" for problem in tokenizer_problems]
     elif flags.evaluation and any(source.tokenised for source in sources):

@@ -16,7 +16,6 @@ from filelock import FileLock
 from data import cache, raw_files, raw_formats, token_store
 from data.declarations import ALL_FILES
 from data.token_store import StoreError
-from modeling.tokenizer import fitting_tokenizer
 from tuples.inspection_checks import (
     FIRST_ROWS,
     ROLES,
@@ -174,12 +173,19 @@ def inspect(source: Source, means: Means) -> Inspection:
     with FileLock(means.cache_dir / ".lock"):  # a training may be converting the same files
         store = cache.prepare_one(source.tokenised, means.cache_dir, say=lambda line: None)
     if means.tokenizer is not None:
-        _, problems = fitting_tokenizer(means.tokenizer_path, [store], remedy="give the one that wrote it")
-        if problems:
-            raise StoreError("\n".join(f"--tokenizer_path: {problem}" for problem in problems))
+        check_tokenizer(store, means.tokenizer_path)
     names_documents = source.kind == PUBLISHED and source.tokenised.published.corpus is not None
     table = read_store(store, means.tokenizer, means.evaluation, by_ids=names_documents)
     return inspect_table(table, source, store.task, means)
+
+
+def check_tokenizer(store: token_store.TokenStore, path: str) -> None:
+    """Raise StoreError where another tokenizer than that at `path` wrote the store."""
+    from modeling.tokenizer import fitting_tokenizer  # here, because it needs transformers, and numbers do not
+
+    _, problems = fitting_tokenizer(path, [store], remedy="give the one that wrote it")
+    if problems:
+        raise StoreError("\n".join(f"--tokenizer_path: {problem}" for problem in problems))
 
 
 def inspect_table(table: Table, source: Source, task: str | None, means: Means) -> Inspection:

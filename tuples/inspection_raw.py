@@ -21,7 +21,6 @@ from data.instructions import add_instructions
 from data.raw_columns import Columns, Tuples
 from data.raw_formats import UnreadableRows
 from data.raw_rows import RawError
-from modeling.tokenizer import make_encoder
 from tuples.inspection_checks import FIRST_ROWS, Found, found_in
 from tuples.inspection_evaluation import Evaluation
 from tuples.inspection_pairs import look_at_pairs
@@ -213,6 +212,8 @@ def _token_lengths(path: Path, columns: Columns, tokenizer, first: np.ndarray, s
     Args:
         first: [texts], places in the flattened table of this `shape`.
     """
+    from modeling.tokenizer import make_encoder  # here, because it needs transformers, and counting letters does not
+
     encode = make_encoder(tokenizer, np.iinfo(np.int64).max)
     lengths = np.zeros(shape, np.int64)
     is_first = np.zeros(shape, bool)

@@ -7,11 +7,10 @@ import json
 import random
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import toy
 from conftest import tokenize
+from published import write_published
 
 from data.raw_rows import RawError
 from data.token_store import open_store
@@ -195,22 +194,6 @@ def three(tmp_path_factory, toy_world):
     for name in tasks:
         write_published(folder, open_store(folder / "stores" / name))
     return folder
-
-
-def write_published(folder, store) -> None:
-    """A store as v1 and as v2 write it."""
-    ids = [store.tokens[begin:end] for begin, end in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
-    columns = ["query", "passage", *[f"negative_{k + 1}" for k in range(store.tuples.shape[1] - 2)]]
-    as_ids = {}
-    as_names = {}
-    for name, numbers in zip(columns, store.tuples.T, strict=True):
-        as_ids[f"{name}_input_ids"] = [ids[number] if number >= 0 else None for number in numbers]
-        as_names[f"{name}_input_ids"] = [f"{number}" if number >= 0 else None for number in numbers]
-    as_names["query_input_ids"] = as_ids["query_input_ids"]
-    pq.write_table(pa.table(as_ids), folder / "v1" / f"{store.name}.parquet")
-    pq.write_table(pa.table(as_names), folder / "v2" / f"{store.name}_query.parquet")
-    documents = {"doc_id": [f"{number}" for number in range(len(ids))], "input_ids": ids}
-    pq.write_table(pa.table(documents), folder / "v2" / f"{store.name}_corpus.parquet")
 
 
 RECIPE = Recipe(8, 64, {"retrieval": 2, "clustering": 3, "classification": 1}, epochs=2, steps=-1, seed=3)
