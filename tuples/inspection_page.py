@@ -189,12 +189,8 @@ def page_lines(report: Report, json_name: str, picture_name: str | None) -> list
     lines += ["## Lengths", "", *_lengths_table(report.total), ""]
     if picture_name is not None:
         lines += [f"![Lengths of queries, positives and negatives]({picture_name})", ""]
-    lines += [
-        "Texts that are longer than so many tokens, and would be cut there:",
-        "",
-        *_longer_table(report.total),
-        "",
-    ]
+    lines += ["Texts that are longer than so many tokens, and would be cut there; ? where that is not known:", ""]
+    lines += [*_longer_table(report.total), ""]
     lines += ["## Rules", "", *_rules_table(report), ""]
     training = [*_evaluation_lines(report.evaluation), *_training_lines(report.forecast)]
     if training:
@@ -249,10 +245,12 @@ def _rules_table(report: Report) -> list[str]:
     rows = []
     for rule in RULES:
         known = [inspection for inspection in report.inspections if rule.name in inspection.found]
-        share, worst = "?", ""
+        share = "?"
+        worst = ""
         if known:
             highest = max(known, key=lambda inspection: inspection.found[rule.name].share)
             share = f"{report.total.found[rule.name].share:.2%}"
-            worst = f"{highest.name}, {highest.found[rule.name].share:.2%}"
+            if highest.found[rule.name].count:
+                worst = f"{highest.name}, {highest.found[rule.name].share:.2%}"
         rows.append(_row(f"`{rule.name}`", rule.counts, f"{report.limits[rule.name]:.2%}", share, worst))
     return _table(("rule", "what is counted", "limit", "in sum", "highest"), rows)

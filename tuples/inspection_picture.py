@@ -10,7 +10,7 @@ from tuples.inspection import MAX_LENGTHS, Inspection
 from tuples.inspection_checks import ROLES, Lengths
 
 _COLOURS = {"queries": "tab:blue", "positives": "tab:green", "negatives": "tab:red"}
-_BINS = 60
+_BINS = 40
 
 
 def draw(total: Inspection, path: Path) -> bool:
@@ -22,20 +22,29 @@ def draw(total: Inspection, path: Path) -> bool:
     matplotlib.use("Agg")  # draws into files, without a screen
     from matplotlib import pyplot
 
-    most = max([int(total.lengths[role].values[-1]) for role in ROLES if total.lengths[role].count], default=1)
-    edges = bin_edges(most)
+    present = [total.lengths[role].values for role in ROLES if total.lengths[role].count]
+    least = max(min([int(values[0]) for values in present], default=1), 1)
+    most = max([int(values[-1]) for values in present], default=1)
+    edges = bin_edges(least, most)
+    doublings = np.log2(edges[1:] / edges[:-1])  # bins of short texts are rounded, and not equally wide
     figure, axes = pyplot.subplots(figsize=(10, 4.5), layout="constrained")
     for role in ROLES:
         lengths = total.lengths[role]
         if lengths.count:
-            shares = histogram(lengths, edges) / lengths.count
+            shares = histogram(lengths, edges) / lengths.count / doublings
             axes.stairs(shares, edges, color=_COLOURS[role], linewidth=1.8, label=f"{role} ({lengths.count:,})")
     if total.unit == "tokens":
         for limit in MAX_LENGTHS:
-            if limit < most:
+            if least < limit < most:
                 axes.axvline(limit, color="gray", linewidth=0.6, linestyle=":")
     axes.set_xscale("log", base=2)
-    axes.set(xlabel=total.unit, ylabel="share of texts", title=f"Lengths in {total.path}", ylim=(0, None))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set(
+        xlabel=total.unit,
+        ylabel="share of texts per doubling of the length",
+        title=f"Lengths in {total.path}",
+        ylim=(0, None),
+    )
     axes.legend()
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     figure.savefig(aside, dpi=120, format="png")
@@ -44,9 +53,9 @@ def draw(total: Inspection, path: Path) -> bool:
     return True
 
 
-def bin_edges(most: int) -> np.ndarray:
-    """Edges of bins that grow by one factor, from 1 past `most`; whole numbers, each once."""
-    return np.unique(np.geomspace(1, most + 1, _BINS + 1).round().astype(np.int64))
+def bin_edges(least: int, most: int) -> np.ndarray:
+    """Edges of bins that grow by one factor, from `least` past `most`; whole numbers, each once."""
+    return np.unique(np.geomspace(least, most + 1, _BINS + 1).round().astype(np.int64))
 
 
 def histogram(lengths: Lengths, edges: np.ndarray) -> np.ndarray:
