@@ -54,6 +54,9 @@ RUN = {  # command -> what is appended to it here; on two CPU processes where th
     "python run.py --config configs/config.json --learning_rate 2e-5 --use_mrl true": A_RUN_OF_ITS_OWN,
     WITHOUT_LAUNCHER: "--experiment_id without_launcher --train_steps 2",
     "python -m tools.plot_run output/first_run": "",
+    "python -m tools.inspect_data training_data": "",
+    "python -m tools.inspect_data training_data/data_tokenized_qwen --config configs/config.json "
+    "--page inspection.md": "",
 }
 NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "make quickstart": "nine minutes; tests/examples/test_code_search.py runs it in small",
@@ -70,6 +73,8 @@ NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "python -m benchmarks.": "takes minutes",
     "python -m pytest": "runs tests",
     "UPDATE_GOLDEN=1": "rewrites the golden losses",
+    "python -m tools.inspect_data training_data --evaluation": "needs a benchmark's files; "
+    "tests/tuples/test_inspection_evaluation.py makes some",
     "python -m tools.configuration_page": "rewrites a page, which a test of its own compares",
 }
 

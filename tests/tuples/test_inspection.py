@@ -20,6 +20,7 @@ from tuples import inspection_raw
 from tuples.inspection import MAX_LENGTHS, Means, find, inspect, together
 from tuples.inspection_checks import ROLES, Lengths, lengths_of
 from tuples.inspection_evaluation import read_evaluation
+from tuples.inspection_picture import bin_edges, histogram
 from tuples.inspection_raw import in_threads
 from tuples.inspection_rules import NAMES, RULES, read_limits
 from tuples.inspection_training import Recipe
@@ -384,3 +385,14 @@ def test_what_cannot_be_inspected_is_named(tmp_path, three, toy_world):
     (tmp_path / "few").symlink_to(three / "stores" / "few")
     toy.write_parquet(tmp_path / "raw.parquet", plain_rows(3))
     assert "would count twice" in problem(tmp_path)
+
+
+def test_a_histogram_loses_no_text():
+    lengths = lengths_of(np.array([0, 1, 2, 3, 5, 90, 1000]), np.array([1, 1, 2, 1, 1, 1, 3]))
+    for least, most in ((1, 1000), (1, 1), (7, 7)):
+        edges = bin_edges(least, most)
+        assert edges[0] == least
+        assert edges[-1] == most + 1
+        assert (np.diff(edges) > 0).all()
+        assert histogram(lengths, edges).sum() == lengths.count == 10
+    assert histogram(lengths, np.array([1, 2, 3, 1001])).tolist() == [2, 2, 6]  # 0 and 1, 2 and 2, the others
