@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from data import cache, raw_files, raw_formats, token_store
-from data.declarations import ALL_FILES
+from data.declarations import ALL_FILES, name_problems
 from data.token_store import StoreError
 from tuples.inspection_checks import (
     FIRST_ROWS,
@@ -149,10 +149,12 @@ def _tokenised_source(source: cache.Source) -> Source:
 
 
 def _raw_sources(files: list[Path], tasks: dict[str, str]) -> tuple[list[Source], list[str]]:
-    known, problems = token_store.known_tasks(files[0].absolute().parent)
+    folder = files[0].absolute().parent
+    names = [raw_formats.dataset_name(file) for file in files]
+    known, problems = token_store.known_tasks(folder)
+    problems += name_problems(folder, names, tasks)
     sources = []
-    for file in files:
-        name = raw_formats.dataset_name(file)
+    for file, name in zip(files, names, strict=True):
         task = tasks.get(name) or tasks.get(ALL_FILES) or known.get(name)
         sources.append(Source(name, file, RAW, task))
     return sorted(sources, key=lambda source: source.name), problems

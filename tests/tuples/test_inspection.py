@@ -387,6 +387,31 @@ def test_what_cannot_be_inspected_is_named(tmp_path, three, toy_world):
     assert "would count twice" in problem(tmp_path)
 
 
+def test_names_that_two_files_have_or_none_are_refused(tmp_path):
+    for name in ("toy.jsonl", "toy.csv"):
+        (tmp_path / name).write_text("")
+    _, problems = find(tmp_path, {"tyo": "clustering"})
+    assert "two files are called 'toy'" in problems[0]
+    assert problems[1].startswith("--task tyo=clustering: no file is called tyo.parquet")
+
+
+def test_a_file_of_bad_rows_alone_is_counted(tmp_path, toy_world):
+    rows = [{"query": "", "passage": "p", "negative_1": "n"}, {"query": "q", "passage": None, "negative_1": "n"}]
+    path = toy.write_parquet(tmp_path / "toy.parquet", rows)
+    found = inspect_at(path, means(tmp_path / "cache", recipe=RECIPE, **with_tokenizer(toy_world)))["toy"]
+    assert (found.file_rows, found.tuples, found.texts, found.negatives, found.tokens) == (2, 0, 0, 0, 0)
+    assert [broken.rule.name for broken in found.broken] == ["empty_queries", "empty_positives"]
+    assert together([found, found], tmp_path).tuples == 0
+
+
+def test_a_long_text_is_counted_whole(tmp_path):
+    rows = plain_rows(3)
+    rows[1]["passage"] = "é" * 10**6
+    found = inspect_at(toy.write_parquet(tmp_path / "toy.parquet", rows), means(tmp_path / "cache"))["toy"]
+    assert found.lengths["positives"].quantile(1) == 10**6
+    assert found.broken == []
+
+
 def test_a_histogram_loses_no_text():
     lengths = lengths_of(np.array([0, 1, 2, 3, 5, 90, 1000]), np.array([1, 1, 2, 1, 1, 1, 3]))
     for least, most in ((1, 1000), (1, 1), (7, 7)):
