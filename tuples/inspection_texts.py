@@ -11,6 +11,7 @@ from modeling.prompts import query_prompt
 
 MISSING = 0  # the key of no text
 _WORD = 8  # bytes hashed at a time
+_BLOCK = 2**17  # bytes of texts whose words are in the processor's cache together: half the time of ten times as many
 # MurmurHash3's 64-bit finaliser (Appleby 2011): (shift, factor) twice, then the shift once more.
 _SHIFT = np.uint64(33)
 _FACTORS = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))
@@ -25,7 +26,7 @@ def keys_of(texts: pa.Array) -> np.ndarray:
     in 40,000 for 30 million texts. A key decides about a line in a report, never about what is trained on.
 
     Each run of 8 bytes is mixed with its place, and a text's key is its sum, mixed again with its length. Numpy does
-    that to a whole column at once; blake2b from Python takes a call for each text and holds the lock.
+    that to many texts at once and without Python's lock; blake2b takes a call for each text, and holds it.
     """
     texts = texts.cast(pa.large_string())
     keys = keys_of_bytes(*_bytes_of(texts))
@@ -40,21 +41,30 @@ def keys_of_bytes(data: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> 
         data: uint8 [bytes + 8]; the last eight are not looked at.
         begins, lengths: int64 [n], in bytes.
     """
+    keys = np.zeros(len(lengths), np.uint64)
+    ends = np.cumsum(lengths)
+    cuts = np.searchsorted(ends, np.arange(_BLOCK, int(lengths.sum()), _BLOCK))
+    for block in np.split(np.arange(len(lengths)), np.unique(cuts)):
+        if len(block):
+            texts = slice(block[0], block[-1] + 1)
+            keys[texts] = _keys_of_block(data, begins[texts], lengths[texts])
+    keys[keys == MISSING] = 1
+    return keys
+
+
+def _keys_of_block(data: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The same of a few texts, at least one."""
     words_per_text = lengths // _WORD + 1  # the last word is cut, or empty
-    first_words = np.cumsum(words_per_text) - words_per_text  # [n] of each text among all words
-    nth = np.arange(int(words_per_text.sum())) - np.repeat(first_words, words_per_text)  # [words] in its text
+    ends = np.cumsum(words_per_text)
+    first_words = ends - words_per_text  # [n] of each text among all words
+    nth = np.arange(ends[-1]) - np.repeat(first_words, words_per_text)  # [words] in its text
     places = np.repeat(begins, words_per_text) + _WORD * nth  # [words] in `data`
     at_every_byte = np.ndarray((len(data) - _WORD + 1,), "<u8", data, strides=(1,))
     words = at_every_byte[places]
-    last_words = first_words + words_per_text - 1
-    words[last_words] &= _low_bytes(lengths % _WORD)
-    hashes = mixed(words + mixed(nth.astype(np.uint64) * _STEP))
-    sums = np.zeros(0, np.uint64)
-    if len(lengths):
-        sums = np.add.reduceat(hashes, first_words)
-    keys = mixed(sums + lengths.astype(np.uint64) * _STEP)
-    keys[keys == MISSING] = 1
-    return keys
+    words[ends - 1] &= _low_bytes(lengths % _WORD)
+    marks = mixed(np.arange(words_per_text.max(), dtype=np.uint64) * _STEP)  # one for each place in a text
+    sums = np.add.reduceat(mixed(words + marks[nth]), first_words)
+    return mixed(sums + lengths.astype(np.uint64) * _STEP)
 
 
 def _bytes_of(texts: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,11 +84,13 @@ def _low_bytes(counts: np.ndarray) -> np.ndarray:
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
-    """Every bit of each uint64 spread over all its bits; a new array."""
-    values = values ^ (values >> _SHIFT)
+    """Every bit of each uint64 spread over all its bits, in place."""
+    shifted = values >> _SHIFT
+    values ^= shifted
     for factor in _FACTORS:
         values *= factor
-        values ^= values >> _SHIFT
+        np.right_shift(values, _SHIFT, out=shifted)
+        values ^= shifted
     return values
 
 

@@ -41,6 +41,14 @@ def test_a_key_depends_on_the_text_alone(kind):
     assert len(set(alone)) == len(texts)
 
 
+def test_keys_do_not_depend_on_how_many_texts_are_hashed_together():
+    texts = column([f"{number} " + "word " * (number % 97) for number in range(2000)] + ["x" * 300_000, "", "end"])
+    keys = keys_of(texts)  # half a million bytes
+    by_piece = [keys_of(texts.slice(begin, 13)) for begin in range(0, len(texts), 13)]
+    assert keys.tolist() == np.concatenate(by_piece).tolist()
+    assert len(set(keys.tolist())) == 2003
+
+
 def test_many_texts_that_differ_in_little_have_different_keys():
     texts = [f"{number:08} {place * 'x'}{number % 7}" for number in range(40_000) for place in (0, 8, 9)]
     swapped = [text[9:] + text[:9] for text in texts]
