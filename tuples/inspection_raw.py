@@ -1,7 +1,7 @@
 """A raw file as an inspection sees it: a table of text numbers, each text's length, and what only texts can tell.
 
-The file is read piece by piece. Of a text its key and its length stay, 12 bytes for each place in a tuple, and for a
-moment some 40 while equal keys become one number.
+The file is read piece by piece. Of a text its key and its length stay, 13 bytes for each place in a tuple, and for a
+moment some 50 while equal keys become one number.
 """
 
 from collections import deque
@@ -92,16 +92,17 @@ def read_raw(path: Path, task: str | None, tokenizer, evaluation: Evaluation | N
     if not file_rows:
         raise RawError("\n".join([*unreadable.describe(), "the file has no row that can be read"]))
     whole = _joined(parts)
+    parts.clear()
     found = _found(whole, unreadable, file_rows)
-    good = (whole.kinds == 0) & (whole.keys[:, :2] != MISSING).all(axis=1)
-    keys = np.where(_own_places(whole.own), np.uint64(MISSING), whole.keys)  # as a store: left out
-    keys[~good] = MISSING
-    numbers, first = number_equal(keys)
+    good = whole.kinds == 0
+    whole.keys[:, 2:][whole.own] = MISSING  # as in a store: left out
+    whole.keys[~good] = MISSING
+    numbers, first = number_equal(whole.keys)
     unit = "characters"
     lengths = whole.lengths.reshape(-1)[first].astype(np.int64)
     if tokenizer is not None:
         unit = "tokens"
-        lengths = _token_lengths(path, columns, tokenizer, first, keys.shape)
+        lengths = _token_lengths(path, columns, tokenizer, first, whole.keys.shape)
     return Table(numbers[good], whole.rows[good], lengths, unit, file_rows, found)
 
 
@@ -165,22 +166,21 @@ def _widened(array: np.ndarray, columns: int) -> np.ndarray:
     return np.pad(array, ((0, 0), (0, columns - array.shape[1])))
 
 
-def _own_places(own: np.ndarray) -> np.ndarray:
-    """Negatives that equal their positive, by their place in the tuple: [n, K] -> [n, 2 + K]."""
-    return np.pad(own, ((0, 0), (2, 0)))
-
-
 def number_equal(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Text numbers for keys: equal ones for equal keys, -1 for MISSING; int32, the shape of `keys`.
 
     Returns:
         (numbers, for each text its first place in the flattened keys, int64 [texts]).
     """
-    distinct, first, numbers = np.unique(keys, return_index=True, return_inverse=True)
-    numbers = numbers.reshape(keys.shape).astype(np.int32)
-    if len(distinct) and distinct[0] == MISSING:
-        return numbers - 1, first[1:]
-    return numbers, first
+    # As numpy.unique does it, in a third of its memory.
+    order = np.argsort(keys.reshape(-1), kind="stable")
+    ordered = keys.reshape(-1)[order]
+    begins_text = np.ones(len(order), bool)
+    begins_text[1:] = ordered[1:] != ordered[:-1]
+    begins_text[ordered == MISSING] = False  # the lowest key: these come first, and count as number -1
+    numbers = np.empty(len(order), np.int32)
+    numbers[order] = np.cumsum(begins_text, dtype=np.int32) - 1
+    return numbers.reshape(keys.shape), order[begins_text]
 
 
 def _found(whole: _Part, unreadable: UnreadableRows, file_rows: int) -> dict[str, Found]:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import toy
 from conftest import tokenize
+from hypothesis import given
+from hypothesis import strategies as st
 from published import write_published
 
 from data.raw_rows import RawError
@@ -21,8 +23,9 @@ from tuples.inspection import MAX_LENGTHS, Means, find, inspect, together
 from tuples.inspection_checks import ROLES, Lengths, lengths_of
 from tuples.inspection_evaluation import read_evaluation
 from tuples.inspection_picture import bin_edges, histogram
-from tuples.inspection_raw import in_threads
+from tuples.inspection_raw import in_threads, number_equal
 from tuples.inspection_rules import NAMES, RULES, read_limits
+from tuples.inspection_texts import MISSING
 from tuples.inspection_training import Recipe
 
 NUMBERS_ALONE = {"duplicate_queries", "duplicate_tuples", "positive_is_negative", "false_negatives"}
@@ -156,6 +159,19 @@ def test_threads_give_results_in_order_and_hold_few_at_a_time():
         assert result == 2 * place
         assert len(taken) <= place + 2 * 3 + 1
     assert len(taken) == 50
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), max_size=12))
+def test_equal_keys_have_one_number_and_none_has_minus_one(keys):
+    keys = np.array(keys, np.uint64).reshape(-1, 3)
+    numbers, first = number_equal(keys)
+    assert numbers.shape == keys.shape
+    assert ((numbers == -1) == (keys == MISSING)).all()
+    assert len(first) == len(set(keys.ravel().tolist()) - {MISSING})
+    for number, place in enumerate(first):
+        same = keys.ravel() == keys.ravel()[place]
+        assert (numbers.ravel() == number).tolist() == same.tolist()
+        assert place == np.argmax(same)
 
 
 def test_lengths_are_exact_alone_and_together():
