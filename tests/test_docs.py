@@ -57,6 +57,9 @@ RUN = {  # command -> what is appended to it here; on two CPU processes where th
     f"{TOKENIZE} --input_dir training_data --output_dir training_data/joined --part 1/2": "",
     f"{TOKENIZE} --input_dir training_data --output_dir training_data/joined --part 2/2": "",
     f"{TOKENIZE} --input_dir training_data --output_dir training_data/joined --join 2": "",
+    "python -m tools.inspect_data training_data": "",
+    "python -m tools.inspect_data training_data/data_tokenized_qwen --config configs/config.json "
+    "--page inspection.md": "",
 }
 NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "make quickstart": "nine minutes; tests/examples/test_code_search.py runs it in small",
@@ -77,6 +80,8 @@ NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "python -m benchmarks.": "takes minutes",
     "python -m pytest": "runs tests",
     "UPDATE_GOLDEN=1": "rewrites the golden losses",
+    "python -m tools.inspect_data training_data --evaluation": "needs a benchmark's files; "
+    "tests/tuples/test_inspection_evaluation.py makes some",
     "python -m tools.configuration_page": "rewrites a page, which a test of its own compares",
 }
 
