@@ -54,6 +54,8 @@ RUN = {  # command -> what is appended to it here; on two CPU processes where th
     "python run.py --config configs/config.json --learning_rate 2e-5 --use_mrl true": A_RUN_OF_ITS_OWN,
     WITHOUT_LAUNCHER: "--experiment_id without_launcher --train_steps 2",
     "python -m tools.plot_run output/first_run": "",
+    "python -m tools.build_tuples --source my_sources/banking.json --output_dir my_tuples": "",
+    f"{TOKENIZE} --input_dir my_tuples --output_dir my_tuples/tokenized": "",
 }
 NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "make quickstart": "nine minutes; tests/examples/test_code_search.py runs it in small",
@@ -70,6 +72,10 @@ NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "python -m benchmarks.": "takes minutes",
     "python -m pytest": "runs tests",
     "UPDATE_GOLDEN=1": "rewrites the golden losses",
+    "python -m examples.six_kinds.gather": "reads a whole machine; tests/examples/test_six_kinds.py runs it in small",
+    "python -m tools.build_tuples --source 'six_kinds": "needs what the command before it gathers",
+    "python -m tools.build_tuples --source 'configs/sources": "needs the hub; the tool's own tests run parts",
+    "python -m tools.build_tuples --source configs/sources": "needs the hub",
     "python -m tools.configuration_page": "rewrites a page, which a test of its own compares",
 }
 
