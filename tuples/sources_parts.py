@@ -65,6 +65,7 @@ def read_pieces(pieces: list[Piece], sources: list[Source], output: Path) -> lis
             folder, identity = folder_of(output, source, piece), identity_of(source, piece)
             if not is_written(folder, identity):
                 rows = rows_of(source, piece)
+                rows = tqdm(rows, piece.input.name, unit="row", unit_scale=True, disable=None, leave=False)
                 try:
                     write_piece(folder, rows, source, piece.input_number, piece.input.name, identity)
                 except RawError as error:

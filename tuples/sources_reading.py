@@ -5,6 +5,7 @@ batch that is being read.
 """
 
 import glob
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -72,21 +73,27 @@ def find_inputs(source: Source, folder: Path) -> tuple[list[Input], list[str]]:
     inputs = []
     problems = []
     for pattern in patterns:
-        place = folder / Path(pattern).expanduser()
-        paths = sorted(glob.glob(str(place), recursive=True)) or ([str(place)] if place.exists() else [])
-        if not paths:
+        names = _names_that_fit(pattern, folder)
+        if not names:
             problems.append(f"files: {pattern}: no such file in {folder}")
-        for name in paths:
-            path = Path(name)
+        for name in names:
+            path = folder / name
             found = _file_problems(path, source)
             problems += [f"files: {path}: {problem}" for problem in found]
             if not found:
                 stat = path.stat()
-                shown = path.relative_to(folder) if path.is_relative_to(folder) else path
-                inputs.append(Input(str(shown), path, stat.st_size, stat.st_mtime_ns))
+                inputs.append(Input(name, path, stat.st_size, stat.st_mtime_ns))
     names = [found.name for found in inputs]
     problems += [f"files: {name}: given twice" for name in sorted({name for name in names if names.count(name) > 1})]
     return inputs, problems
+
+
+def _names_that_fit(pattern: str, folder: Path) -> list[str]:
+    """The files of a pattern, sorted, as they are called in `folder`; a name with brackets may also be a file's own."""
+    pattern = os.path.expanduser(pattern)
+    if (folder / pattern).exists():
+        return [pattern]
+    return sorted(glob.glob(pattern, root_dir=folder, recursive=True))
 
 
 def _file_problems(path: Path, source: Source) -> list[str]:
@@ -98,7 +105,10 @@ def _file_problems(path: Path, source: Source) -> list[str]:
     try:
         raw_formats.check_file(path)
         if raw_formats.format_of(path) == raw_formats.PARQUET:
-            return _schema_problems(raw_formats.schema_of(path), source)
+            schema = raw_formats.schema_of(path)
+            if not pq.read_metadata(path).num_rows:
+                raise RawError("the file has no rows")
+            return _schema_problems(schema, source)
         return column_problems(_names_of_rows(path), source)
     except RawError as error:
         return str(error).splitlines()
@@ -194,7 +204,7 @@ def rows_of(source: Source, piece: Piece) -> Iterator[Row]:
     names = list(dict.fromkeys(name for role in source.roles for name in source.columns_of(role)))
     path = piece.input.path
     if path is None:
-        yield from enumerate(chain.from_iterable(_open_hub(source, split) for split in source.splits))
+        yield from _rows_of_hub(source)
     elif raw_formats.format_of(path) == raw_formats.PARQUET:
         yield from _rows_of_parquet(path, names, piece.begin, piece.end)
     else:
@@ -242,6 +252,18 @@ def _open_hub(source: Source, split: str):
     from datasets import load_dataset  # the only use of the package, which takes a second to import
 
     return load_dataset(source.hub, source.config, split=split, revision=source.revision, streaming=True)
+
+
+def _rows_of_hub(source: Source) -> Iterator[Row]:
+    """The rows of all splits of a hub data set, numbered on from one to the next."""
+    rows = 0
+    try:
+        for values in chain.from_iterable(_open_hub(source, split) for split in source.splits):
+            yield rows, values
+            rows += 1
+    except Exception as error:  # as below
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise RawError(f"cannot be read after row {rows} ({reason}): the same command begins it again") from None
 
 
 def _hub_problems(source: Source) -> list[str]:

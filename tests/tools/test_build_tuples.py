@@ -238,6 +238,17 @@ def test_parts_that_there_cannot_be_are_refused(words, capsys):
     assert refused.value.code == 2
 
 
+def test_patterns_name_files_beside_the_description_in_their_order(tmp_path):
+    folder = tmp_path / "a folder [1]"
+    for name in ("b/2.jsonl", "b/10.jsonl", "a[0].jsonl"):
+        lines(folder / name, [{"query": name, "passage": "p"}])
+    assert build(tmp_path / "raw", describe(folder, ["a[0].jsonl", "**/*.jsonl"], name="y")) == 2  # one fits both
+    source = describe(folder, ["b/*.jsonl", "a[0].jsonl"], columns={"id": "query"})
+    assert build(tmp_path / "raw", source) == 0
+    found = pq.read_table(tmp_path / "raw" / "x.parquet")["query"].to_pylist()
+    assert found == ["b/10.jsonl", "b/2.jsonl", "a[0].jsonl"]
+
+
 # ------------------------------------------------------------------------------------ formats and parts
 
 
