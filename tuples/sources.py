@@ -7,6 +7,7 @@ KINDS says what each kind of source needs; the fields of `Source` are the keys. 
 """
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +87,17 @@ class Source:
     exercised: bool | None = key(_ABOUT, "", "whether its author ran it; nothing depends on it", default=None)
     note: str = key(_ABOUT, "text", "anything; nothing depends on it", default="")
 
-    @property
-    def roles(self) -> list[str]:
-        """The roles that are read: those of the kind, and optional ones that `columns` names."""
+    @cached_property  # for it is asked for in every row
+    def columns_of(self) -> dict[str, list[str]]:
+        """The columns that fill each role that is read: those of the kind, and optional ones that `columns` names."""
         known = KINDS[self.kind]
         given = self.columns or {}
-        return [*known.columns, *(role for role in (*known.optional, ID) if role in given)]
-
-    def columns_of(self, role: str) -> list[str]:
-        """The columns that fill a role."""
-        named = (self.columns or {}).get(role, role)
-        return [named] if isinstance(named, str) else list(named)
+        found = {}
+        for role in (*known.columns, *known.optional, ID):
+            if role in known.columns or role in given:
+                named = given.get(role, role)
+                found[role] = [named] if isinstance(named, str) else list(named)
+        return found
 
     @property
     def splits(self) -> list[str]:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from tuples.sources import DIFFERENT, ID, Source
+from tuples.sources import DIFFERENT, ID, KINDS, Source
 
 CUT = "a text cut to {:,} characters"
 EMPTY_PASSAGE = "an empty passage beside others"
@@ -39,9 +39,9 @@ def clean(values: dict, source: Source) -> Clean:
         LeftOut: the row cannot be used.
     """
     found = Clean([])
-    if ID in source.roles:
-        found.id = label_word(values.get(source.columns_of(ID)[0]))
-    if "label" in source.roles:
+    if ID in source.columns_of:
+        found.id = label_word(values.get(source.columns_of[ID][0]))
+    if "label" in source.columns_of:
         found.label = _label(values, source)
     if source.kind == "duplicates" and found.label == DIFFERENT:
         raise LeftOut(LABELLED_DIFFERENT)
@@ -50,7 +50,7 @@ def clean(values: dict, source: Source) -> Clean:
     if source.kind in ("classification", "clustering"):
         found.pairs = [(_text(values, "text", source, found.notes), "")]
     else:
-        first, second = source.roles[:2]
+        first, second = KINDS[source.kind].columns[:2]
         query = _text(values, first, source, found.notes)
         passages = _passages(values, second, source, found.notes)
         found.pairs = [(query, passage) for passage in passages if passage != query]
@@ -78,7 +78,7 @@ def label_word(value: object) -> str:
 
 def _label(values: dict, source: Source) -> str:
     """What the label of a row means."""
-    word = label_word(values.get(source.columns_of("label")[0]))
+    word = label_word(values.get(source.columns_of["label"][0]))
     table = source.label_table
     if table is not None and word in table:
         return table[word]
@@ -90,7 +90,7 @@ def _label(values: dict, source: Source) -> str:
 
 
 def _check_score(values: dict, source: Source) -> None:
-    value = values.get(source.columns_of("score")[0])
+    value = values.get(source.columns_of["score"][0])
     try:
         score = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -104,7 +104,7 @@ def _check_score(values: dict, source: Source) -> None:
 def _text(values: dict, role: str, source: Source, notes: list[str]) -> str:
     """The text of a role; of several columns those that hold something, a line each."""
     parts = []
-    for column in source.columns_of(role):
+    for column in source.columns_of[role]:
         value = values.get(column)
         if value is not None and not isinstance(value, str):
             raise LeftOut(f"{role} is no text", repr(value)[:40])
@@ -117,7 +117,7 @@ def _text(values: dict, role: str, source: Source, notes: list[str]) -> str:
 
 def _passages(values: dict, role: str, source: Source, notes: list[str]) -> list[str]:
     """The passages of a row, each once: one text, or the texts of a list."""
-    columns = source.columns_of(role)
+    columns = source.columns_of[role]
     value = values.get(columns[0])
     if len(columns) > 1 or not isinstance(value, list):
         return [_text(values, role, source, notes)]

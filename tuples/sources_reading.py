@@ -131,8 +131,8 @@ def _names_of_rows(path: Path) -> list[str]:
 def column_problems(names: list[str], source: Source) -> list[str]:
     """Roles whose columns are not among `names`."""
     problems = []
-    for role in source.roles:
-        for name in source.columns_of(role):
+    for role, columns in source.columns_of.items():
+        for name in columns:
             if name not in names:
                 there = f"there are {', '.join(names)}"
                 problems.append(f"no column {name!r} for {role}{did_you_mean(name, names)}; {there}")
@@ -144,8 +144,8 @@ def _schema_problems(schema: pa.Schema, source: Source) -> list[str]:
     problems = column_problems(schema.names, source)
     if problems:
         return problems
-    for role in source.roles:
-        for name in source.columns_of(role):
+    for role, columns in source.columns_of.items():
+        for name in columns:
             kind = schema.field(name).type
             if not _can_fill(role, kind):
                 problems.append(f"column {name!r} holds {kind}, which cannot be the {role}")
@@ -201,7 +201,7 @@ def rows_of(source: Source, piece: Piece) -> Iterator[Row]:
     Raises:
         RawError: nothing can be read from some row on.
     """
-    names = list(dict.fromkeys(name for role in source.roles for name in source.columns_of(role)))
+    names = list(dict.fromkeys(chain.from_iterable(source.columns_of.values())))
     path = piece.input.path
     if path is None:
         yield from _rows_of_hub(source)
