@@ -21,7 +21,7 @@ from configuration.keys import unwritable
 from tuples import sources_parts
 from tuples.sources import Source, read_description
 from tuples.sources_reading import Input, Piece, find_inputs, pieces_of
-from tuples.sources_report import summary
+from tuples.sources_report import report_lines, summary
 from tuples.sources_rows import Rows
 from tuples.sources_writing import TASKS, prepare, report_path, task_problems, tuples_path, write
 from utils import plural, remove
@@ -102,26 +102,29 @@ def build(flags: argparse.Namespace) -> int:
     if problems:
         return refuse(problems)
     if flags.part is not None:
-        part, parts = flags.part
-        dealt = sources_parts.part_of(plan.pieces, parts)
-        own = [piece for piece, number in zip(plan.pieces, dealt, strict=True) if number == part]
-        problems = sources_parts.read_pieces(own, plan.sources, plan.output)
-        if not problems:
-            print(f"part {part}/{parts}: {plural(len(own), 'piece')} of {len(plan.pieces)} read; then --join {parts}")
-        return refuse(problems) if problems else DONE
+        return read_part(plan, *flags.part)
     if flags.join is not None:
         missing = sources_parts.missing_parts(plan.pieces, plan.sources, plan.output, flags.join)
-        if missing:
-            return refuse(
-                [f"part {part}/{flags.join} is not there: run --part {part}/{flags.join}" for part in missing]
-            )
+        problems = [f"part {part}/{flags.join} is not there: run --part {part}/{flags.join}" for part in missing]
     else:
         problems = sources_parts.read_pieces(plan.pieces, plan.sources, plan.output)
-    if not problems:
-        problems = write_all(plan)
-    if not problems or flags.join is None:
+    problems = problems or write_all(plan)
+    if not problems or flags.join is None:  # parts that were read by many jobs are worth keeping
         forget_pieces(plan)
     return refuse(problems) if problems else DONE
+
+
+def read_part(plan: Plan, part: int, parts: int) -> int:
+    """Read and keep the pieces of one part, from 1. Returns the exit status."""
+    dealt = sources_parts.part_of(plan.pieces, parts)
+    own = [piece for piece, number in zip(plan.pieces, dealt, strict=True) if number == part]
+    problems = sources_parts.read_pieces(own, plan.sources, plan.output)
+    if problems:
+        return refuse(problems)
+    print(
+        f"part {part}/{parts}: {len(own)} of {plural(len(plan.pieces), 'piece')} read; after all parts: --join {parts}"
+    )
+    return DONE
 
 
 def plan_build(descriptions: list[Path], output: Path, overwrite: bool) -> tuple[Plan, list[str]]:
@@ -152,43 +155,34 @@ def plan_build(descriptions: list[Path], output: Path, overwrite: bool) -> tuple
 
 
 def write_all(plan: Plan) -> list[str]:
-    """Make the tuples of all sources, or of none; returns why."""
-    prepared = []
+    """Make the tuples of all sources, or of none; returns why.
+
+    Each source is looked at twice, so that memory holds the numbers of one source at a time.
+    """
     problems = []
     for number, source in enumerate(plan.sources):
-        folders = [
-            sources_parts.folder_of(plan.output, source, piece) for piece in plan.pieces if piece.source == number
-        ]
-        rows = Rows(folders)
-        names = [found.name for found in plan.inputs[number]]
-        made, report, problem = prepare(source, rows, names)
-        prepared.append((rows, made, report))
-        if problem:
-            problems.append("; ".join([f"{source.name}: {problem}", *rows.tally.lines()]))
+        made, report, problem = prepare(source, *rows_of(plan, number))
+        if made is None:
+            problems.append("; ".join([f"{source.name}: {problem}", *report_lines(report)]))
     if problems:
         return problems
-    for source, inputs, (rows, made, report) in zip(plan.sources, plan.inputs, prepared, strict=True):
-        described = [{"name": found.name, "bytes": found.size} for found in inputs]
+    for number, source in enumerate(plan.sources):
+        rows, names = rows_of(plan, number)
+        made, report, _ = prepare(source, rows, names)
+        described = [{"name": found.name, "bytes": found.size} for found in plan.inputs[number]]
         report = write(source, rows, made, report, described, plan.output)
         print(summary(report, tuples_path(plan.output, source.name)))
-        for line in report_lines(rows.tally.lines(), report):
+        for line in report_lines(report):
             print(f"  {line}")
     print(f"{plural(len(plan.sources), 'task')} in {plan.output / TASKS}", flush=True)
     return []
 
 
-def report_lines(lines: list[str], report: dict) -> list[str]:
-    """What is said below a file's line: rows that were left out, tuples that the cap left out, few negatives."""
-    lines = list(lines)
-    capped, fewer = report["tuples_left_out_by_the_cap"], report["tuples_with_fewer_negatives"]
-    if capped:
-        lines.append(f"left out: {plural(capped, 'tuple')} over the cap of {report['description']['cap']:,}")
-    if fewer:
-        wanted = report["description"]["negatives"]
-        lines.append(f"{plural(fewer, 'tuple')} with fewer than {wanted} negatives: other classes have too few texts")
-    if report["documents_with_instruction"]:
-        lines.append(f"{plural(report['documents_with_instruction'], 'document')} with the instruction too")
-    return lines
+def rows_of(plan: Plan, number: int) -> tuple[Rows, list[str]]:
+    """What was read of a source, and the names of its inputs."""
+    own = [piece for piece in plan.pieces if piece.source == number]
+    folders = [sources_parts.folder_of(plan.output, plan.sources[number], piece) for piece in own]
+    return Rows(folders), [found.name for found in plan.inputs[number]]
 
 
 def forget_pieces(plan: Plan) -> None:

@@ -75,11 +75,6 @@ class Tally:
             "in_part": {rule: counted.as_json() for rule, counted in sorted(self.in_part.items())},
         }
 
-    def lines(self) -> list[str]:
-        """A line for each rule that applied to some row."""
-        lines = [f"left out: {_words(rule, counted)}" for rule, counted in sorted(self.left_out.items())]
-        return lines + [f"used in part: {_words(rule, counted)}" for rule, counted in sorted(self.in_part.items())]
-
 
 def tally_of(found: dict) -> Tally:
     """What `Tally.as_json` was made of."""
@@ -90,12 +85,29 @@ def tally_of(found: dict) -> Tally:
     return tally
 
 
-def _words(rule: str, counted: Counted) -> str:
-    shown = ", ".join(counted.first[:_PRINTED])
-    if counted.rows > _PRINTED:
+def report_lines(report: dict) -> list[str]:
+    """What is said below a file's line: rows left out and used in part, tuples over the cap, too few negatives."""
+    lines = [f"left out: {_words(rule, counted)}" for rule, counted in report["left_out"].items()]
+    lines += [f"used in part: {_words(rule, counted)}" for rule, counted in report["in_part"].items()]
+    if report.get("tuples_left_out_by_the_cap"):
+        capped = plural(report["tuples_left_out_by_the_cap"], "tuple")
+        lines.append(f"left out: {capped} over the cap of {report['description']['cap']:,}")
+    if report.get("tuples_with_fewer_negatives"):
+        fewer = plural(report["tuples_with_fewer_negatives"], "tuple")
+        wanted = report["description"]["negatives"]
+        lines.append(f"{fewer} with fewer than {wanted} negatives: other classes have too few texts")
+    if report.get("documents_with_instruction"):
+        lines.append(f"{plural(report['documents_with_instruction'], 'document')} with the instruction too")
+    return lines
+
+
+def _words(rule: str, counted: dict) -> str:
+    """A rule, how many rows, what some held, and where the first of them stand."""
+    shown = ", ".join(counted["first"][:_PRINTED])
+    if counted["rows"] > _PRINTED:
         shown += ", ..."
-    values = f": {', '.join(counted.values)}" if counted.values else ""
-    return f"{plural(counted.rows, 'row')}: {rule}{values} ({shown})"
+    values = f": {', '.join(counted['values'])}" if "values" in counted else ""
+    return f"{plural(counted['rows'], 'row')}: {rule}{values} ({shown})"
 
 
 def summary(report: dict, path: Path) -> str:

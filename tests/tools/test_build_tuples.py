@@ -124,8 +124,9 @@ def test_an_id_that_came_before_is_left_out_in_any_file_of_the_source(tmp_path):
     lines(tmp_path / "a.jsonl", rows)
     lines(tmp_path / "b.jsonl", [{"query": "new", "passage": "text", "nr": "3"}])
     assert build(tmp_path / "raw", describe(tmp_path, ["a.jsonl", "b.jsonl"], columns={"id": "nr"})) == 0
-    found = report_of(tmp_path / "raw")["left_out"]
-    assert found == {"an id that came before": {"rows": 2, "first": ["a.jsonl:2", "b.jsonl:0"]}}
+    report = report_of(tmp_path / "raw")
+    assert report["left_out"] == {"an id that came before": {"rows": 2, "first": ["a.jsonl:2", "b.jsonl:0"]}}
+    assert (report["in_part"], report["tuples"]) == ({}, 6)  # two of the first row, whose id stands once
 
 
 def test_bytes_that_are_not_utf8_cost_only_their_row_in_every_format(tmp_path):
