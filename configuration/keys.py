@@ -16,6 +16,7 @@ _KINDS_IN_WORDS = {
     float: "a number",
     bool: "true or false",
     list: "a list of texts",
+    dict: "an object",
     type(None): "null",
 }
 

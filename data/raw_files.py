@@ -19,6 +19,7 @@ from utils import plural
 
 ENDINGS = ".parquet, .jsonl, .json, .csv, .tsv (all but the first also as .gz)"
 NOT_DATA = ("tasks.json", "report.txt", "dataset_settings.json")  # files with a meaning of their own
+REPORTS = (".build.json", ".report.json")  # endings of files that say how a raw file was made
 # What can be wrong with a tuple; number 0 is nothing.
 BAD_KINDS = (
     None,
@@ -48,7 +49,7 @@ def raw_files(source: Path) -> tuple[list[Path], dict[str, str]]:
         reason = _why_not_read(path)
         if reason is None:
             files.append(path)
-        elif path.name not in NOT_DATA:
+        elif path.name not in NOT_DATA and not path.name.endswith(REPORTS):
             others[path.name] = reason
     return files, others
 
@@ -57,7 +58,7 @@ def _why_not_read(path: Path) -> str | None:
     """Why a path in a folder of raw files is none of them, or None."""
     if path.name.startswith("."):
         return "hidden"
-    if path.name in NOT_DATA:
+    if path.name in NOT_DATA or path.name.endswith(REPORTS):
         return "of another purpose"
     kind = raw_formats.format_of(path)
     if kind is None:
@@ -94,14 +95,14 @@ def kinds(tuples: Tuples, task: str | None) -> np.ndarray:
     return np.select([no_query, no_positive, nothing_left], [1, 2, 3], 0)
 
 
-def sample_rows(rows: int, max_rows: int) -> np.ndarray:
+def sample_rows(rows: int, max_rows: int, seed: int = SAMPLE_SEED) -> np.ndarray:
     """Which raw rows to keep, bool [rows]; max_rows 0 keeps all. Kept rows stay in the order of the file.
 
-    The same rows as pandas' `DataFrame.sample(n=max_rows, random_state=42)`.
+    The same rows as pandas' `DataFrame.sample(n=max_rows, random_state=seed)`.
     """
     if not max_rows or rows <= max_rows:
         return np.ones(rows, bool)
-    chosen = np.random.RandomState(SAMPLE_SEED).permutation(rows)[:max_rows]
+    chosen = np.random.RandomState(seed).permutation(rows)[:max_rows]
     keep = np.zeros(rows, bool)
     keep[chosen] = True
     return keep

@@ -60,6 +60,8 @@ RUN = {  # command -> what is appended to it here; on two CPU processes where th
     "python -m tools.inspect_data training_data": "",
     "python -m tools.inspect_data training_data/data_tokenized_qwen --config configs/config.json "
     "--page inspection.md": "",
+    "python -m tools.build_tuples --source my_sources/banking.json --output_dir my_tuples": "",
+    f"{TOKENIZE} --input_dir my_tuples --output_dir my_tuples/tokenized": "",
 }
 NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "make quickstart": "nine minutes; tests/examples/test_code_search.py runs it in small",
@@ -82,6 +84,10 @@ NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "UPDATE_GOLDEN=1": "rewrites the golden losses",
     "python -m tools.inspect_data training_data --evaluation": "needs a benchmark's files; "
     "tests/tuples/test_inspection_evaluation.py makes some",
+    "python -m examples.six_kinds.gather": "reads a whole machine; tests/examples/test_six_kinds.py runs it in small",
+    "python -m tools.build_tuples --source 'six_kinds": "needs what the command before it gathers",
+    "python -m tools.build_tuples --source 'configs/sources": "needs the hub; the tool's own tests run parts",
+    "python -m tools.build_tuples --source configs/sources": "needs the hub",
     "python -m tools.configuration_page": "rewrites a page, which a test of its own compares",
 }
 
