@@ -17,12 +17,13 @@ KINDS = ("flat", "IVF", "IVF-PQ")
 ADDED_AT_ONCE = 65536  # vectors
 _TRAINED_ON = 64  # vectors for each list; FAISS warns below 39
 _CODES = 256  # of each part of a vector in IVF-PQ
+_FEWEST_FOR_CODES = 39 * _CODES  # vectors, below which FAISS warns
 
 
 def check_index(kind: str, passages: int) -> None:
     """Raise RunError where FAISS is not installed, or cannot train an index of this kind on so few passages."""
     _faiss()
-    needed = {"flat": 1, "IVF": _TRAINED_ON, "IVF-PQ": _CODES}[kind]
+    needed = {"flat": 1, "IVF": _TRAINED_ON, "IVF-PQ": _FEWEST_FOR_CODES}[kind]
     if passages < needed:
         raise RunError(f"--faiss_index {kind} needs {needed} passages to be trained on, not {passages}: take flat")
 

@@ -90,7 +90,9 @@ def test_an_index_finds_what_the_exact_search_finds(tmp_path, small_shards, kind
 
 
 def test_an_index_that_cannot_be_trained_is_refused(monkeypatch):
-    check_index("IVF-PQ", 256)
+    check_index("IVF-PQ", 9984)
+    with pytest.raises(RunError, match="needs 9984 passages"):
+        check_index("IVF-PQ", 9983)
     with pytest.raises(RunError, match="needs 64 passages to be trained on, not 63: take flat"):
         check_index("IVF", 63)
     monkeypatch.setitem(sys.modules, "faiss", None)
