@@ -1,12 +1,13 @@
 """What mining costs: texts encoded a second, queries searched a second, memory at its peak, recall of indexes.
 
-    python -m benchmarks.mining                              10,000, 100,000 and 1,000,000 passages; an hour on two cores
+    python -m benchmarks.mining                              up to a million passages: an hour on two cores
     python -m benchmarks.mining --passages 10000 --encode 0  a few minutes
     python -m benchmarks.mining --model output/0.6b/epoch_2  a decoder's texts a second as well
 
 Searched are made-up vectors of 384 dimensions, as many as all-MiniLM-L6-v2 has: around random centres, 64 to each, with
-queries near passages. What an index recalls of real texts may be more or less; a mining prints its own. Encoded are the functions of the standard library. Each row has a process of its own; memory is
-what this process has for itself, without the mapped files, which others can share.
+queries near passages. What an index recalls of real texts may be more or less; a mining prints its own. Encoded are the
+functions of the standard library. Each row has a process of its own; memory is what this process has for itself,
+without the mapped files, which others can share.
 """
 
 import argparse

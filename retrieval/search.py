@@ -14,6 +14,7 @@ from utils import RunError, plural
 
 QUERIES_AT_ONCE = 512  # that are compared with a chunk of passages
 SCORES_AT_ONCE = 2**24  # 64 MiB of fp32: chunks of passages are cut by it
+SEVERAL_GROUPS = -2  # the group of a passage that is in more than one: nobody with a group finds it
 _INSIDE_CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
@@ -77,11 +78,14 @@ def _search_block(queries: Tensor, passages: np.ndarray, k: int, groups: Groups 
     return best
 
 
+def in_own_group(of_queries: np.ndarray, of_passages: np.ndarray) -> np.ndarray:
+    """Whether passages of these groups may be in the group of the query: bool, of shapes that go together."""
+    return (of_queries >= 0) & ((of_passages == of_queries) | (of_passages == SEVERAL_GROUPS))
+
+
 def _own_group(groups: Groups, begin: int, end: int) -> Tensor:
     """Which of the passages from `begin` to before `end` are of a query's own group, bool [b, end - begin]."""
-    of_queries = torch.from_numpy(groups.queries)[:, None]
-    of_passages = torch.tensor(groups.passages[begin:end])
-    return (of_queries == of_passages) & (of_queries >= 0)
+    return torch.from_numpy(in_own_group(groups.queries[:, None], groups.passages[begin:end]))
 
 
 class _Best:
@@ -172,8 +176,8 @@ class BM25:
             of_all = np.zeros(self.size, np.float32)
             if words:
                 of_all = np.asarray(self.index.get_scores(words), np.float32)  # [m]
-            if groups is not None and groups.queries[row] >= 0:
-                of_all[groups.passages == groups.queries[row]] = 0
+            if groups is not None:
+                of_all[in_own_group(groups.queries[row], groups.passages)] = 0
             numbers[row : row + 1], scores[row : row + 1] = highest(of_all[None], k)
         return Ranking(numbers, scores)
 

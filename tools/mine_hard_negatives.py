@@ -11,7 +11,6 @@ what every rule does.
 
 import argparse
 import os
-import shutil
 import sys
 import time
 from dataclasses import replace
@@ -22,6 +21,7 @@ if not __package__:  # run as a file, from any folder: import from the repositor
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
+import transformers
 
 from data import raw_files
 from data.raw_rows import RawError
@@ -50,6 +50,7 @@ def main(argv: list[str]) -> int:
     flags = parse(argv)
     share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     launcher.end_with_launcher()
+    transformers.utils.logging.disable_progress_bar()  # its bars for loading weights tear the output apart
     try:
         return mine(flags, share)
     except KeyboardInterrupt:
@@ -317,7 +318,7 @@ def mine(flags: argparse.Namespace, share: Share) -> int:
         return NOTHING_LEFT
     declare_task(flags.input, flags.output)
     if not flags.keep_cache:
-        shutil.rmtree(work)
+        mining.forget()
     return DONE
 
 

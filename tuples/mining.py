@@ -33,10 +33,11 @@ from tuples import mining_texts
 from tuples.mining_blocks import BlockFolder, Find, Miner, Positives, Scorer, groups_of
 from tuples.mining_rules import Rules
 from tuples.mining_texts import Inputs, MiningTexts, TextFile
-from utils import file_digest
+from utils import RunError, file_digest, remove
 
 FORMAT = 1  # part of every digest: a change of what is computed finds nothing old
-_SECONDS = 0.2  # between two looks at what another process works on
+_SECONDS = 0.1  # until the first look at what another process works on
+_MOST_SECONDS = 3.0  # between two looks: each opens all shards
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,10 @@ def model_digest(folder: Path) -> str:
 
 def wait_until(done: Callable[[], bool]) -> None:
     """Until another process has written something. A process that fails ends its launcher, and so everybody."""
+    seconds = _SECONDS
     while not done():
-        time.sleep(_SECONDS)
+        time.sleep(seconds)
+        seconds = min(1.5 * seconds, _MOST_SECONDS)
 
 
 class Mining:
@@ -149,18 +152,17 @@ class Mining:
         files = [inputs.tuples, *[path for path, _ in inputs.corpora]]
         facts = [inputs.columns.names, inputs.slots, inputs.instruction, inputs.group_column]
         facts.append([column for _, column in inputs.corpora])
-        folder = self.work / f"texts-{digest_of(facts, [file_digest(path) for path in files])}"
-        if self.share.is_first and not folder.exists():
-            mining_texts.write(folder, inputs)
-        wait_until(folder.exists)
-        return mining_texts.open_texts(folder)
+        self.texts_folder = self.work / f"texts-{digest_of(facts, [file_digest(path) for path in files])}"
+        if self.share.is_first and not self.texts_folder.exists():
+            mining_texts.write(self.texts_folder, inputs)
+        wait_until(self.texts_folder.exists)
+        return mining_texts.open_texts(self.texts_folder)
 
     def _digest(self) -> str:
         """Of everything that the negatives depend on."""
         plan = self.plan
-        texts = [self.texts.meta["digest"], hashlib.sha256(self.texts.rows.tobytes()).hexdigest()]
-        if self.texts.groups is not None:
-            texts.append(hashlib.sha256(self.texts.groups.tobytes()).hexdigest())
+        arrays = (self.texts.rows, self.texts.topics, self.texts.groups)
+        texts = [self.texts.meta["digest"], *[hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]]
         facts = [plan.backend, asdict(plan.rules), plan.fill]
         if plan.model is not None:
             facts += [asdict(plan.model) | {"folder": ""}, self.model_digest]
@@ -169,6 +171,15 @@ class Mining:
         if plan.cross_encoder is not None:
             facts.append(model_digest(plan.cross_encoder))
         return digest_of(texts, facts)
+
+    def forget(self) -> None:
+        """Remove what this mining wrote into its folder, and the folder where it is empty then."""
+        remove(self.texts_folder)
+        remove(self.blocks.folder)
+        if self.plan.model is not None:
+            remove(self.passage_folder.folder.parent)
+        if not any(self.work.iterdir()):
+            self.work.rmdir()
 
     # ------------------------------------------------------------------------------------- vectors
 
@@ -295,7 +306,11 @@ class Mining:
 
     def _lexical(self) -> Find:
         texts = self.texts
-        index = BM25([split_prompt(texts.passages.get(number))[1] for number in range(len(texts.passages))])
+        passages = [split_prompt(texts.passages.get(number))[1] for number in range(len(texts.passages))]
+        try:
+            index = BM25(passages)
+        except ValueError as error:
+            raise RunError(str(error)) from None
         groups = groups_of(texts)
 
         def find(numbers: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -307,7 +322,7 @@ class Mining:
 
 
 def check_finite(vectors: np.ndarray, begin: int) -> None:
-    """Raise ValueError where a text has no vector of numbers; `begin` is the number of the first."""
+    """Raise RunError where a text has no vector of numbers; `begin` is the number of the first."""
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
-        raise ValueError(f"text {begin + broken[0]} has a vector that is not finite: the model's weights are damaged")
+        raise RunError(f"text {begin + broken[0]} has a vector that is not finite: the model's weights are damaged")

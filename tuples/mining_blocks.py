@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from retrieval.search import Groups
+from retrieval.search import Groups, in_own_group
 from tuples.mining_rules import REMOVED, Candidates, Negatives, Rules, best_first, choose, passes
 from tuples.mining_texts import MiningTexts
 
@@ -54,7 +54,9 @@ class Positives:
 
     def contain(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
         """Which of the passages [b, k] are positives of their row's query, queries [b]: bool [b, k]."""
-        return np.isin(self._keys(self.topics[queries][:, None], passages), self.pairs) & (passages >= 0)
+        keys = self._keys(self.topics[queries][:, None], passages)
+        places = np.searchsorted(self.pairs, keys).clip(max=len(self.pairs) - 1)
+        return (self.pairs[places] == keys) & (passages >= 0)
 
     def _keys(self, topics: np.ndarray, passages: np.ndarray) -> np.ndarray:
         """One number for each pair of a topic and a passage."""
@@ -62,13 +64,10 @@ class Positives:
 
 
 def groups_of(texts: MiningTexts) -> Groups | None:
-    """The group of each query, which is that of its first row's positive, and of each passage; None without groups."""
-    if texts.groups is None:
+    """The group of each query and of each passage; None where no query has one."""
+    of_queries = np.ascontiguousarray(texts.topics[:, 2])
+    if (of_queries < 0).all():
         return None
-    good = texts.rows[texts.rows[:, 0] >= 0]
-    queries, first = np.unique(good[:, 0], return_index=True)
-    of_queries = np.full(len(texts.queries), -1, np.int64)
-    of_queries[queries] = texts.groups[good[first, 1]]
     return Groups(of_queries, np.asarray(texts.groups))
 
 
@@ -113,7 +112,7 @@ class Miner:
         same |= (passages == own) & (passages >= 0)
         if self.groups is not None:
             of_query = self.groups.queries[queries][:, None]
-            same |= (self.groups.passages[passages] == of_query) & (of_query >= 0)
+            same |= in_own_group(of_query, self.groups.passages[passages]) & (passages >= 0)
         return same
 
     def _score(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:

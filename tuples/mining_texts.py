@@ -5,9 +5,9 @@
     own.bin, own.npy              negatives that the input brought along and that are no passages: numbers from m on
     rows.npy                      int64 [rows, 2 + S] of every row of the input: query, positive, own negatives; -1 for
                                   none, and for all of a row that is left out
-    topics.npy                    int64 [queries, 2]: queries of one topic have the same words behind the instruction;
-                                  and which passage is the query itself, or -1
-    groups.npy                    int64 [m]: the group of each passage, -1 for none; only with a group column
+    topics.npy                    int64 [queries, 3]: queries of one topic have the same words behind the instruction;
+                                  which passage is the query itself, or -1; the query's group, or -1
+    groups.npy                    int64 [m]: the group of each passage, -1 for none, SEVERAL_GROUPS for more than one
     meta.json                     counts, and a digest of the texts
 
 Two texts are the same where they differ in white space and in Unicode's spelling alone: the first one is kept. Of
@@ -29,6 +29,7 @@ from data.raw_columns import Columns, Tuples
 from data.raw_rows import RawError, rows_of
 from data.store_writer import text_key
 from modeling.prompts import split_prompt
+from retrieval.search import SEVERAL_GROUPS
 from utils import RunError, aside_of, publish, read_json, remove, write_json
 
 BATCH_ROWS = 1024  # rows of the input that are in memory at a time
@@ -119,7 +120,7 @@ class MiningTexts:
     own: TextFile
     rows: np.ndarray
     topics: np.ndarray
-    groups: np.ndarray | None
+    groups: np.ndarray
 
     def passage(self, number: int) -> str:
         """A passage, or a negative that the input brought along."""
@@ -130,7 +131,6 @@ class MiningTexts:
 
 def open_texts(folder: Path) -> MiningTexts:
     """The files that `write` published in `folder`."""
-    groups = folder / "groups.npy"
     return MiningTexts(
         read_json(folder / "meta.json"),
         TextFile(folder, "passages"),
@@ -138,7 +138,7 @@ def open_texts(folder: Path) -> MiningTexts:
         TextFile(folder, "own"),
         np.load(folder / "rows.npy", mmap_mode="r"),
         np.load(folder / "topics.npy", mmap_mode="r"),
-        np.load(groups, mmap_mode="r") if groups.exists() else None,
+        np.load(folder / "groups.npy", mmap_mode="r"),
     )
 
 
@@ -182,7 +182,7 @@ def write(folder: Path, inputs: Inputs) -> None:
             query, positive, *negatives = tuple_texts
             part[row, 0] = queries.add(query, same_text(query))
             part[row, 1] = passages.add(positive, same_words(positive))
-            topics.add(part[row, 0], query)
+            topics.add(part[row, 0], query, groups.number(group_of_tuple[row]))
             groups.add(part[row, 1], group_of_tuple[row])
             for slot, negative in enumerate(negatives):
                 if negative:
@@ -192,8 +192,7 @@ def write(folder: Path, inputs: Inputs) -> None:
     rows[:, 2:] = _renumbered(rows[:, 2:], own, passages)
     np.save(aside / "rows.npy", rows)
     np.save(aside / "topics.npy", topics.whole(passages))
-    if inputs.group_column:
-        np.save(aside / "groups.npy", groups.whole(len(passages.numbers)))
+    np.save(aside / "groups.npy", groups.whole(len(passages.numbers)))
     digest = passages.close() + queries.close()
     own.close()
     write_json(aside / "meta.json", counts | _count_rows(rows) | {"digest": digest})
@@ -233,35 +232,44 @@ class _Topics:
     def __init__(self):
         self.numbers: dict[bytes, int] = {}  # words -> topic
         self.of_query: list[int] = []
+        self.group_of_query: list[int] = []
 
-    def add(self, query: int, text: str) -> None:
-        """Note the topic of a query, numbers of which come in order."""
+    def add(self, query: int, text: str, group: int) -> None:
+        """Note the topic of a query, numbers of which come in order, and the group of its first row."""
         if query == len(self.of_query):
+            self.group_of_query.append(group)
             self.of_query.append(self.numbers.setdefault(same_words(text), len(self.numbers)))
 
     def whole(self, passages: _TextWriter) -> np.ndarray:
-        """int64 [queries, 2]: each query's topic, and the passage that it is itself, or -1."""
+        """int64 [queries, 3]: each query's topic, the passage that it is itself or -1, and its group or -1."""
         passage_of_topic = np.full(len(self.numbers), -1, np.int64)
         for words, topic in self.numbers.items():
             passage_of_topic[topic] = passages.numbers.get(words, -1)
         of_query = np.array(self.of_query, np.int64)
-        return np.stack([of_query, passage_of_topic[of_query]], axis=1)
+        return np.stack([of_query, passage_of_topic[of_query], np.array(self.group_of_query, np.int64)], axis=1)
 
 
 class _Groups:
-    """The group of each passage: the first that it is given."""
+    """The group of each passage."""
 
     def __init__(self):
         self.numbers: dict[str, int] = {}  # group -> its number
         self.of_passage: dict[int, int] = {}
 
+    def number(self, group: str | None) -> int:
+        """The number of a group; -1 for none."""
+        if group is None:
+            return -1
+        return self.numbers.setdefault(group, len(self.numbers))
+
     def add(self, passage: int, group: str | None) -> None:
-        """Note a passage's group; None is none."""
-        if group is not None:
-            self.of_passage.setdefault(int(passage), self.numbers.setdefault(group, len(self.numbers)))
+        """Note that a passage is in a group; None is none."""
+        number = self.number(group)
+        if number >= 0 and self.of_passage.setdefault(int(passage), number) != number:
+            self.of_passage[int(passage)] = SEVERAL_GROUPS
 
     def whole(self, count: int) -> np.ndarray:
-        """int64 [count], -1 where a passage has none."""
+        """int64 [count], -1 where a passage has none, SEVERAL_GROUPS where it has more than one."""
         groups = np.full(count, -1, np.int64)
         groups[list(self.of_passage)] = list(self.of_passage.values())
         return groups

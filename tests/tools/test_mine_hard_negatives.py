@@ -99,6 +99,11 @@ def test_a_cross_encoder_decides(raw, encoder, tmp_path):
 
 def test_the_cache_can_go_when_all_is_done(raw, encoder):
     mine(raw, "--model", str(encoder), *FEW, "--keep_cache", "false")
+    shared = raw.parent.parent / "shared"
+    shared.mkdir()
+    (shared / "of others").touch()
+    mine(raw, "--model", str(encoder), *FEW, "--keep_cache", "false", "--cache_dir", str(shared))
+    assert [path.name for path in shared.iterdir()] == ["of others"]
     assert sorted(path.name for path in (raw.parent.parent / "mined").iterdir()) == [
         "questions.parquet",
         "questions.report.json",

@@ -353,16 +353,19 @@ def test_negatives_that_the_input_has_come_first_and_mined_ones_fill_up(job):
 def test_passages_of_a_querys_own_group_are_no_negatives(job):
     table = [row | {"label": row["passage"].split()[1]} for row in toy.raw_rows(80, 0)]
     label_of = {row["passage"]: row["label"] for row in table}
+    table[1] |= {"query": "Which of two groups?", "passage": table[0]["passage"], "label": "another"}
     job.raw = toy.write_parquet(job.folder / "classes.parquet", table)
     job.plan = replace(job.plan, rules=replace(RULES, relative_margin=None, range_min=0))
     without = read(job.mine())
-    assert any(label_of[text] == label_of[row["passage"]] for row in without for text in negatives(row))
+    own = {row["query"]: row["label"] for row in table}
+    assert any(label_of[text] == own[row["query"]] for row in without for text in negatives(row))
     job.options = {"group_column": "label"}
     for backend in ("exact", "bm25"):
         job.plan = replace(job.plan, backend=backend)
         mined = read(job.mine())
         assert len(mined) > 60
-        assert not [row for row in mined for text in negatives(row) if label_of[text] == label_of[row["passage"]]]
+        assert not [row for row in mined if table[0]["passage"] in negatives(row)]  # it is in two groups
+        assert not [row for row in mined for text in negatives(row) if label_of[text] == own[row["query"]]]
 
 
 def test_too_few_negatives_are_dropped_kept_or_filled_up(job):
