@@ -67,7 +67,7 @@ def _open_decoder(folder: Path, max_length: int | None, bf16: bool, device: str)
     length = max_length or min(LONGEST, _own_length(folder) or LONGEST)
     try:
         encoder = DecoderEncoder(folder, length, bf16, device, end)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: Transformers finds no weights that are safetensors
         return None, first_line(error)
     candidates = backend_candidates(
         "auto", device == "cpu", windowed=bool(attention_window(config)), one_call=False, half=bf16

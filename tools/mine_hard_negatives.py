@@ -60,13 +60,17 @@ def main(argv: list[str]) -> int:
         complain(share, str(error).splitlines())
         return REFUSED
     except OSError as error:
-        complain(share, [f"the disk refuses: {error}", "make room; the same command continues"])
+        complain(share, [f"the disk refuses: {error}", "make room; the same command continues"], others_too=True)
         return NOTHING_LEFT
 
 
-def complain(share: Share, lines: list[str]) -> None:
-    """Print lines to standard error, under this tool's name, once."""
-    if share.is_first:
+def complain(share: Share, lines: list[str], others_too: bool = False) -> None:
+    """Print lines to standard error, under this tool's name.
+
+    Args:
+        others_too: what is wrong may be wrong in this process alone; else the first process speaks for all.
+    """
+    if share.is_first or others_too:
         lines = [f"mine_hard_negatives: {line}" for line in lines]
         launcher.say(lines)
         launcher.repeat_below_launcher(lines)
@@ -303,9 +307,13 @@ def mine(flags: argparse.Namespace, share: Share) -> int:
     if flags.backend == "faiss":
         check_index(flags.faiss_index, len(mining.texts.passages))
     mining.say("\n".join(report.opening_lines(mining)))
-    mining.encode()
-    mining.index()
-    mining.mine()
+    try:
+        mining.encode()
+        mining.index()
+        mining.mine()
+    except RunError as error:
+        complain(share, str(error).splitlines(), others_too=True)
+        return REFUSED
     if not share.is_first:
         return DONE
     flags.output.parent.mkdir(parents=True, exist_ok=True)
