@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.raw_rows import RawError, rows_of
+from data.raw_rows import NOT_UTF8, RawError, rows_of
 from utils import first_line, plural
 
 PARQUET = ".parquet"
@@ -205,12 +205,35 @@ def _read_parquet(path: Path, names: list[str], batch_rows: int, skip: int) -> I
             done = sum(group_rows[:first])
             groups = range(first, len(group_rows))
             for batch in file.iter_batches(batch_rows, groups, names):
+                _check_utf8(batch, done)
                 rest = batch.slice(max(skip - done, 0))
                 if len(rest):
                     yield pa.Table.from_batches([rest])
                 done += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise RawError(f"damaged after row {done} ({first_line(error)}): fetch or write it again") from None
+
+
+def _check_utf8(batch: pa.RecordBatch, begin: int) -> None:
+    """Raise RawError for a text that is not UTF-8: Parquet does not look at what is written as one.
+
+    Args:
+        begin: the row of the file that is the batch's first.
+    """
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if _is_valid(column):
+            continue
+        rows = (row for row in range(len(column)) if not _is_valid(column.slice(row, 1)))
+        row = next(rows, 0)  # a dictionary of texts does not say whose text it is
+        raise RawError(f"row {begin + row} (counted from 0): {name!r} {NOT_UTF8}")
+
+
+def _is_valid(column: pa.Array) -> bool:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 # -------------------------------------------------------------------------------------------- by row

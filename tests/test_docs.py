@@ -19,6 +19,7 @@ from pathlib import Path
 
 import harness
 import pytest
+import toy
 from accelerate.state import AcceleratorState, GradientState
 from test_house_rules import DOORS, MAY_IMPORT
 
@@ -41,6 +42,10 @@ WITHOUT_LAUNCHER = (
     "ACCELERATE_MIXED_PRECISION=bf16 python run.py --config configs/config.json --experiment_id first_run"
 )
 A_RUN_OF_ITS_OWN = "--experiment_id keys --train_steps 2"  # the page's run would go on with another one's folder
+MINE = (
+    "python -m tools.mine_hard_negatives --input raw/questions.parquet --output mined/questions.parquet "
+    "--model models/qwen3-0.6b"
+)
 RUN = {  # command -> what is appended to it here; on two CPU processes where the page starts eight
     f"{TOKENIZE} --input_dir training_data --output_dir training_data/data_tokenized_qwen": "",
     ONE_GPU: "",
@@ -62,6 +67,7 @@ RUN = {  # command -> what is appended to it here; on two CPU processes where th
     "--page inspection.md": "",
     "python -m tools.build_tuples --source my_sources/banking.json --output_dir my_tuples": "",
     f"{TOKENIZE} --input_dir my_tuples --output_dir my_tuples/tokenized": "",
+    MINE: "--num_negatives 2 --relative_margin 0 --max_score none",
 }
 NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "make quickstart": "nine minutes; tests/examples/test_code_search.py runs it in small",
@@ -74,6 +80,7 @@ NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "make lint": "changes files",
     "pip install": "needs a package index",
     "hf download": "needs the hub",
+    f"{LAUNCH} -m tools.mine_hard_negatives": "tests/tools/test_mine_hard_negatives.py launches it on two processes",
     f"{LAUNCH} --num_machines": "needs several machines; tests/runtime/test_two_hosts.py runs it",
     "sbatch": "needs a cluster; tests/runtime/test_slurm.py runs the file",
     f"{LAUNCH} run.py --config configs/v2/": "trains Qwen3; tests/test_arguments.py reads these files",
@@ -277,6 +284,7 @@ def laid_out(toy_world, tmp_path, monkeypatch) -> Path:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "qwen3-0.6b").symlink_to(toy_world.backbone)
     shutil.copytree(toy_world.raw, tmp_path / "training_data")
+    toy.write_parquet(tmp_path / "raw" / "questions.parquet", toy.raw_rows(60, 0))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -341,6 +349,7 @@ def test_the_commands_and_the_python_of_the_pages_run(laid_out, monkeypatch, cap
     for path in ("first_run/epoch_2/modules.json", "first_run/training.png", "0.6b+lora/epoch_2/adapter_config.json"):
         assert (output / path).exists(), path
     assert (output / "my_run" / "epoch_2" / "modules.json").exists()
+    assert (laid_out / "mined" / "questions.parquet").exists()
     prompts = json.loads((output / "my_run" / "epoch_2" / "config_sentence_transformers.json").read_text())["prompts"]
     assert prompts["query"] == f"Instruct: {OWN_INSTRUCTION}\nQuery: "  # only the tokenising was told
     assert (laid_out / "merged" / "model.safetensors").exists()
