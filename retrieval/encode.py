@@ -80,12 +80,12 @@ class DecoderEncoder:
         vectors = np.zeros((len(texts), self.width), np.float32)
         if not texts:
             return vectors, 0
-        tokens, lengths, cut = self.tokenize(texts)  # [T], [n]
+        tokens, lengths, is_cut = self.tokenize(texts)  # [T], [n], [n]
         ends = np.cumsum(lengths)
         for batch in batches_by_tokens(lengths, TOKENS):
             packed = np.concatenate([tokens[ends[text] - lengths[text] : ends[text]] for text in batch])
             vectors[batch] = self._embed(packed, lengths[batch])
-        return vectors, cut
+        return vectors, int(is_cut.sum())
 
     def _embed(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """The unit vectors of texts that lie end to end: [T], [b] -> [b, d]."""

@@ -287,7 +287,11 @@ def test_an_array_is_read_piece_by_piece(tmp_path, monkeypatch, size):
         ("x.csv", "query,passage\n", "the file has no rows"),
         ("x.csv", "query,passage\nq,p\nq,p,r\n", "row 1 (counted from 0) has 3 fields, but the first line names 2"),
         ("x.csv", 'query,passage\nq,p\nq,"p\n', "row 1 (counted from 0) cannot be read (unexpected end of data)"),
-        ("x.csv", b"query,passage\nq,p\nq,\xe9\nq,p\nq,\xe9\n", "row 3 (counted from 0) is not UTF-8: save the file as"),
+        (
+            "x.csv",
+            b"query,passage\nq,p\nq,\xe9\nq,p\nq,\xe9\n",
+            "row 3 (counted from 0) is not UTF-8: save the file as",
+        ),
         ("x.csv", b"query,p\xe9\nq,p\n", "its first line is not UTF-8: save the file as UTF-8"),
         ("x.csv", "query,query\nq,p\n", "column 'query' stands twice in the first line"),
         ("x.tsv", 'query\tpassage\n"a" b\tp\n', "row 0 (counted from 0) cannot be read"),
