@@ -3,6 +3,7 @@
 python -m pytest tests/tuples/test_inspection_texts.py
 """
 
+import itertools
 import unicodedata
 
 import numpy as np
@@ -53,6 +54,12 @@ def test_many_texts_that_differ_in_little_have_different_keys():
     texts = [f"{number:08} {place * 'x'}{number % 7}" for number in range(40_000) for place in (0, 8, 9)]
     swapped = [text[9:] + text[:9] for text in texts]
     assert len(np.unique(keys_of(column([*texts, *swapped])))) == len({*texts, *swapped}) > 200_000
+
+
+def test_the_same_words_in_another_order_have_another_key():
+    words = ["one word", "8 bytes!", "the last"]  # each as long as what is hashed at a time
+    texts = ["".join(order) for order in itertools.permutations(words)]
+    assert len(np.unique(keys_of(column(texts)))) == 6
 
 
 def test_every_bit_of_a_key_is_used():
