@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
@@ -21,17 +22,19 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 from tqdm import tqdm
 
 import arguments
+from configuration import dataset_settings
 from configuration.keys import did_you_mean
 from data.declarations import declared_tasks
 from data.raw_rows import RawError
 from data.store_report import write_lines
-from data.token_store import TASKS, StoreError
-from tuples.inspection import Inspection, Means, Source, find, inspect, together
+from data.token_store import StoreError
+from training.recipes import recipes_for
+from tuples.inspection import USUAL_TASK, Inspection, Means, Source, find, inspect, together
 from tuples.inspection_evaluation import read_evaluation
 from tuples.inspection_page import Report, as_json, page_lines, screen_lines
 from tuples.inspection_picture import draw
 from tuples.inspection_rules import NAMES, RULES, read_limits
-from tuples.inspection_training import Recipe, forecast
+from tuples.inspection_training import Course, Use, forecast
 from utils import RunError, plural, write_json
 
 SOUND, BROKEN, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status
@@ -43,6 +46,7 @@ USED_KEYS = (  # of a configuration
     "train_epochs",
     "train_steps",
     "seed",
+    "dataset_settings",
 )
 
 
@@ -99,12 +103,12 @@ def check_and_inspect(flags: argparse.Namespace) -> int:
     Raises:
         RunError: flags or data cannot be used; a line for each reason.
     """
-    recipe, problems = read_recipe(flags)
     limits, limit_problems = read_limits(flags.limit)
-    problems += [f"--limit {word}: {why}{did_you_mean(word.partition('=')[0], NAMES)}" for word, why in limit_problems]
+    problems = [f"--limit {word}: {why}{did_you_mean(word.partition('=')[0], NAMES)}" for word, why in limit_problems]
     tasks, task_problems = declared_tasks(flags.task)
     sources, source_problems = find(flags.path, tasks)
-    problems += task_problems + source_problems + number_problems(flags) + output_problems(flags)
+    course, course_problems = read_course(flags, sources)
+    problems += task_problems + source_problems + course_problems + number_problems(flags) + output_problems(flags)
     tokenizer = None
     if flags.tokenizer_path:
         from modeling.tokenizer import load_tokenizer  # here, because it needs transformers: seconds
@@ -127,16 +131,16 @@ def check_and_inspect(flags: argparse.Namespace) -> int:
             flags.tokenizer_path,
             tokenizer,
             evaluation,
-            recipe,
+            course,
             limits,
             flags.workers or os.cpu_count() or 1,
             flags.cache_dir or Path(thrown_away),
         )
         inspections = inspect_all(sources, means)
     expected = None
-    if recipe is not None:
-        tuples = [inspection.tuples for inspection in inspections]
-        expected = forecast(tuples, [inspection.tokens for inspection in inspections], recipe)
+    if course is not None:
+        tuples = {inspection.name: inspection.tuples for inspection in inspections}
+        expected = forecast(tuples, {inspection.name: inspection.tokens for inspection in inspections}, course)
     all_limits = {rule.name: rule.limit for rule in RULES} | limits
     report = Report(inspections, together(inspections, flags.path), all_limits, evaluation, expected)
     write(report, flags)
@@ -165,7 +169,16 @@ def inspect_all(sources: list[Source], means: Means) -> list[Inspection]:
     return inspections
 
 
-def read_recipe(flags: argparse.Namespace) -> tuple[Recipe | None, list[str]]:
+@dataclass(frozen=True)
+class Described:
+    """As much of a dataset as its recipe asks for."""
+
+    name: str
+    task: str
+    meta: dict[str, int]
+
+
+def read_course(flags: argparse.Namespace, sources: list[Source]) -> tuple[Course | None, list[str]]:
     """What --config says about steps and tokens, and what is wrong with that; of other keys nothing is said."""
     if flags.config is None:
         if flags.tokens_per_second is not None:
@@ -175,16 +188,24 @@ def read_recipe(flags: argparse.Namespace) -> tuple[Recipe | None, list[str]]:
     if unknown >= set(USED_KEYS):  # the file cannot be read
         return None, [problem for problem in problems if ": missing; " not in problem]
     problems = [problem for problem in problems if problem.partition(":")[0] in USED_KEYS]
-    recipe = Recipe(
+    is_whole = flags.path.is_dir() and not (flags.path / "meta.json").exists()
+    folder = flags.path if is_whole else flags.path.absolute().parent
+    settings, settings_problems = dataset_settings.read(dataset_settings.find(folder, args.dataset_settings))
+    if is_whole:  # of one file or store, the others are not known
+        settings_problems += dataset_settings.unknown_names(settings, [source.name for source in sources])
+    datasets = [Described(source.name, source.task or USUAL_TASK, {"negatives": sys.maxsize}) for source in sources]
+    uses = {}
+    for recipe in recipes_for(args, datasets, settings):
+        uses[recipe.name] = Use(recipe.negatives, recipe.max_length, recipe.sampling_weight)
+    course = Course(
         global_batch=args.train_batch_size * flags.processes,
-        max_length=args.max_seq_length,
-        negatives={task: args.negatives_for(task) for task in TASKS},
+        uses=uses,
         epochs=args.train_epochs,
         steps=args.train_steps,
         seed=args.seed,
         tokens_per_second=flags.tokens_per_second,
     )
-    return recipe, problems
+    return course, problems + settings_problems
 
 
 def number_problems(flags: argparse.Namespace) -> list[str]:

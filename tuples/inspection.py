@@ -33,7 +33,7 @@ from tuples.inspection_evaluation import Evaluation
 from tuples.inspection_raw import Table, read_raw
 from tuples.inspection_rules import RULES, Broken, broken_rules
 from tuples.inspection_store import read_store
-from tuples.inspection_training import Recipe, tokens_of_first_epoch
+from tuples.inspection_training import Course, tokens_of_first_pass
 
 MAX_LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)  # at which the share of longer texts is said
 USUAL_TASK = "retrieval"  # of a raw file whose task is not declared
@@ -58,7 +58,7 @@ class Means:
     tokenizer_path: str | None
     tokenizer: object | None
     evaluation: Evaluation | None
-    recipe: Recipe | None
+    course: Course | None
     limits: dict[str, float]
     workers: int
     cache_dir: Path  # where published Parquet is converted
@@ -81,7 +81,7 @@ class Inspection:
     lengths: dict[str, Lengths]  # of "texts", and of each of ROLES
     truncated: dict[int, dict[str, Found | None]]  # max length -> role -> texts that are longer; None: not known
     found: dict[str, Found]  # by the name of the rule; what is not known is not in it
-    tokens: int | None = None  # of the first epoch
+    tokens: int | None = None  # of the first pass over the training tuples
     broken: list[Broken] = field(default_factory=list)
 
 
@@ -198,9 +198,10 @@ def inspect_table(table: Table, source: Source, task: str | None, means: Means) 
     lengths |= {role: lengths_of(table.lengths, times[role]) for role in ROLES}
     found = table.found | _found_by_numbers(table, lengths["negatives"].count)
     tokens = None
-    if means.recipe is not None and table.unit == "tokens":
-        tokens = tokens_of_first_epoch(table.numbers, table.lengths, applied, means.recipe)
-        cut = texts_longer_than(table, lengths, means.recipe.max_length)
+    if means.course is not None and table.unit == "tokens":
+        use = means.course.uses[source.name]
+        tokens = tokens_of_first_pass(table.numbers, table.lengths, use, means.course.seed)
+        cut = texts_longer_than(table, lengths, use.max_length)
         if None not in cut.values():
             found["truncated"] = Found(sum(cut[role].count for role in ROLES), sum(cut[role].of for role in ROLES))
     found = {rule.name: found[rule.name] for rule in RULES if rule.name in found and applied in rule.tasks}

@@ -66,7 +66,7 @@ def _inspection_json(inspection: Inspection) -> dict:
             for limit, by_role in inspection.truncated.items()
         },
         "found": {rule.name: _found_json(inspection.found.get(rule.name)) for rule in RULES},
-        "tokens_of_first_epoch": inspection.tokens,
+        "tokens_of_first_pass": inspection.tokens,
     }
 
 
@@ -173,7 +173,7 @@ def _training_lines(forecast: Forecast | None) -> list[str]:
     if forecast.tokens is None:
         line += "; tokens are not known: give --tokenizer_path"
     else:
-        line += f", {forecast.tokens:,} tokens ({forecast.tokens_per_epoch:,} in the first epoch)"
+        line += f", {forecast.tokens:,} tokens ({forecast.tokens_per_epoch:,} an epoch)"
     if forecast.seconds is not None:
         line += f", {forecast.seconds / 3600:,.2f} hours"
     return [line]

@@ -11,8 +11,10 @@ import toy
 from published import write_published
 
 from arguments import Args
+from configuration.dataset_settings import read as read_settings
 from data.token_store import open_store
 from tools.inspect_data import main
+from training.recipes import recipes_for
 from training.setup import lay_out_steps
 from tuples import inspection_picture
 from tuples.inspection_rules import RULES
@@ -92,7 +94,7 @@ def test_the_keys_of_the_json_stay(clean, toy_world, settings, tmp_path):
     assert list(found) == ["format", "path", "limits", "broken", "sum", "datasets", "evaluation", "training"]
     assert " ".join(dataset) == (
         "name path kind task rows tuples texts negatives negatives_per_tuple_at_most unit lengths longer_than found "
-        "tokens_of_first_epoch"
+        "tokens_of_first_pass"
     )
     assert list(dataset["found"]) == list(found["limits"]) == [rule.name for rule in RULES]
     assert list(dataset["found"]["truncated"]) == ["count", "of", "share", "first_rows"]
@@ -118,9 +120,14 @@ def test_the_keys_of_the_json_stay(clean, toy_world, settings, tmp_path):
     }  # fmt: skip
 
 
-def test_steps_are_those_of_the_run(toy_world, settings, tmp_path, capsys):
+@pytest.mark.parametrize("entries", [None, {"*": {"sampling_weight": 3, "num_hard_neg": 0}}], ids=["", "settings"])
+def test_steps_are_those_of_the_run(toy_world, settings, tmp_path, capsys, entries):
     config = tmp_path / "config.json"
-    settings |= {"train_steps": -1, "train_epochs": 3}
+    given = None
+    if entries:
+        given = tmp_path / "settings.json"
+        given.write_text(json.dumps(entries))
+    settings |= {"train_steps": -1, "train_epochs": 3, "dataset_settings": given and str(given)}
     config.write_text(json.dumps(settings))
     words = [
         "--config",
@@ -135,7 +142,8 @@ def test_steps_are_those_of_the_run(toy_world, settings, tmp_path, capsys):
     assert main([str(toy_world.stores), *words, "duplicate_tuples=1", "duplicate_queries=1"]) == 0
     found = json.loads((tmp_path / "out.json").read_text())["training"]
     stores = [open_store(toy_world.stores / f"toy_{task}") for task in ("classification", "clustering", "retrieval")]
-    plan, schedule = lay_out_steps(Args(**settings), stores, processes=2)
+    args = Args(**settings)
+    plan, schedule = lay_out_steps(args, stores, recipes_for(args, stores, read_settings(given)[0]), processes=2)
     assert (found["steps"], found["steps_per_epoch"]) == (schedule.steps, plan.steps_per_epoch)
     assert f"{schedule.steps} steps ({plan.steps_per_epoch} an epoch), 3.00 epochs, " in capsys.readouterr().out
 
@@ -173,6 +181,19 @@ def test_all_problems_are_said_at_once(tmp_path, settings, capsys):
     assert "4 problems, nothing was written" in said
     assert "train_batch_size: 0 is below 1" in said
     assert "learning_rate" not in said  # it has no part in steps
+
+
+def test_settings_beside_the_data_are_checked_where_a_configuration_is_given(clean, tmp_path, settings, capsys):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(settings))
+    (clean.parent / "dataset_settings.json").write_text('{"clean": {"max_length": 1}, "cleen": {"num_hard_neg": 0}}')
+    assert main([str(clean.parent)]) == 0
+    assert main([str(clean.parent), "--config", str(config)]) == 2
+    said = capsys.readouterr().err
+    assert "dataset_settings.json: clean: max_length: 1 is below 2" in said
+    assert "cleen: no such dataset; did you mean clean?" in said
+    (clean.parent / "dataset_settings.json").write_text('{"other": {"num_hard_neg": 0}}')
+    assert main([str(clean), "--config", str(config)]) == 0
 
 
 def test_damaged_files_are_refused_by_name(clean, toy_world, tmp_path, capsys):

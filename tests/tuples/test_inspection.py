@@ -26,7 +26,7 @@ from tuples.inspection_picture import bin_edges, histogram
 from tuples.inspection_raw import in_threads, number_equal
 from tuples.inspection_rules import NAMES, RULES, read_limits
 from tuples.inspection_texts import MISSING
-from tuples.inspection_training import Recipe
+from tuples.inspection_training import Course, Use
 
 NUMBERS_ALONE = {"duplicate_queries", "duplicate_tuples", "positive_is_negative", "false_negatives"}
 
@@ -34,7 +34,7 @@ NUMBERS_ALONE = {"duplicate_queries", "duplicate_tuples", "positive_is_negative"
 def means(folder, **changes) -> Means:
     """What an inspection may use: little, but for the `changes`."""
     folder.mkdir(exist_ok=True)
-    defaults = {"tokenizer_path": None, "tokenizer": None, "evaluation": None, "recipe": None, "limits": {}}
+    defaults = {"tokenizer_path": None, "tokenizer": None, "evaluation": None, "course": None, "limits": {}}
     return Means(**defaults | {"workers": 2, "cache_dir": folder} | changes)
 
 
@@ -213,14 +213,15 @@ def three(tmp_path_factory, toy_world):
     return folder
 
 
-RECIPE = Recipe(8, 64, {"retrieval": 2, "clustering": 3, "classification": 1}, epochs=2, steps=-1, seed=3)
+USES = {"few": Use(2, 64), "fewer": Use(3, 64, weight=2.0), "labels": Use(1, 40), "toy": Use(0, 32)}
+COURSE = Course(8, USES, epochs=2, steps=-1, seed=3)
 
 
 @pytest.mark.parametrize("kind", ["stores", "v1", "v2"])
 def test_raw_and_tokenised_data_give_the_same_figures(three, toy_world, tmp_path, kind):
     rows = [{"query": "a tree", "passage": "STONE wall"}]
     evaluation = read_evaluation(toy.write_parquet(tmp_path / "held_out.parquet", rows))
-    used = means(tmp_path / "cache", evaluation=evaluation, recipe=RECIPE, **with_tokenizer(toy_world))
+    used = means(tmp_path / "cache", evaluation=evaluation, course=COURSE, **with_tokenizer(toy_world))
     raw, other = (inspect_at(three / folder, used) for folder in ("raw", kind))
     assert list(raw) == list(other) == ["few", "fewer", "labels"]
     for name, from_raw in raw.items():
@@ -278,7 +279,7 @@ def test_without_a_tokenizer_nothing_is_said_that_only_texts_can_tell(three, tmp
 
 def test_the_sum_is_that_of_all_datasets(three, tmp_path, toy_world):
     found = list(
-        inspect_at(three / "raw", means(tmp_path / "cache", recipe=RECIPE, **with_tokenizer(toy_world))).values()
+        inspect_at(three / "raw", means(tmp_path / "cache", course=COURSE, **with_tokenizer(toy_world))).values()
     )
     total = together(found, three / "raw")
     assert total.tuples == sum(one.tuples for one in found) == 150
@@ -327,7 +328,7 @@ def spoil(rule: str, row: dict, first: dict) -> str | None:
 def test_a_rule_is_broken_just_above_its_limit(tmp_path, toy_world, rule):
     held_out = [{"query": "kept for later", "passage": "the answer to it"}]
     used = {"evaluation": read_evaluation(toy.write_parquet(tmp_path / "held_out.parquet", held_out))}
-    used |= {"recipe": Recipe(8, 32, {}, 1, -1, 0), "limits": dict.fromkeys(NAMES, 1.0)}
+    used |= {"course": COURSE, "limits": dict.fromkeys(NAMES, 1.0)}
     used |= with_tokenizer(toy_world)
     bad, rows = 3, plain_rows(20)
     lines = [json.dumps(row) for row in rows]
@@ -414,7 +415,7 @@ def test_names_that_two_files_have_or_none_are_refused(tmp_path):
 def test_a_file_of_bad_rows_alone_is_counted(tmp_path, toy_world):
     rows = [{"query": "", "passage": "p", "negative_1": "n"}, {"query": "q", "passage": None, "negative_1": "n"}]
     path = toy.write_parquet(tmp_path / "toy.parquet", rows)
-    found = inspect_at(path, means(tmp_path / "cache", recipe=RECIPE, **with_tokenizer(toy_world)))["toy"]
+    found = inspect_at(path, means(tmp_path / "cache", course=COURSE, **with_tokenizer(toy_world)))["toy"]
     assert (found.file_rows, found.tuples, found.texts, found.negatives, found.tokens) == (2, 0, 0, 0, 0)
     assert [broken.rule.name for broken in found.broken] == ["empty_queries", "empty_positives"]
     assert together([found, found], tmp_path).tuples == 0
