@@ -40,12 +40,13 @@ from training import two_pass
 from training.console import end_lines, format_means, format_train_line, how_to_go_on
 from training.folders import folder_name
 from training.meter import Clock, Meter
+from training.models import saved_dtype
 from training.objective import MEASURES
 from training.plot import draw
 from training.preflight import find_problems
 from training.records import task_means, tracker_tags
 from training.reports import Reports
-from training.setup import Run, model_facts, saved_dtype, setup
+from training.setup import Run, model_facts, setup
 from training.step import train_step
 from utils import RunError
 

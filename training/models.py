@@ -139,6 +139,12 @@ def find_model_problems(
     return problems
 
 
+def trained_share(model: nn.Module) -> float:
+    """Trained weights over all."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) / total
+
+
 def load_teacher(
     path: str | Path, accelerator: Accelerator, candidates: list[str], revision: str | None = None
 ) -> FrozenEmbedder:
@@ -157,3 +163,10 @@ def load_teacher(
 def agreement(accelerator: Accelerator) -> Agree:
     """What makes the verdict of one process on a backend that of all: one of them must not use another."""
     return partial(problem_of_any, world=accelerator.num_processes)
+
+
+def saved_dtype(args: Args, accelerator: Accelerator) -> torch.dtype:
+    """Of the weights in model folders."""
+    if args.save_dtype == "auto":
+        return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    return getattr(torch, args.save_dtype)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from arguments import Args
-from data import cache
+from data import cache, embedding_store
 from data.token_store import TokenStore
 from modeling.attention import is_packed
 from modeling.backbone import check_backbone, check_teacher
@@ -48,6 +48,11 @@ def find_problems(args: Args, problems: list[str], unknown: set[str]) -> tuple[l
     if stores:  # now what was converted is known too
         _, problems = check_models(args, stores, unknown)
         problems += datasets_without_loss(args, stores)
+    if args.teacher_embeddings and not problems and not args.cache_only:
+        names = [store.name for store in stores]
+        found = embedding_store.other_teachers(Path(args.teacher_embeddings), names)
+        found += embedding_store.verify(Path(args.teacher_embeddings), names, Path(args.cache_dir))
+        problems += [f"teacher_embeddings: {problem}" for problem in found]
     return stores, tokenizer, problems
 
 
@@ -97,7 +102,7 @@ def machine_problems(args: Args, unknown: set[str]) -> list[str]:
 
 def datasets_without_loss(args: Args, stores: list[TokenStore]) -> list[str]:
     """Datasets that no loss applies to, one line each: they would train nothing and look perfect."""
-    if args.cache_only or args.teacher_model_path:
+    if args.cache_only or args.teacher_model_path or args.teacher_embeddings:
         return []
     problems = []
     for store in stores:
@@ -131,7 +136,29 @@ def check_models(args: Args, stores: list[TokenStore], unknown: set[str]) -> tup
     problems = [f"model_path: {problem}" for problem in problems]
     if config and args.teacher_model_path and "teacher_model_path" not in unknown:
         problems += teacher_problems(args.teacher_model_path, config, largest_id, stores, args.teacher_revision)
+    if args.teacher_embeddings and "teacher_embeddings" not in unknown:
+        width = config.hidden_size if config else 0
+        problems += embedding_problems(args, stores, length, width)
     return tokenizer, problems
+
+
+def embedding_problems(args: Args, stores: list[TokenStore], length: int, width: int) -> list[str]:
+    """What in a teacher's embeddings does not fit the run, one line each.
+
+    Args:
+        length: max_seq_length; 0 = not known.
+        width: of the student; 0 = not known.
+    """
+    folder = Path(args.teacher_embeddings)
+    problems = []
+    if args.teacher_model_path:
+        problems.append("given beside teacher_model_path: a run has one teacher, leave one of them out")
+    if not folder.is_dir():
+        problems.append(f"{folder}: no such folder; python -m tools.embed_store makes it")
+    else:
+        for store in stores:
+            problems += embedding_store.find_problems(folder, store, length, width)
+    return [f"teacher_embeddings: {problem}" for problem in problems]
 
 
 def teacher_problems(

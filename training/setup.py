@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from arguments import Args
+from data import embedding_store
 from data.feed import Feed, Prefetcher
 from data.plan import Plan, split_sizes
 from data.token_store import TASKS, TokenStore
@@ -20,13 +21,12 @@ from modeling.hub import at_revision
 from runtime import engine, resume
 from runtime.background import StateWriter
 from training.activations import choose_activation_policy, count_cost
-from training.advice import choose_query_instruction, unexpected
-from training.folders import room_lines
+from training.advice import choose_query_instruction, large_output, unexpected
 from training.identity import run_identity, what_old_states_stand_for
 from training.loss_memory import LossShape, loss_bytes
 from training.memory import Cost
 from training.meter import Clock, Meter
-from training.models import load_models
+from training.models import load_models, trained_share
 from training.objective import LOSSES, Objective
 from training.policy import find_usual_step
 from training.records import Metrics, write_manifest
@@ -79,7 +79,7 @@ class Run:
                 expected.append((task, "in_batch"))
             if task in with_negatives:
                 expected.append((task, "hard"))
-            if self.teacher is not None:
+            if self.teacher is not None or self.feed.embeddings:
                 expected.append((task, "distillation"))
         return expected
 
@@ -96,6 +96,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
     args = record_processes(args, accelerator)
     plan, schedule = lay_out_steps(args, stores, accelerator.num_processes)
     model, teacher, attention = load_models(args, accelerator)
+    embeddings = embedding_store.open_all(args.teacher_embeddings, stores, model.hidden_size)
     announce(args, accelerator, plan, schedule, attention, model)
     query_instruction, line = choose_query_instruction(args.query_instruction, stores)
     accelerator.print(line)
@@ -105,6 +106,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
     optimizer = make_optimizer(args, model)
     folder = Path(args.output_dir) / args.experiment_id
     identity = run_identity(args, schedule, plan, stores, tokenizer, model)
+    identity |= embedding_store.identity(embeddings)
     refuse_with_deepspeed(args, accelerator, folder)
     accelerator.wait_for_everyone()  # all have looked before anything is written
     lock = resume.lock_folder(folder) if accelerator.is_main_process else None
@@ -119,7 +121,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
         torch.cuda.empty_cache()  # of the trials; what is reserved in small pieces would count as taken
     model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
     losses = loss_bytes(loss_shape(args, stores, plan, objective, teacher))
-    feed = make_feed(args, accelerator, stores, plan, model, cost, losses)
+    feed = replace(make_feed(args, accelerator, stores, plan, model, cost, losses), embeddings=embeddings)
     meter = Meter([store.name for store in stores], LOSSES, accelerator.device)
     if resumed:
         earlier_sums = resume.restore(accelerator, model, optimizer, tensors)
@@ -188,6 +190,8 @@ def announce(
     if args.use_mrl:
         dims = sorted(matryoshka_weights(model.hidden_size))
         facts.append(f"Matryoshka: {', '.join(map(str, dims))} dimensions")
+    if args.teacher_embeddings:
+        facts.append(f"teacher: its embeddings in {args.teacher_embeddings}")
     if args.teacher_model_path:
         facts.append(f"teacher: {at_revision(args.teacher_model_path, args.teacher_revision)}")
     accelerator.print(f"training {at_revision(args.model_path, args.model_revision)}: {', '.join(facts)}")
@@ -196,12 +200,6 @@ def announce(
             "warning: in fp32 on a GPU that has bf16: several times slower, and twice the activations; "
             "accelerate launch --mixed_precision bf16"
         )
-
-
-def trained_share(model: torch.nn.Module) -> float:
-    """Trained weights over all."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) / total
 
 
 def make_objective(args: Args, hidden_size: int) -> Objective:
@@ -241,6 +239,8 @@ def write_first_files(
     if resumed:
         return
     checksums = {store.name: store.meta["sha256"] for store in stores}
+    if args.teacher_embeddings:
+        checksums = embedding_store.with_checksums(Path(args.teacher_embeddings), checksums)
     tasks = {store.name: store.task for store in stores}
     write_manifest(folder / "manifest.json", accelerator, checksums, tasks)
 
@@ -254,6 +254,9 @@ def loss_shape(
     args: Args, stores: list[TokenStore], plan: Plan, objective: Objective, teacher: FrozenEmbedder | None
 ) -> LossShape:
     """What the memory of this process's losses depends on, in the largest step."""
+    teacher_width = teacher.hidden_size if teacher is not None else 0
+    if args.teacher_embeddings:
+        teacher_width = max(objective.prefixes)  # of an array only the columns that the student needs are read
     return LossShape(
         tuples=args.train_batch_size,
         global_batch=plan.global_batch,
@@ -261,7 +264,7 @@ def loss_shape(
         prefixes=tuple(objective.prefixes),
         width=max(objective.prefixes),
         retrieval=any(store.task == "retrieval" for store in stores),
-        teacher_width=teacher.hidden_size if teacher is not None else 0,
+        teacher_width=teacher_width,
     )
 
 
@@ -308,36 +311,17 @@ def start_trackers(args: Args, accelerator: Accelerator, steps_done: int) -> Non
     accelerator.init_trackers(args.experiment_id, init_kwargs=options)
 
 
-def large_output(
-    args: Args, accelerator: Accelerator, plan: Plan, schedule: Schedule, model: torch.nn.Module
-) -> list[str]:
-    """A line about the model folders of this run, where they take much room."""
-    size = 0  # bytes of a model folder, but for some megabytes of tokenizer
-    for parameter in model.parameters():
-        if args.use_lora:
-            size += 4 * parameter.numel() * parameter.requires_grad  # an adapter, in fp32
-        else:
-            size += torch.finfo(saved_dtype(args, accelerator)).bits // 8 * parameter.numel()
-    every = args.checkpointing_steps
-    return room_lines(size, args.model_folders_limit, every, schedule.steps, plan.steps_per_epoch)
-
-
-def saved_dtype(args: Args, accelerator: Accelerator) -> torch.dtype:
-    """Of the weights in model folders."""
-    if args.save_dtype == "auto":
-        return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    return getattr(torch, args.save_dtype)
-
-
 def model_facts(run: Run, step: int) -> Facts:
     """What a model folder says about its training."""
     args = run.args
     training = {"steps": step, "global_batch": run.feed.plan.global_batch}
     for key in ("learning_rate", "temperature", "num_hard_neg", "seed", "use_mrl", "use_lora", "teacher_model_path"):
         training[key] = getattr(args, key)
-    for key in ("model_revision", "teacher_revision"):
+    for key in ("model_revision", "teacher_revision", "teacher_embeddings"):
         if getattr(args, key) is not None:
             training[key] = getattr(args, key)
+    if run.feed.embeddings:
+        training["teacher_model_path"] = run.feed.embeddings[0].meta["model"]
     return Facts(
         hidden_size=max(run.objective.prefixes),
         max_seq_length=args.max_seq_length,
