@@ -48,7 +48,7 @@ class Batch:
     heaviest: int  # tokens on the process that has most: the others wait for it
     teacher: Tensor | None = None  # [u, d] fp32, a teacher's embeddings of the distinct texts, where they are known
 
-    ON_DEVICE = ("tokens", "cu_seqlens", "index", "mask", "slots", "positives", "teacher")
+    ON_DEVICE = ("tokens", "cu_seqlens", "index", "mask", "slots", "positives")
 
     @property
     def rows(self) -> int:
@@ -70,8 +70,10 @@ class Batch:
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The same batch with each tensor that it has changed."""
-        tensors = {name: getattr(self, name) for name in self.ON_DEVICE}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
+        changed = {name: change(getattr(self, name)) for name in self.ON_DEVICE}
+        if self.teacher is not None:
+            changed["teacher"] = change(self.teacher)
+        return replace(self, **changed)
 
     def distinct(self) -> np.ndarray:
         """Text numbers of the distinct texts, int64 [u]; text 0 stands for the empty one of a process without rows."""

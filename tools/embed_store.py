@@ -110,15 +110,16 @@ def check_and_embed(asked: Asked) -> int:
     elsewhere = refused_elsewhere(len(problems))
     if elsewhere:
         problems = [elsewhere]
-    if problems:
-        lines = [*problems, f"{plural(len(problems), 'problem')}, nothing was started"]
-        if launcher.is_first_on_machine():
-            launcher.say(lines)
-        launcher.repeat_below_launcher(lines)
-        return launcher.REFUSED
-    with processes.process_group([], str(asked.output), SILENCE_SECONDS) as accelerator:
-        embed_stores(asked, stores, accelerator)
-    return launcher.FINISHED
+    if not problems:
+        with processes.process_group([], str(asked.output), SILENCE_SECONDS) as accelerator:
+            problems = embed_stores(asked, stores, accelerator)
+    if not problems:
+        return launcher.FINISHED
+    lines = [*problems, f"{plural(len(problems), 'problem')}, nothing was written"]
+    if launcher.is_first_on_machine():
+        launcher.say(lines)
+    launcher.repeat_below_launcher(lines)
+    return launcher.REFUSED
 
 
 def find_problems(asked: Asked) -> tuple[list[TokenStore], list[str]]:
@@ -147,18 +148,22 @@ def find_problems(asked: Asked) -> tuple[list[TokenStore], list[str]]:
     return stores, problems
 
 
-def embed_stores(asked: Asked, stores: list[TokenStore], accelerator: Accelerator) -> None:
+def embed_stores(asked: Asked, stores: list[TokenStore], accelerator: Accelerator) -> list[str]:
     """Embed what is not there yet; a collective.
 
+    Returns:
+        What stands against it, one line each, the same on every process; then nothing was written.
+
     Raises:
-        RunError: on every process that finds it: embeddings that were made otherwise, too little room on the disk, an
-            embedding that is not finite.
+        RunError: an embedding is not finite.
     """
     engine.set_threads(accelerator.device, 0)
     teacher = load(asked, accelerator)
     facts = facts_of(asked, stores, teacher, accelerator.mixed_precision)
-    missing = find_missing(asked, stores, facts)
+    missing, problems = find_missing(asked, stores, facts)
     accelerator.wait_for_everyone()  # all have looked before anything is written
+    if problems:
+        return problems
     accelerator.print(
         f"{asked.model}: {plural(teacher.hidden_size, 'dimension')}, attention {teacher.backend}, precision "
         f"{accelerator.mixed_precision}, processes: {accelerator.num_processes}"
@@ -172,6 +177,7 @@ def embed_stores(asked: Asked, stores: list[TokenStore], accelerator: Accelerato
         size = (folder / "embeddings.npy").stat().st_size
         accelerator.print(f"{folder}: {plural(len(store.offsets) - 1, 'text')}, {size / 1e6:,.1f} MB")
     accelerator.print(f"train with --teacher_embeddings {asked.output}")
+    return []
 
 
 def load(asked: Asked, accelerator: Accelerator) -> FrozenEmbedder:
@@ -207,12 +213,8 @@ def facts_of(asked: Asked, stores: list[TokenStore], teacher: FrozenEmbedder, pr
     return facts
 
 
-def find_missing(asked: Asked, stores: list[TokenStore], facts: dict[str, dict]) -> list[TokenStore]:
-    """The stores whose embeddings must still be made.
-
-    Raises:
-        RunError: what stands in the way, a line for each problem.
-    """
+def find_missing(asked: Asked, stores: list[TokenStore], facts: dict[str, dict]) -> tuple[list[TokenStore], list[str]]:
+    """The stores whose embeddings must still be made, and what stands in the way, one line each."""
     missing = []
     problems = []
     needed = 0  # bytes
@@ -226,9 +228,7 @@ def find_missing(asked: Asked, stores: list[TokenStore], facts: dict[str, dict])
     free = shutil.disk_usage(nearest).free
     if needed > free:
         problems.append(f"--output {asked.output}: {needed / 1e9:,.1f} GB are needed, {free / 1e9:,.1f} GB are free")
-    if problems:
-        raise RunError("\n".join(problems))
-    return missing
+    return missing, problems
 
 
 def embed_store(

@@ -105,8 +105,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
     objective = make_objective(args, model.hidden_size)
     optimizer = make_optimizer(args, model)
     folder = Path(args.output_dir) / args.experiment_id
-    identity = run_identity(args, schedule, plan, stores, tokenizer, model)
-    identity |= embedding_store.identity(embeddings)
+    identity = run_identity(args, schedule, plan, stores, tokenizer, model) | embedding_store.identity(embeddings)
     refuse_with_deepspeed(args, accelerator, folder)
     accelerator.wait_for_everyone()  # all have looked before anything is written
     lock = resume.lock_folder(folder) if accelerator.is_main_process else None
