@@ -228,14 +228,17 @@ def last_lines(run: Run, means: dict[tuple[str, str], float], folder: Path | Non
 
 @torch.no_grad()
 def validate(run: Run, step: int) -> None:
-    """Losses on the held-out tuples at full width, and how the positive ranks among its own hard negatives."""
+    """Losses on the held-out tuples, and how the positive ranks among its own hard negatives.
+
+    At full width; with Matryoshka also of each prefix, which the line on the console leaves out.
+    """
     run.model.eval()
-    meter = Meter(list(run.tasks), MEASURES, run.accelerator.device)
+    meter = Meter(list(run.tasks), run.objective.measured, run.accelerator.device)
     for dataset, store in enumerate(run.feed.stores):
         for batch in run.batches.held_out(dataset):
             batch = batch.to(run.accelerator.device)
             embeddings = two_pass.embed(run.model, batch)
-            measures = run.objective.measures(batch, embeddings, store.task == "retrieval")
+            measures = run.objective.measures_by_width(batch, embeddings, store.task == "retrieval")
             for kind, (value, rows) in measures.items():
                 meter.add(dataset, {kind: value}, rows)
     run.model.train()
@@ -243,7 +246,8 @@ def validate(run: Run, step: int) -> None:
     means = task_means(measures, run.tasks)
     run.metrics.write(step, "validation", {"measures": measures}, tracker_tags("valid", measures, means))
     if run.accelerator.is_main_process and measures:
-        tqdm.write(f"step {step}/{run.schedule.steps} | validation | {format_means(means)}")
+        whole = {(task, kind): value for (task, kind), value in means.items() if kind in MEASURES}
+        tqdm.write(f"step {step}/{run.schedule.steps} | validation | {format_means(whole)}")
 
 
 def save_missing_folder(run: Run) -> None:
