@@ -67,6 +67,8 @@ NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "hf download": "needs the hub",
     f"{LAUNCH} --num_machines": "needs several machines; tests/runtime/test_two_hosts.py runs it",
     "sbatch": "needs a cluster; tests/runtime/test_slurm.py runs the file",
+    "python -m tools.embed_store": "needs a second model; tests/tools/test_embed_store.py runs it",
+    f"{LAUNCH} -m tools.embed_store": "the same",
     "python -m benchmarks.": "takes minutes",
     "python -m pytest": "runs tests",
     "UPDATE_GOLDEN=1": "rewrites the golden losses",

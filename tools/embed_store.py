@@ -57,6 +57,7 @@ class Asked:
     output: Path
     max_seq_length: int | None  # None: as long as the texts are
     dtype: str
+    dimensions: int | None  # None: as wide as the teacher is
     max_tokens: int
 
     def max_length(self, store: TokenStore) -> int:
@@ -91,9 +92,10 @@ def parse(argv: list[str]) -> Asked:
     add("--output", type=Path, required=True, help="folder to write to, a folder for each dataset")
     add("--max_seq_length", type=int, help="tokens of a text at most, as in training (default: whole texts)")
     add("--dtype", choices=sorted(DTYPES), default="float32", help="float16 takes half the disk (default %(default)s)")
+    add("--dimensions", type=int, help="keep only the first, as many as the widest student has (default: all)")
     add("--max_tokens", type=int, default=16384, help="tokens of a forward pass at most (default %(default)s)")
     given = parser.parse_args(argv)
-    for name, least in (("max_seq_length", 2), ("max_tokens", 1)):
+    for name, least in (("max_seq_length", 2), ("dimensions", 1), ("max_tokens", 1)):
         value = getattr(given, name)
         if value is not None and value < least:
             parser.error(f"--{name} {value}: must be at least {least}")
@@ -141,6 +143,8 @@ def find_problems(asked: Asked) -> tuple[list[TokenStore], list[str]]:
         remedy = "take a teacher with the student's tokenizer"
         _, tokenizer_problems = fitting_tokenizer(asked.model, stores, remedy, asked.model_revision)
         model_problems = model_problems + tokenizer_problems
+        if (asked.dimensions or 0) > config.hidden_size:
+            problems.append(f"--dimensions {asked.dimensions}: the teacher has {config.hidden_size}")
     problems += [f"--model: {problem}" for problem in model_problems]
     if not problems and launcher.is_first_on_machine():
         for store in tqdm(stores, desc="verifying", unit="dataset", disable=None, delay=1, leave=False):
@@ -207,7 +211,7 @@ def facts_of(asked: Asked, stores: list[TokenStore], teacher: FrozenEmbedder, pr
             "max_seq_length": asked.max_length(store),
             "longest_text": longest_text(store),
             "texts": len(store.offsets) - 1,
-            "width": teacher.hidden_size,
+            "width": asked.dimensions or teacher.hidden_size,
             "dtype": asked.dtype,
         }
     return facts
@@ -278,7 +282,7 @@ def write_share(
         embeddings = embed(store, texts, facts["max_seq_length"], teacher, accelerator)  # [n, D]
         if number < len(own):
             try:
-                rows.write(own[number], texts, embeddings)
+                rows.write(own[number], texts, embeddings[:, : facts["width"]])
             except ValueError as error:
                 raise RunError(f"{store.folder}: {error}") from None
         if time.monotonic() - committed > COMMIT_SECONDS:

@@ -97,6 +97,16 @@ def batches(folders) -> dict[str, int]:
     return {name: len(TextBatches(open_store(folders[1] / name), LENGTH, 300)) for name in NAMES}
 
 
+def test_the_first_dimensions_alone_may_be_kept(folders, tmp_path, capsys):
+    assert embed(*folders[:2], tmp_path / "output", "--dimensions", "20") == 0
+    for name in NAMES:
+        whole, first = (np.load(folder / name / "embeddings.npy") for folder in (folders[2], tmp_path / "output"))
+        assert first.shape[1] == 20
+        assert (first == whole[:, :20]).all()
+    assert embed(*folders[:2], tmp_path / "more", "--dimensions", "49") == 2
+    assert "--dimensions 49: the teacher has 48" in capsys.readouterr().err
+
+
 class Killed(BaseException):
     """As SIGKILL would: nothing is tidied up."""
 
