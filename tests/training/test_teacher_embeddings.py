@@ -6,6 +6,7 @@ The toy has missing negatives, texts that are longer than max_seq_length, and a 
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -198,3 +199,21 @@ def test_a_resume_needs_the_embeddings_that_training_began_with(world, toy_world
     train_here(config | {"train_steps": STEPS + 1, "teacher_embeddings": str(moved)})  # another path is no other array
     assert door_here(config | {"train_steps": STEPS + 2, "teacher_embeddings": str(world / "float16")}) == 1
     assert "teacher embeddings" in capsys.readouterr().err
+
+
+def test_missing_and_damaged_embeddings_are_refused(world, toy_world, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(world / "float32" / "retrieval", folder / "retrieval")
+    config = configuration(world, toy_world, tmp_path, teacher_embeddings=str(folder))
+    assert f"teacher_embeddings: {folder / 'clustering'}: no embeddings" in refused(config, capsys)
+    shutil.copytree(world / "float32" / "clustering", folder / "clustering")
+    path = folder / "retrieval" / "embeddings.npy"
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+    assert f"{path}: checksum differs" in refused(config, capsys)
+    shutil.copyfile(world / "float32" / "retrieval" / "embeddings.npy", path)
+    train_here(config | {"train_steps": 1})
+    said = capsys.readouterr().out
+    assert f"teacher: its embeddings in {folder}" in said
+    assert said.count("verified the teacher's embeddings of") == 1  # clustering's were, before retrieval's were refused
