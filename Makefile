@@ -1,5 +1,6 @@
 # make quickstart    train SmolLM2 on the Python functions of this machine and search with it (eight minutes, no GPU)
 # make foundation    the same with more depth and fifty minutes, beside all-MiniLM-L6-v2
+# make v2-demo       a Matryoshka teacher, students pruned from it, with and without distillation (an hour at most)
 # make test          all tests (thirteen minutes on two cores)
 # make test-quick    style, and the tests that need one process only
 # make chaos         1,000 kills in twelve runs, and the same bytes at their ends (an hour or two; fewer: KILLS=96)
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KILLS ?= 1000
 
-.PHONY: help quickstart foundation test test-quick chaos bench lint clean
+.PHONY: help quickstart foundation v2-demo test test-quick chaos bench lint clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -21,6 +22,9 @@ quickstart: $(VENV)/.models
 
 foundation: $(VENV)/.models
 	$(BIN)/python -W ignore -m examples.code_search.foundation
+
+v2-demo: $(VENV)/.models
+	$(BIN)/python -W ignore -m examples.v2_cascade.cascade
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .

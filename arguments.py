@@ -35,6 +35,7 @@ HINTS = {
     "raise train_batch_size (max_tokens_per_forward limits a part)",
     "bf16": "precision is the launcher's: accelerate launch --mixed_precision bf16, or mixed_precision in its config",
     "instruction": "it belongs to tokenize_data_qwen.py: --instruction TEXT",
+    "sampling_weight": "it is a setting of a dataset, in dataset_settings.json beside the data",
     "task": "it belongs to tokenize_data_qwen.py: --task TASK",
     "fp16": "not supported; train in bf16: accelerate launch --mixed_precision bf16",
     "fsdp": "the engine is the launcher's: accelerate launch --config_file configs/accelerate_config.yaml",
@@ -69,6 +70,7 @@ class Args:
         _DATA, "tuples per process", "global batch = this times processes; more in-batch negatives", 8, low=1
     )
     max_seq_length: int = key(_DATA, "tokens", "longer texts are cut here, EOS kept; shorter is cheaper", 2048, low=2)
+    dataset_settings: str | None = free_key(_DATA, "file", "settings of single datasets; null = beside the data", None)
     num_hard_neg: int = key(
         _DATA, "per tuple", "hard negatives drawn each epoch; cost grows with 2 + this; 0 = none", 7, low=0
     )

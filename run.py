@@ -44,6 +44,7 @@ from training.models import saved_dtype
 from training.objective import MEASURES
 from training.plot import draw
 from training.preflight import find_problems
+from training.recipes import describe_recipes
 from training.records import task_means, tracker_tags
 from training.reports import Reports
 from training.setup import Run, model_facts, setup
@@ -83,7 +84,7 @@ def check_and_train(argv: list[str], printed: list[str] = ()) -> int:
     """Find everything that stands against the run and print all of it; or train. Returns the exit status."""
     args, problems, unknown = arguments.parse(argv)
     try:
-        stores, tokenizer, problems = find_problems(args, problems, unknown)
+        stores, recipes, tokenizer, problems = find_problems(args, problems, unknown)
     except Exception:
         refused_elsewhere(problems=1)  # the others must not wait for this process
         raise
@@ -94,11 +95,11 @@ def check_and_train(argv: list[str], printed: list[str] = ()) -> int:
         return refuse_with_others(elsewhere)
     if launcher.is_first_on_machine():
         listing = Path(args.cache_dir) / "datasets.txt"
-        print("\n".join(describe(stores, listing)), flush=True)
+        print("\n".join([*describe(stores, listing), *describe_recipes(recipes)]), flush=True)
     if args.cache_only:
         return processes.FINISHED
     with processes.process_group(args.trackers(), args.tb_dir, args.process_timeout) as accelerator:
-        return train(setup(args, accelerator, stores, tokenizer))
+        return train(setup(args, accelerator, stores, recipes, tokenizer))
 
 
 # --------------------------------------------------------------------------------------- training
@@ -233,12 +234,12 @@ def validate(run: Run, step: int) -> None:
     At full width; with Matryoshka also of each prefix, which the line on the console leaves out.
     """
     run.model.eval()
-    meter = Meter(list(run.tasks), run.objective.measured, run.accelerator.device)
-    for dataset, store in enumerate(run.feed.stores):
+    meter = Meter(list(run.tasks), run.objectives[0].measured, run.accelerator.device)
+    for dataset, recipe in enumerate(run.recipes):
         for batch in run.batches.held_out(dataset):
             batch = batch.to(run.accelerator.device)
             embeddings = two_pass.embed(run.model, batch)
-            measures = run.objective.measures_by_width(batch, embeddings, store.task == "retrieval")
+            measures = run.objectives[dataset].measures_by_width(batch, embeddings, recipe.in_batch)
             for kind, (value, rows) in measures.items():
                 meter.add(dataset, {kind: value}, rows)
     run.model.train()

@@ -4,49 +4,45 @@
     python tokenize_data_qwen.py --tokenizer_path Qwen/Qwen3-0.6B --input_dir training_data \\
         --output_dir training_data/data_tokenized_qwen --max_seq_length 1024
 
+    --part 1/8 ... --part 8/8, then --join 8                      the same on many machines, byte for byte
+
 Each distinct text is tokenised once, cut to max_seq_length - 1 tokens and ended by one EOS. A file that is
 done is skipped, an interrupted one continues, and the same input always gives the same bytes.
 """
 
 import argparse
-import math
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from data import raw_files, raw_formats, token_store
-from data.declarations import ALL_FILES, declared_instructions, declared_tasks, folder_problems, name_problems
-from data.instructions import add_instructions, count_instructions, keep_most_frequent
-from data.raw_files import Survey
-from data.raw_rows import RawError
+from configuration import dataset_settings
+from configuration.dataset_settings import DatasetSettings
+from data import jobs, joining, parts, raw_files, raw_formats, token_store
+from data.declarations import (
+    ALL_FILES,
+    declared_instructions,
+    declared_tasks,
+    folder_problems,
+    instruction_problem,
+    name_problems,
+)
+from data.jobs import Job, Order, RawFile
+from data.joining import Join
+from data.parts import Part
 from data.store_report import FILES_SHOWN, last_lines, not_read_lines, some, store_line
-from data.store_writer import StoreWriter, is_done, text_key
-from modeling.tokenizer import ENGINES, EngineDiffers, fingerprint, load_tokenizer, make_encoder
-from utils import aside_of, file_digest, plural, remove
+from data.token_store import StoreError
+from data.tokenising import tokenize_with_fallback
+from modeling.prompts import bare_instruction
+from modeling.tokenizer import ENGINES, fingerprint, load_tokenizer
+from utils import plural
 
-BATCH_TEXTS = 1024  # tokenised together: enough for all threads; more take memory and are no faster
-COMMIT_ROWS = 65536  # rows between two points at which a killed run continues
-COLUMNS_NAMED = 20  # columns that were not read, in meta.json
 REPORT = "report.txt"  # in output_dir: a line for every file, where they are more
 
 DONE, DISK_FULL, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status
-
-
-@dataclass(frozen=True)
-class Job:
-    """One raw file to tokenise: where it goes, and everything that the bytes of its store depend on."""
-
-    path: Path
-    folder: Path
-    inputs: dict
-    survey: Survey | None  # None when the store is done already
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,16 +67,25 @@ def check_and_tokenize(flags: argparse.Namespace) -> int:
     tokenizer, tokenizer_problems = load_tokenizer(flags.tokenizer_path, flags.tokenizer_revision)
     problems = [f"--tokenizer_path {problem}" for problem in tokenizer_problems]
     tokenizer_print = "" if tokenizer is None else fingerprint(tokenizer)
-    jobs, job_problems = plan_jobs(flags, tokenizer_print)
-    problems += job_problems
-    columns_not_read = {job.path.name: job.survey.not_read for job in jobs if job.survey is not None}
+    if flags.join:
+        files, file_problems = find_raw_files(flags)
+        joins, join_problems = jobs.plan_joins(files, order_of(flags, tokenizer_print), flags.join)
+        return refuse(problems + file_problems + join_problems) or join_stores(joins, flags.output_dir)
+    planned, job_problems = plan_jobs(flags, tokenizer_print)
+    columns_not_read = {job.path.name: job.survey.not_read for job in planned if job.survey is not None}
     for line in not_read_lines(columns_not_read):
         complain(line)
-    if problems:
-        complain(f"{plural(len(problems), 'problem')}, nothing was written")
-        print("\n".join(f"  {problem}" for problem in problems), file=sys.stderr)
-        return REFUSED
-    return tokenize_jobs(jobs, tokenizer, flags.engine, flags.output_dir / REPORT)
+    folder = flags.part.folder(flags.output_dir) if flags.part else flags.output_dir
+    return refuse(problems + job_problems) or tokenize_jobs(planned, tokenizer, flags.engine, folder / REPORT)
+
+
+def refuse(problems: list[str]) -> int:
+    """Print all problems there are. Returns the exit status that they ask for: DONE where there are none."""
+    if not problems:
+        return DONE
+    complain(f"{plural(len(problems), 'problem')}, nothing was written")
+    print("\n".join(f"  {problem}" for problem in problems), file=sys.stderr)
+    return REFUSED
 
 
 def complain(line: str) -> None:
@@ -126,6 +131,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="put before every query that carries none, of all files or of the file called NAME; may be repeated",
     )
     add(
+        "--dataset_settings",
+        help=f"file of settings, whose instructions hold where no --instruction does (default: "
+        f"{dataset_settings.FILE_NAME} in --output_dir, where training looks as well)",
+    )
+    add(
         "--skip_bad_rows",
         type=_boolean,
         default=False,
@@ -133,6 +143,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "instead of refusing the file (default false)",
     )
     add("--overwrite", type=_boolean, default=False, help="replace stores made from other inputs (default false)")
+    add("--part", type=_part, metavar="I/N", help="tokenise the I-th of N parts of all files; then --join N")
+    add("--join", type=_count, metavar="N", help="make the stores of N parts, with the flags that they were made with")
     return parser.parse_args(argv)
 
 
@@ -142,6 +154,19 @@ def _folder(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def _part(text: str) -> Part:
+    try:
+        return parts.read_part(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of parts")
+    return int(text)
+
+
 def _boolean(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
@@ -149,24 +174,70 @@ def _boolean(text: str) -> bool:
 
 
 def plan_jobs(flags: argparse.Namespace, tokenizer_print: str) -> tuple[list[Job], list[str]]:
-    """What to do for each raw file, and everything that stands against it. Reads every file, writes nothing."""
+    """What to do for each raw file, and everything that stands against it. Reads every file, writes nothing.
+
+    Of a part only the files are read that fall to it.
+    """
+    files, problems = find_raw_files(flags)
+    planned, job_problems = jobs.plan(files, order_of(flags, tokenizer_print))
+    return planned, problems + job_problems
+
+
+def order_of(flags: argparse.Namespace, tokenizer_print: str) -> Order:
+    """What the flags ask of every file."""
+    return Order(
+        output_dir=flags.output_dir,
+        tokenizer=tokenizer_print,
+        max_seq_length=flags.max_seq_length,
+        max_rows=flags.max_rows,
+        skip_bad_rows=flags.skip_bad_rows,
+        overwrite=flags.overwrite,
+        part=flags.part,
+    )
+
+
+def find_raw_files(flags: argparse.Namespace) -> tuple[list[RawFile], list[str]]:
+    """The raw files with what is declared of each, and what is wrong as far as flags and names tell."""
     tasks, problems = declared_tasks(flags.task)
     problems = flag_problems(flags) + problems + folder_problems(flags.output_dir)
-    files, source_problems = find_files(flags)
-    if not files:
+    paths, source_problems = find_files(flags)
+    if not paths:
         return [], problems + source_problems
-    known_tasks, task_problems = token_store.known_tasks(files[0].parent)
-    names = [raw_formats.dataset_name(path) for path in files]
+    known_tasks, task_problems = token_store.known_tasks(paths[0].parent)
+    names = [raw_formats.dataset_name(path) for path in paths]
     instructions, instruction_problems = declared_instructions(flags.instruction, names)
-    problems += task_problems + instruction_problems + name_problems(flags.input_dir, names, tasks)
-    jobs = []
-    for path, name in zip(tqdm(files, desc="checking", unit="file", disable=None), names, strict=True):
+    settings, settings_problems = read_settings(flags, paths[0].parent)
+    problems += task_problems + instruction_problems + settings_problems
+    problems += name_problems(flags.input_dir, names, tasks)
+    files = []
+    for path, name in zip(paths, names, strict=True):
         task = tasks.get(name) or tasks.get(ALL_FILES) or known_tasks.get(name)
         instruction = instructions.get(name) or instructions.get(ALL_FILES)
-        job, job_problems = plan_job(path, flags, task, instruction, tokenizer_print)
-        jobs.append(job)
-        problems += job_problems
-    return jobs, problems
+        if instruction is None and settings.of(name).instruction is not None:
+            instruction = bare_instruction(settings.of(name).instruction)
+        files.append(RawFile(path, task, instruction))
+        problems += files[-1].problems()
+    return files, problems
+
+
+def read_settings(flags: argparse.Namespace, raw_folder: Path) -> tuple[DatasetSettings, list[str]]:
+    """The file of settings, of which instructions are read here, and what is wrong with it.
+
+    Names of datasets are not looked at: one file may hold more of them than are tokenised at a time. Training does.
+    """
+    path = dataset_settings.find(flags.output_dir, flags.dataset_settings)
+    settings, problems = dataset_settings.read(path)
+    misplaced = raw_folder / dataset_settings.FILE_NAME
+    if flags.dataset_settings is None and misplaced.exists() and raw_folder.absolute() != flags.output_dir.absolute():
+        problems.append(
+            f"{misplaced}: is looked for beside the stores: move it to {flags.output_dir}, where training reads it, or "
+            f"give it as --dataset_settings here, and as the key dataset_settings there"
+        )
+    for name, entry in settings.entries.items():
+        problem = instruction_problem(entry["instruction"]) if entry.get("instruction") else None
+        if problem:
+            problems.append(f"{path}: {name}: instruction: {problem}")
+    return settings, problems
 
 
 def find_files(flags: argparse.Namespace) -> tuple[list[Path], list[str]]:
@@ -195,151 +266,73 @@ def flag_problems(flags: argparse.Namespace) -> list[str]:
         value = getattr(flags, name)
         if value < least:
             problems.append(f"--{name} must be at least {least}, not {value}")
+    if flags.part and flags.join:
+        problems.append("--part and --join: first every part, then the join, in commands of their own")
     if not find_spec(flags.engine):
         problems.append(f"--engine {flags.engine} is not installed: pip install {flags.engine}")
     return problems
 
 
-def plan_job(
-    path: Path, flags: argparse.Namespace, task: str | None, instruction: str | None, tokenizer_print: str
-) -> tuple[Job, list[str]]:
-    """The job of one raw file, and what stands against it."""
-    name = raw_formats.dataset_name(path)
-    folder = flags.output_dir / name
-    problems = []
-    name_problem = token_store.name_problem(name)
-    if name_problem:
-        problems.append(f"{path}: {name_problem}")
-    if task is None:
-        problems.append(
-            f"{path}: no task is known for {name!r}: give --task {name}=retrieval (or clustering, classification), "
-            f'or put {{"{name}": "retrieval"}} into {path.with_name("tasks.json")}'
-        )
-    try:
-        raw_formats.check_file(path)
-    except RawError as error:
-        return Job(path, folder, {}, survey=None), [*problems, f"{path}: {error}"]
-    inputs = {
-        "source": path.name,
-        "source_sha256": file_digest(path),
-        "tokenizer": tokenizer_print,
-        "max_seq_length": flags.max_seq_length,
-        "max_rows": flags.max_rows,
-        "task": task,
-        "skip_bad_rows": flags.skip_bad_rows,
-    }
-    if instruction:  # only then, so that stores of earlier versions still count as done
-        inputs["instruction"] = instruction
-    done, folder_problem = is_done(folder, inputs, flags.overwrite)
-    if done or folder_problem:
-        return Job(path, folder, inputs, survey=None), problems + folder_problem
-    survey = raw_files.survey(path, task)
-    problems += survey.problems
-    if flags.skip_bad_rows:
-        if not survey.good and not survey.problems:
-            problems.append(f"{path}: no good row would be left")
-    else:
-        for line in survey.describe_bad_rows(path):
-            problems.append(f"{line}: mend them, or leave them out with --skip_bad_rows true")
-    return Job(path, folder, inputs, survey), problems
+# ---------------------------------------------------------------------------------------- the stores
 
 
-def tokenize_jobs(jobs: list[Job], tokenizer, engine: str, report: Path) -> int:
+def tokenize_jobs(planned: list[Job], tokenizer, engine: str, report: Path) -> int:
     """Write the store of each job that is not done, with a line about each. Returns the exit status."""
-    longest_name = max(len(job.folder.name) for job in jobs)
-    are_many = len(jobs) > FILES_SHOWN
+    longest_name = max((len(job.folder.name) for job in planned), default=0)
+    are_many = len(planned) > FILES_SHOWN
     hide_bar = None if are_many else True  # None: shown on a terminal
     stores = []
-    for job in tqdm(jobs, desc="tokenising", unit="file", disable=hide_bar):
+    for job in tqdm(planned, desc="tokenising", unit="file", disable=hide_bar):
         took = "was done already"
         if job.survey is not None:
             begin = time.perf_counter()
             try:
-                tokenize_with_fallback(job, tokenizer, engine)
+                tokenize_with_fallback(job, tokenizer, engine, complain)
             except OSError as error:
-                complain(f"{job.folder}: the disk refuses what is written: {error}")
-                complain("make room; the same command continues")
-                return DISK_FULL
+                return disk_full(job.folder, error)
             took = f"{time.perf_counter() - begin:.1f} s"
         stores.append(token_store.open_store(job.folder))
         if not are_many:
             print(f"{store_line(stores[-1], longest_name)}  {took}", flush=True)
+    if not stores:
+        print("no row of any file falls to this part")
+        return DONE
     for line in last_lines(stores, report):
         print(line, flush=True)
     return DONE
 
 
-def tokenize_with_fallback(job: Job, tokenizer, engine: str) -> None:
-    """Write the store of one raw file; from its beginning by the reference tokenizer where a faster engine differs."""
-    try:
-        tokenize_file(job, tokenizer, engine)
-    except EngineDiffers as error:
-        complain(f"{job.path}: {error}: tokenised again by the reference")
-        remove(aside_of(job.folder))
-        tokenize_file(job, tokenizer)
+# ----------------------------------------------------------------------------------------- the parts
 
 
-def tokenize_file(job: Job, tokenizer, engine: str = "tokenizers") -> None:
-    """Write the store of one raw file, from where an earlier run of the same job was interrupted."""
-    inputs, survey = job.inputs, job.survey
-    writer = StoreWriter(job.folder, survey.slots, inputs)
-    encode = make_encoder(tokenizer, inputs["max_seq_length"], engine)
-    is_sampled = raw_files.sample_rows(survey.rows, inputs["max_rows"])  # [rows of the file]
-    if survey.not_read:
-        writer.stats["columns_not_read"] = list(survey.not_read)[:COLUMNS_NAMED]
-    position = writer.position
-    batch_rows = math.ceil(BATCH_TEXTS / (2 + survey.slots))
-    with tqdm(total=survey.rows, initial=position, desc=job.folder.name, unit="row", disable=None, leave=False) as bar:
-        for table in raw_files.read(job.path, survey.columns, batch_rows, skip=position):
-            tuples = survey.columns.to_tuples(table, survey.slots)
-            wanted = is_sampled[position + tuples.rows]  # [tuples of the table]
-            good = wanted & (raw_files.kinds(tuples, inputs["task"]) == 0)
-            writer.stats["skipped"] = writer.stats.get("skipped", 0) + int(wanted.sum() - good.sum())
-            columns = tuples.texts_of(good)
-            columns[0] = add_instructions(columns[0], tuples.prompts_of(good), inputs.get("instruction"))
-            count_instructions(writer.stats, columns[0])
-            add_tuples(writer, columns, encode)
-            position += len(table)
-            bar.update(len(table))
-            if position // COMMIT_ROWS > writer.position // COMMIT_ROWS:  # a multiple of COMMIT_ROWS was passed
-                writer.commit(position)
-    keep_most_frequent(writer.stats)
-    meta = {
-        "name": job.folder.name,
-        "task": inputs["task"],
-        "max_seq_length": inputs["max_seq_length"],
-        "eos_token_id": tokenizer.eos_token_id,
-        "tokenizer": inputs["tokenizer"],
-    }
-    writer.finish(meta)
+def join_stores(joins: list[Join], output_dir: Path) -> int:
+    """Make each store of its parts, with a line about it, and remove those. Returns the exit status."""
+    longest_name = max(len(join.folder.name) for join in joins)
+    are_many = len(joins) > FILES_SHOWN
+    stores = []
+    for join in tqdm(joins, desc="joining", unit="file", disable=None if are_many else True):
+        try:
+            joining.join(join)
+        except StoreError as error:
+            complain(f"{join.folder.name}: not joined:")
+            print("\n".join(f"  {line}" for line in str(error).splitlines()), file=sys.stderr)
+            return REFUSED
+        except OSError as error:
+            return disk_full(join.folder, error)
+        stores.append(token_store.open_store(join.folder))
+        joining.remove_parts(join)
+        if not are_many:
+            print(store_line(stores[-1], longest_name), flush=True)
+    for line in last_lines(stores, output_dir / REPORT):
+        print(line, flush=True)
+    return DONE
 
 
-def add_tuples(writer: StoreWriter, columns: list[list[str | None]], encode: Callable) -> None:
-    """Tokenise the texts that the store does not hold yet, then add the tuples as text numbers.
-
-    Args:
-        columns: queries, positives, and a list for each slot of negatives; all of one length.
-    """
-    keys = [[text_key(text.encode()) if text else None for text in column] for column in columns]
-    texts = new_texts(columns, keys, writer.numbers)
-    tokens, lengths, truncated = encode(list(texts.values()))
-    writer.stats["truncated"] = writer.stats.get("truncated", 0) + truncated
-    writer.add_texts(list(texts), tokens, lengths)
-    numbers = [[writer.numbers[key] if key else -1 for key in column] for column in keys]
-    writer.add_tuples(np.array(numbers, np.int32).T)
-
-
-def new_texts(columns: list[list[str | None]], keys: list[list[bytes | None]], known: dict) -> dict[bytes, str]:
-    """The texts by key whose keys are not `known`, in the order of first appearance, row by row.
-
-    Row by row, so that the texts' numbers do not depend on where batches begin.
-    """
-    texts = {}
-    for row, row_keys in zip(zip(*columns, strict=True), zip(*keys, strict=True), strict=True):
-        for text, key in zip(row, row_keys, strict=True):
-            if key and key not in known:
-                texts[key] = text
-    return texts
+def disk_full(folder: Path, error: OSError) -> int:
+    """Say that the disk refuses what is written. Returns the exit status."""
+    complain(f"{folder}: the disk refuses what is written: {error}")
+    complain("make room; the same command continues")
+    return DISK_FULL
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def first_batch(folder: Path, tuples: int, negatives: int, max_length: int) -> B
     """The first step of a training on this store alone."""
     store = open_store(folder)
     trained, _ = split_sizes(len(store.tuples))
-    feed = Feed([store], [negatives], Plan((trained,), tuples, 0), max_length)
+    feed = Feed([store], [negatives], Plan((trained,), tuples, 0), [max_length])
     _, batch = feed.training(1)
     return batch
 

@@ -153,7 +153,7 @@ def add_gradients(model: Callable[..., Tensor], batch: Batch, width: int) -> Ten
     objective = Objective(TEMPERATURE, {width: 1.0})
 
     def loss_of(embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = objective.gather_and_losses(batch, embeddings, retrieval=True)
+        losses = objective.gather_and_losses(batch, embeddings, in_batch=True)
         return objective.total(losses, embeddings), losses
 
     if batch.parts > 1:

@@ -155,7 +155,7 @@ def write_store_of_one_tuple(folder: Path) -> Path:
 def feed_of(folder: Path) -> Feed:
     """Batches of the small store."""
     trained, _ = split_sizes(ROWS)
-    return Feed([open_store(folder / "toy")], [DRAWN], Plan((trained,), BATCH, 0), MAX_LENGTH)
+    return Feed([open_store(folder / "toy")], [DRAWN], Plan((trained,), BATCH, 0), [MAX_LENGTH])
 
 
 def one_step(folder: Path) -> float:

@@ -76,8 +76,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--show", action="store_true", help="measure nothing")
     add("--groups", nargs="+", choices=tuple(GROUPS), default=list(GROUPS))
     add("--row", metavar="GROUP:NUMBER:SEED", help="measure this row alone, its number in the table from 1")
-    add("--steps", type=int, default=80, help="of a row (default %(default)s)")
-    add("--learning_rate", type=float, default=5e-4, help="of all rows that name none (default %(default)s)")
+    add("--steps", type=int, default=50, help="of a row (default %(default)s)")
+    add("--learning_rate", type=float, default=1e-3, help="of all rows that name none (default %(default)s)")
     flags = parser.parse_args(argv)
     flags.only = None
     if flags.row:

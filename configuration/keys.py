@@ -16,20 +16,30 @@ _KINDS_IN_WORDS = {
     float: "a number",
     bool: "true or false",
     list: "a list of texts",
+    dict: "an object",
     type(None): "null",
 }
 
 
 def key(
-    group: str, unit: str, effect: str, default: Any = MISSING, low=None, above=None, choices=None, may_change=False
+    group: str,
+    unit: str,
+    effect: str,
+    default: Any = MISSING,
+    low=None,
+    above=None,
+    high=None,
+    choices=None,
+    may_change=False,
 ) -> Any:
     """Declare a key.
 
     Args:
         group: under which `--help` shows it.
-        unit: of its value; "" for none. A unit that begins with "folder" is a path.
+        unit: of its value; "" for none. A unit that begins with "folder" or "file" is a path.
         effect: what it does, and what turns it off.
         low, above: the smallest value, or the value that it must exceed.
+        high: the largest value.
         choices: all values that there are.
         may_change: a resumed run may have another value, because it alters nothing that is trained.
     """
@@ -39,6 +49,7 @@ def key(
         "effect": effect,
         "low": low,
         "above": above,
+        "high": high,
         "choices": choices,
         "may_change": may_change,
     }
@@ -63,11 +74,14 @@ def value_problem(f: Field, value: Any) -> str | None:
     if value is None:
         return None
     shown = json.dumps(value)
-    low, above, choices = f.metadata["low"], f.metadata["above"], f.metadata["choices"]
+    low, above, high = f.metadata["low"], f.metadata["above"], f.metadata["high"]
+    choices = f.metadata["choices"]
     if low is not None and value < low:
         return f"{shown} is below {low}"
     if above is not None and value <= above:
         return f"{shown} must be above {above}"
+    if high is not None and value > high:
+        return f"{shown} is above {high}"
     if choices and value not in choices:
         return f"{shown} is none of {', '.join(choices)}{did_you_mean(value, choices)}"
     if value == "" and f.metadata["unit"] != "text":
@@ -110,7 +124,7 @@ def value_from_text(kind: Any, text: str) -> Any:
 
 def normalised(f: Field, value: Any) -> Any:
     """1 as 1.0 and ~ as the home folder, so that args.json does not depend on how it was written."""
-    if f.metadata["unit"].startswith("folder") and isinstance(value, str) and value.startswith("~"):
+    if f.metadata["unit"].startswith(("folder", "file")) and isinstance(value, str) and value.startswith("~"):
         return os.path.expanduser(value)
     return float(value) if f.type is float else value
 

@@ -58,7 +58,7 @@ def prepare(folder: Path, cache_dir: Path, say: Callable[[str], None] = print) -
             hide_bar = None if are_many else True  # None: shown on a terminal, when there is something to wait for
             for source in tqdm(sources, desc="preparing data", unit="dataset", disable=hide_bar, delay=1, leave=False):
                 try:
-                    stores.append(_prepare_one(source, cache_dir, news.append if are_many else say))
+                    stores.append(prepare_one(source, cache_dir, news.append if are_many else say))
                 except StoreError as error:
                     problems += str(error).splitlines()
     except OSError as error:
@@ -118,7 +118,7 @@ def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
     sources = []
     for path in sorted(folder.iterdir()):
         try:
-            source = _source_at(path, tasks)
+            source = source_at(path, tasks)
         except StoreError as error:
             problems.append(str(error))
         else:
@@ -130,12 +130,16 @@ def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
     return sorted(sources, key=lambda source: source.name), problems
 
 
-def _source_at(path: Path, tasks: dict[str, str]) -> Source | None:
+def source_at(path: Path, tasks: dict[str, str]) -> Source | None:
     """The dataset that a path in a data folder is, or None where it is none.
 
     Raises:
         StoreError: it was meant to be a dataset, and cannot be used.
     """
+    if path.name == token_store.PARTS:
+        raise StoreError(
+            f"{path}: parts of stores: tokenize_data_qwen.py --join N makes stores of them; or delete the folder"
+        )
     if path.name.startswith("."):
         if path.name.endswith(".partial"):
             raise StoreError(f"{path}: half-written store: run tokenize_data_qwen.py again, it continues")
@@ -182,7 +186,7 @@ def _name_problems(folder: Path, sources: list[Source]) -> list[str]:
 # ------------------------------------------------------------------------------- converting, verifying
 
 
-def _prepare_one(source: Source, cache_dir: Path, say: Callable[[str], None]) -> TokenStore:
+def prepare_one(source: Source, cache_dir: Path, say: Callable[[str], None]) -> TokenStore:
     """One dataset's store, converted and verified if need be. Raises StoreError with a line for each problem."""
     path = source.path
     if source.published:

@@ -36,17 +36,24 @@ def declared_instructions(declarations: list[str], names: list[str]) -> tuple[di
             name, instruction = ALL_FILES, text
         elif name not in names:
             problems.append(f"--instruction {text}: no file is called {name!r}; there are {some(names)}")
+        problem = instruction_problem(instruction)
+        if problem:
+            problems.append(f"--instruction {text!r}: {problem}")
         instruction = bare_instruction(instruction)
-        if not instruction or split_prompt(query_prompt(instruction))[0] != instruction:
-            problems.append(
-                f"--instruction {text!r}: give one instruction, such as 'Given a question, find its answer.'"
-            )
         if name in declared:
             problems.append(
                 f"--instruction {text}: given twice for {'all files' if name == ALL_FILES else name}; keep one"
             )
         declared[name] = instruction
     return declared, problems
+
+
+def instruction_problem(text: str) -> str | None:
+    """Why a text cannot be an instruction, or None; the words that stand around one may be there."""
+    instruction = bare_instruction(text)
+    if not instruction or split_prompt(query_prompt(instruction))[0] != instruction:
+        return "give one instruction, such as 'Given a question, find its answer.'"
+    return None
 
 
 def name_problems(folder: Path, names: list[str], tasks: dict[str, str]) -> list[str]:

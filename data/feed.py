@@ -23,7 +23,7 @@ class Feed:
     stores: list[TokenStore]
     negatives: list[int]  # hard negatives drawn per tuple, by dataset
     plan: Plan
-    max_length: int  # tokens of a text at most, EOS included
+    max_lengths: list[int]  # tokens of a text at most, EOS included, by dataset
     rank: int = 0
     world: int = 1
     budget: int = 0  # tokens of a forward pass at most, 0 = any number
@@ -58,12 +58,13 @@ class Feed:
     def _batch(self, dataset: int, rows: np.ndarray, epoch: int) -> Batch:
         """This process's part of the global batch of these rows of a store, [m]."""
         store = self.stores[dataset]
+        max_length = self.max_lengths[dataset]
         positives = store.tuples[rows, 1]  # [m] text numbers
         negatives = choose_negatives(  # [m, n] text numbers, -1 = missing
             store.tuples[rows, 2:], self.negatives[dataset], self.plan.seed, epoch, rows
         )
-        negatives[truncates_to_its_positive(store, positives, negatives, self.max_length)] = -1
-        return make_batch(store, rows, negatives, self.max_length, self.rank, self.world, self.budget)
+        negatives[truncates_to_its_positive(store, positives, negatives, max_length)] = -1
+        return make_batch(store, rows, negatives, max_length, self.rank, self.world, self.budget)
 
 
 class Prefetcher:

@@ -7,9 +7,16 @@ A store's meta.json holds the counts as stats["instructions"]:
     none      queries without an instruction
 """
 
+import hashlib
+from collections import Counter
+
+import numpy as np
+
 from modeling.prompts import bare_instruction, carries_instruction, query_prompt, split_prompt
 
 MOST_FREQUENT = 10  # instructions that a store remembers by their words
+NO_INSTRUCTION = 0  # numbers of queries
+ANOTHER_SPELLING = 1
 _COUNTED = 256  # distinct instructions counted at a time: the first of the file; memory must not grow with the file
 
 
@@ -48,6 +55,41 @@ def count_instructions(stats: dict, queries: list[str]) -> None:
             counts[instruction] = 1
         else:
             found["other"] += 1
+
+
+def instruction_numbers(queries: list[str]) -> np.ndarray:
+    """A number for the instruction of each query, uint64 [n]: NO_INSTRUCTION, ANOTHER_SPELLING, or a hash of it."""
+    numbers = np.zeros(len(queries), np.uint64)
+    for place, query in enumerate(queries):
+        if carries_instruction(query):
+            instruction, _ = split_prompt(query)
+            numbers[place] = ANOTHER_SPELLING if instruction is None else _number_of(instruction)
+    return numbers
+
+
+def _number_of(instruction: str) -> int:
+    """64 bits that stand for an instruction, and are neither of the two numbers with a meaning."""
+    digest = hashlib.blake2b(instruction.encode(), digest_size=8).digest()
+    return max(int.from_bytes(digest, "little"), ANOTHER_SPELLING + 1)
+
+
+def count_numbers(instructions: list[list[str]], numbers: list[np.ndarray]) -> dict:
+    """What `count_instructions` would have counted in all queries of a file, from its parts.
+
+    Args:
+        instructions: of each part the first distinct ones by their words, as many as are counted at a time.
+        numbers: of each part the numbers of its queries, uint64 [n], from `instruction_numbers`.
+
+    The first of the file are among the first of the parts: before an instruction there are no more others in its part
+    than in the whole file.
+    """
+    first = list(dict.fromkeys(words for part in instructions for words in part))[:_COUNTED]
+    totals = Counter()
+    for part in numbers:
+        totals.update(dict(zip(*(found.tolist() for found in np.unique(part, return_counts=True)), strict=True)))
+    none = totals.pop(NO_INSTRUCTION, 0)
+    counts = {words: totals.pop(_number_of(words)) for words in first}
+    return {"counts": counts, "other": sum(totals.values()), "none": none}
 
 
 def keep_most_frequent(stats: dict) -> None:

@@ -6,11 +6,15 @@ see the same batches. All randomness is a 64-bit counter hash, so it depends on 
 
 Rules, each pinned in tests/data/test_plan.py:
 
-- every training tuple of every dataset comes exactly once per epoch;
+- every training tuple of every dataset comes exactly once per pass over the dataset, which is an epoch;
 - a global batch comes from one dataset. All batches are full but the last two of a dataset, which
   share what is left evenly; a dataset smaller than one batch is one smaller batch. Nothing is
   dropped and nothing is repeated, so no tuple can meet itself as a negative;
 - datasets are drawn with probability proportional to their number of batches until exhausted;
+- a dataset of weight w is drawn as if it had w times as many batches: an epoch goes on in its endless sequence of
+  passes, each a permutation of its own, by w times the batches of one pass, rounded, at least one. So 2 gives every
+  tuple twice an epoch, and 0.5 half of them, and the others in the next epoch. No batch reaches from one pass into the
+  next, so no tuple meets itself. With weight 1, the default, an epoch is one pass;
 - 1 % of each dataset, at least one tuple, is held out for validation (of a one-tuple dataset none).
 """
 
@@ -43,7 +47,7 @@ class Step:
     """What one global batch holds: `rows` [m] int64 are training rows 0 .. n-1 of dataset number `dataset`."""
 
     dataset: int
-    epoch: int
+    epoch: int  # of this dataset: whole passes over it before this one; the run's epoch, where its weight is 1
     rows: np.ndarray
 
 
@@ -55,16 +59,24 @@ class Plan:
         sizes: training tuples of each dataset.
         global_batch: tuples of one step, over all processes.
         seed: the run's seed.
+        weights: passes over each dataset in an epoch; () for one over each.
     """
 
     sizes: tuple[int, ...]
     global_batch: int
     seed: int
+    weights: tuple[float, ...] = ()
+
+    @cached_property
+    def batches_of_pass(self) -> tuple[int, ...]:
+        """Global batches of each dataset in one pass over it."""
+        return tuple(batch_count(size, self.global_batch) for size in self.sizes)
 
     @cached_property
     def batches(self) -> tuple[int, ...]:
         """Global batches of each dataset in one epoch."""
-        return tuple(batch_count(size, self.global_batch) for size in self.sizes)
+        weights = self.weights or (1.0,) * len(self.sizes)
+        return tuple(map(weighted_count, self.batches_of_pass, weights))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -76,11 +88,13 @@ class Plan:
         epoch, within = divmod(step - 1, self.steps_per_epoch)
         order = dataset_order(self.batches, _key(self.seed, _ORDER, epoch))
         dataset = int(order[within])
-        number = int((order[:within] == dataset).sum())  # how many of its batches came before
+        earlier = int((order[:within] == dataset).sum())  # how many of its batches came before in this epoch
+        earlier += epoch * self.batches[dataset]  # and in all
+        passes, number = divmod(earlier, self.batches_of_pass[dataset])
         size = self.sizes[dataset]
         begin, end = batch_bounds(size, self.global_batch, number)
-        rows = shuffled(size, _key(self.seed, _ROWS, epoch, dataset), np.arange(begin, end))
-        return Step(dataset, epoch, rows)
+        rows = shuffled(size, _key(self.seed, _ROWS, passes, dataset), np.arange(begin, end))
+        return Step(dataset, passes, rows)
 
     def dropout_seed(self, step: int, rank: int) -> int:
         """What seeds the dropout of one process in step 1, 2, ...: no random state runs on from step to step."""
@@ -94,6 +108,15 @@ def batch_count(rows: int, batch: int) -> int:
     3
     """
     return math.ceil(rows / batch)
+
+
+def weighted_count(batches: int, weight: float) -> int:
+    """How many batches an epoch takes of a dataset whose pass has `batches`: `weight` times as many, at least one.
+
+    >>> [weighted_count(3, weight) for weight in (1, 2, 0.5, 0.1)]
+    [3, 6, 2, 1]
+    """
+    return max(1, math.floor(weight * batches + 0.5))
 
 
 def batch_bounds(rows: int, batch: int, number: int) -> tuple[int, int]:

@@ -18,7 +18,8 @@ from data.row_styles import RowStyles
 from utils import plural
 
 ENDINGS = ".parquet, .jsonl, .json, .csv, .tsv (all but the first also as .gz)"
-NOT_DATA = ("tasks.json", "report.txt")  # files with a meaning of their own
+NOT_DATA = ("tasks.json", "report.txt", "dataset_settings.json")  # files with a meaning of their own
+REPORTS = (".build.json", ".report.json")  # endings of files that say how a raw file was made
 # What can be wrong with a tuple; number 0 is nothing.
 BAD_KINDS = (
     None,
@@ -48,7 +49,7 @@ def raw_files(source: Path) -> tuple[list[Path], dict[str, str]]:
         reason = _why_not_read(path)
         if reason is None:
             files.append(path)
-        elif path.name not in NOT_DATA:
+        elif path.name not in NOT_DATA and not path.name.endswith(REPORTS):
             others[path.name] = reason
     return files, others
 
@@ -57,7 +58,7 @@ def _why_not_read(path: Path) -> str | None:
     """Why a path in a folder of raw files is none of them, or None."""
     if path.name.startswith("."):
         return "hidden"
-    if path.name in NOT_DATA:
+    if path.name in NOT_DATA or path.name.endswith(REPORTS):
         return "of another purpose"
     kind = raw_formats.format_of(path)
     if kind is None:
@@ -94,14 +95,14 @@ def kinds(tuples: Tuples, task: str | None) -> np.ndarray:
     return np.select([no_query, no_positive, nothing_left], [1, 2, 3], 0)
 
 
-def sample_rows(rows: int, max_rows: int) -> np.ndarray:
+def sample_rows(rows: int, max_rows: int, seed: int = SAMPLE_SEED) -> np.ndarray:
     """Which raw rows to keep, bool [rows]; max_rows 0 keeps all. Kept rows stay in the order of the file.
 
-    The same rows as pandas' `DataFrame.sample(n=max_rows, random_state=42)`.
+    The same rows as pandas' `DataFrame.sample(n=max_rows, random_state=seed)`.
     """
     if not max_rows or rows <= max_rows:
         return np.ones(rows, bool)
-    chosen = np.random.RandomState(SAMPLE_SEED).permutation(rows)[:max_rows]
+    chosen = np.random.RandomState(seed).permutation(rows)[:max_rows]
     keep = np.zeros(rows, bool)
     keep[chosen] = True
     return keep
@@ -130,8 +131,13 @@ class Survey:
         return lines
 
 
-def survey(path: Path, task: str | None, batch_rows: int = 1024) -> Survey:
-    """Read a raw file once and report everything that is wrong with it."""
+def survey(path: Path, task: str | None, wanted: range | None = None, batch_rows: int = 1024) -> Survey:
+    """Read a raw file once and report everything that is wrong with it.
+
+    Args:
+        wanted: rows to be read, of a Parquet file, which says itself how many it has; `slots` is then of these rows.
+            None for all.
+    """
     found = Survey()
     unreadable = UnreadableRows()
     problems = []
@@ -139,8 +145,10 @@ def survey(path: Path, task: str | None, batch_rows: int = 1024) -> Survey:
         raw_formats.check_file(path)
         names, found.columns = choose_columns(path)
         found.not_read = raw_columns.reasons_not_read(names, found.columns)
-        for numbers, table in raw_formats.survey(path, found.columns.types, batch_rows, unreadable):
+        for numbers, table in raw_formats.survey(path, found.columns.types, batch_rows, unreadable, wanted):
             _survey_table(found, numbers, table, task)
+        if wanted is not None:
+            found.rows = raw_formats.rows_of_schema(path)
         if not found.rows and not unreadable.count:
             raise RawError("the file has no rows")
     except RawError as error:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.raw_rows import RawError, rows_of
+from data.raw_rows import NOT_UTF8, RawError, rows_of
 from utils import first_line, plural
 
 PARQUET = ".parquet"
@@ -101,14 +101,22 @@ def read(path: Path, types: dict[str, pa.DataType], batch_rows: int, skip: int) 
 
 
 def survey(
-    path: Path, types: dict[str, pa.DataType], batch_rows: int, unreadable: UnreadableRows
+    path: Path, types: dict[str, pa.DataType], batch_rows: int, unreadable: UnreadableRows, wanted: range | None = None
 ) -> Iterator[tuple[np.ndarray, pa.Table]]:
-    """All rows that can be read, as (their numbers [n], table of them); the others are added to `unreadable`."""
+    """All rows that can be read, as (their numbers [n], table of them); the others are added to `unreadable`.
+
+    Args:
+        wanted: rows to be read, of a Parquet file; None for all.
+    """
     if format_of(path) != PARQUET:
         yield from _read_rows(path, types, batch_rows, 0, unreadable)
         return
-    begin = 0
-    for table in _read_parquet(path, list(types), batch_rows, 0):
+    begin = 0 if wanted is None else wanted.start
+    for table in _read_parquet(path, list(types), batch_rows, begin):
+        if wanted is not None:
+            table = table.slice(0, wanted.stop - begin)
+        if not len(table):
+            return
         yield np.arange(begin, begin + len(table)), table
         begin += len(table)
 
@@ -122,6 +130,16 @@ def schema_of(path: Path) -> pa.Schema:
         return pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         raise RawError(f"not a Parquet file ({first_line(error)})") from None
+
+
+def rows_of_schema(path: Path) -> int | None:
+    """The rows of a Parquet file, by its last bytes; None of another file, or where they cannot be read."""
+    if format_of(path) != PARQUET:
+        return None
+    try:
+        return pq.read_metadata(path).num_rows
+    except (pa.ArrowException, OSError):
+        return None
 
 
 def check_types(schema: pa.Schema, types: dict[str, pa.DataType]) -> None:
@@ -187,12 +205,35 @@ def _read_parquet(path: Path, names: list[str], batch_rows: int, skip: int) -> I
             done = sum(group_rows[:first])
             groups = range(first, len(group_rows))
             for batch in file.iter_batches(batch_rows, groups, names):
+                _check_utf8(batch, done)
                 rest = batch.slice(max(skip - done, 0))
                 if len(rest):
                     yield pa.Table.from_batches([rest])
                 done += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise RawError(f"damaged after row {done} ({first_line(error)}): fetch or write it again") from None
+
+
+def _check_utf8(batch: pa.RecordBatch, begin: int) -> None:
+    """Raise RawError for a text that is not UTF-8: Parquet does not look at what is written as one.
+
+    Args:
+        begin: the row of the file that is the batch's first.
+    """
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if _is_valid(column):
+            continue
+        rows = (row for row in range(len(column)) if not _is_valid(column.slice(row, 1)))
+        row = next(rows, 0)  # a dictionary of texts does not say whose text it is
+        raise RawError(f"row {begin + row} (counted from 0): {name!r} {NOT_UTF8}")
+
+
+def _is_valid(column: pa.Array) -> bool:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 # -------------------------------------------------------------------------------------------- by row

@@ -20,6 +20,7 @@ _CHUNK = 2**16  # characters of a JSON array read at a time; larger ones are slo
 _FIELD_LIMIT = 2**30  # characters of a CSV field; the csv module's own limit, 131,072, is less than a long document
 NOT_UTF8 = "is not UTF-8: save the file as UTF-8"
 NOT_OBJECT = "is not an object of column names and values"
+NOTHING_AFTER = "nothing after it is read"
 
 
 class RawError(ValueError):
@@ -171,26 +172,37 @@ def _next_value(buffer: str, text: io.TextIOWrapper, decode) -> tuple[str, objec
 def _separated(file: BinaryIO, separator: str) -> Iterator[Row]:
     """A line of names, then a row for each record; fields may be quoted, as spreadsheets write them."""
     csv.field_size_limit(_FIELD_LIMIT)
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    # Bytes that are not UTF-8 become lone surrogates, so that the rows after them can be read.
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     records = csv.reader(text, delimiter=separator, strict=True)
     row = 0
     try:
         names = next(records, [])
         twice = sorted({name for name in names if names.count(name) > 1})
+        if not all(map(_is_utf8, names)):
+            raise RawError(f"its first line {NOT_UTF8}")
         if twice:
             raise RawError(f"column {twice[0]!r} stands twice in the first line: rename one")
         for fields in records:
             if not fields:
                 continue
-            if len(fields) == len(names):
-                yield row, dict(zip(names, fields, strict=True))
-            else:
+            if len(fields) != len(names):
                 yield row, f"has {len(fields)} fields, but the first line names {len(names)} columns: mend it"
+            elif not all(map(_is_utf8, fields)):
+                yield row, NOT_UTF8
+            else:
+                yield row, dict(zip(names, fields, strict=True))
             row += 1
-    except UnicodeDecodeError:
-        yield row, NOT_UTF8
     except csv.Error as error:
-        yield (
-            row,
-            f"cannot be read ({first_line(error)}): quote its fields as spreadsheets do; nothing after it is read",
-        )
+        yield row, f"cannot be read ({first_line(error)}): quote its fields as spreadsheets do; {NOTHING_AFTER}"
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text that was read with surrogates in place of foreign bytes has none of them."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -40,7 +40,7 @@ def store_line(store: TokenStore, width: int) -> str:
     parts = [
         f"{store.name:{width}}  {store.task:14}",
         f"{meta['rows']:>11,} rows  {meta['texts']:>11,} texts  {meta['tokens']:>14,} tokens",
-        f"{stats.get('truncated', 0) / meta['texts']:6.1%} truncated  {stats.get('skipped', 0):,} skipped",
+        f"{stats.get('truncated', 0) / max(meta['texts'], 1):6.1%} truncated  {stats.get('skipped', 0):,} skipped",
         f"{plural(own, 'negative')} equal to the positive left out",
         f"{store.nbytes / 1e6:,.1f} MB",
     ]

@@ -30,6 +30,8 @@ class StoreWriter:
     for a moment half as much again where the table of keys grows.
     """
 
+    TEMPORARY = ("journal.json", "keys", "signatures")  # files that go when the store is whole
+
     def __init__(self, folder: Path, negatives: int, inputs: dict):
         self.folder, self.negatives, self.inputs = folder, negatives, inputs
         self.partial = aside_of(folder)
@@ -52,14 +54,21 @@ class StoreWriter:
         """Counters that are kept with the journal, free for the caller's use."""
         return self.journal["stats"]
 
-    def add_texts(self, keys: list[bytes], tokens: np.ndarray, lengths: np.ndarray) -> None:
+    def add_texts(
+        self, keys: list[bytes], tokens: np.ndarray, lengths: np.ndarray, is_cut: np.ndarray | None = None
+    ) -> None:
         """Append texts under new `keys`: ids [T] end to end, each text ending in EOS, and their lengths [n].
+
+        Args:
+            is_cut: bool [n], which texts were longer; counted as stats["truncated"]. None where that is not known.
 
         Raises:
             ValueError: a key is given twice or known already.
         """
         if len(set(keys)) < len(keys) or not self.numbers.keys().isdisjoint(keys):
             raise ValueError("a text was added twice")
+        if is_cut is not None:
+            self.stats["truncated"] = self.stats.get("truncated", 0) + int(is_cut.sum())
         first = self.journal["texts"]
         self.numbers.update(zip(keys, range(first, first + len(keys)), strict=True))
         tokens = np.ascontiguousarray(tokens, np.int32)
@@ -89,6 +98,9 @@ class StoreWriter:
         self.stats["own"] = self.stats.get("own", 0) + int(equals_positive.sum())
         self.files["tuples.npy"].write(numbers)
         self.journal["rows"] += len(numbers)
+
+    def note_queries(self, queries: list[str]) -> None:
+        """Called with the queries of tuples that will be added; nothing of them is kept here (data/parts.py does)."""
 
     def text(self, key: bytes) -> np.ndarray | None:
         """The ids of a text that was added, or None."""
@@ -124,12 +136,17 @@ class StoreWriter:
             "stats": self.stats,
             "sha256": {name: file_digest(self.partial / f"{name}.npy") for name in ARRAYS},
         }
+        meta |= self.more_facts()
         write_json(self.partial / "meta.json", seal(meta))
         # Killed from here on, a writer has no journal to go on from and begins again: the same bytes, only later.
-        for name in ("journal.json", "keys", "signatures"):
+        for name in self.TEMPORARY:
             (self.partial / name).unlink(missing_ok=True)
         publish(self.folder)
         return self.folder
+
+    def more_facts(self) -> dict:
+        """What meta.json says besides; nothing here."""
+        return {}
 
     def _write_headers(self, counts: dict) -> None:
         """Write the header of each array into the bytes that were left free for it."""

@@ -28,6 +28,7 @@ from utils import file_digest, is_sealed, read_json, read_strictly
 
 FORMAT = 2
 TASKS = ("retrieval", "clustering", "classification")
+PARTS = ".parts"  # folder among the stores, with parts of some that are not joined yet (parts.py)
 HEADER = 128  # bytes of a .npy header; fixed, so that it can be filled in when the length is known
 ARRAYS = {"tokens": np.int32, "offsets": np.int64, "tuples": np.int32}
 PUBLISHED_TASKS = Path(__file__).parent.parent / "configs" / "dataset_tasks.json"

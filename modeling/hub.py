@@ -9,10 +9,11 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener, getproxies
 
-from utils import read_json
+from utils import RunError, first_line, read_json
 
 _SECONDS = 5  # that the hub is given to answer
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # name or owner/name
+_NOT_FETCHED = ["*.bin", "*.pt", "*.h5", "*.msgpack", "*.ot", "*.onnx", "onnx/*", "openvino/*"]  # of `fetch`
 
 
 def where(path: str, revision: str | None = None) -> dict:
@@ -33,6 +34,24 @@ def where(path: str, revision: str | None = None) -> dict:
     if revision is not None:
         options["revision"] = revision
     return options
+
+
+def fetch(path: str, revision: str | None = None) -> Path:
+    """The folder of a model: `path` itself, or where the hub's client keeps what it fetched; nothing that is pickled.
+
+    Raises:
+        RunError: there is no such folder, and no such model could be fetched.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    local = where(path, revision)["local_files_only"]
+    try:
+        return Path(snapshot_download(path, revision=revision, local_files_only=local, ignore_patterns=_NOT_FETCHED))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise RunError(not_found(path, first_line(error), revision)) from None
 
 
 def _adapter_config(folder: Path) -> dict:

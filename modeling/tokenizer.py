@@ -94,14 +94,32 @@ class EngineDiffers(ValueError):
     """A fast engine gave other ids than the reference tokenizer."""
 
 
+def appended_token(tokenizer) -> int | None:
+    """The one token that a tokenizer puts behind a text by itself, or its EOS where it adds nothing.
+
+    Qwen3-Embedding ends texts in <|endoftext|>, though its EOS is <|im_end|>.
+
+    Returns:
+        None where it adds anything else, as a BOS in front.
+    """
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    ids = tokenizer("a")["input_ids"]
+    if ids == plain:
+        return tokenizer.eos_token_id
+    if ids[:-1] == plain:
+        return ids[-1]
+    return None
+
+
 def make_encoder(
-    tokenizer, max_seq_length: int, engine: str = "tokenizers"
-) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray, int]]:
-    """A function texts -> (ids int32 [T] end to end, lengths int64 [n], how many texts were cut), on all threads.
+    tokenizer, max_seq_length: int, engine: str = "tokenizers", end: int | None = None
+) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """A function texts -> (ids int32 [T] end to end, lengths int64 [n], bool [n] which were cut), on all threads.
 
     Args:
         engine: "tokenizers", the reference; or "fastokens", several times as fast, whose ids are
             compared with the reference's on the first texts and on one in SAMPLE of all others.
+        end: the token that ends each text; None = EOS.
 
     Raises:
         EngineDiffers: also by the function, when they are not the same.
@@ -110,13 +128,13 @@ def make_encoder(
     backend.no_padding()
     backend.no_truncation()
     encoder = ENGINES[engine](backend)
-    eos = tokenizer.eos_token_id
+    eos = tokenizer.eos_token_id if end is None else end
 
-    def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray, int]:
+    def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ids, lengths = encoder.encode(texts)  # [N], [n]: whole texts, no EOS yet
-        truncated = int((lengths > max_seq_length - 1).sum())
+        is_cut = lengths > max_seq_length - 1
         ended_ids, ended_lengths = ended(ids, lengths, max_seq_length, eos)
-        return ended_ids, ended_lengths, truncated
+        return ended_ids, ended_lengths, is_cut
 
     return encode
 

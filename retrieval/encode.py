@@ -1,11 +1,12 @@
-"""Texts to unit vectors, by a model folder as training wrote it."""
+"""Texts to unit vectors, by a decoder as training wrote it: packed end to end, without padding."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import trange
+from tqdm import tqdm
 
 from model import Embedder
 from modeling.backbone import load_backbone
@@ -13,12 +14,12 @@ from modeling.packing import MULTIPLE
 from modeling.pooling import pooling_of
 from modeling.tokenizer import load_tokenizer, make_encoder
 
-BATCH = 256  # texts that are embedded at once
+TEXTS = 8192  # that are tokenised and sorted by length at once
+TOKENS = 16384  # of the texts that are embedded at once, or one text
 
 
-@torch.no_grad()
 def encode(folder: Path, texts: list[str], max_length: int, bf16: bool = False) -> np.ndarray:
-    """Embeddings of texts, normalised: the dot product of two is their cosine.
+    """Embeddings of texts on the CPU, normalised: the dot product of two is their cosine.
 
     Args:
         folder: a model folder that training wrote, or a bare decoder with its tokenizer.
@@ -33,23 +34,82 @@ def encode(folder: Path, texts: list[str], max_length: int, bf16: bool = False) 
     Raises:
         ValueError: the folder holds no tokenizer that ends texts, no readable weights, or an unknown pooling.
     """
-    tokenizer, problems = load_tokenizer(str(folder))
-    if problems:
-        raise ValueError(problems[0])
-    model = load_embedder(folder)
-    if bf16:
-        model.multiple = MULTIPLE
-    tokenize = make_encoder(tokenizer, max_length)
-    vectors = np.zeros((len(texts), model.hidden_size), np.float32)  # [n, d]
-    by_length = np.argsort([len(text) for text in texts])  # the texts of a batch are of like length
-    for start in trange(0, len(texts), BATCH, desc="encoding", unit="batch", disable=None):  # None: on a terminal
-        batch = by_length[start : start + BATCH]
-        tokens, lengths, _ = tokenize([texts[number] for number in batch])  # [T], [batch]
-        cu_seqlens = F.pad(torch.from_numpy(lengths).cumsum(0), (1, 0)).to(torch.int32)  # [batch + 1]
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            states = model(torch.from_numpy(tokens).long(), cu_seqlens, lengths)  # [batch, d]
-        vectors[batch] = F.normalize(states, dim=-1).numpy()
+    encoder = DecoderEncoder(folder, max_length, bf16)
+    vectors = np.zeros((len(texts), encoder.width), np.float32)  # [n, d]
+    with tqdm(total=len(texts), desc="encoding", unit="text", disable=None) as bar:  # None: on a terminal
+        for start in range(0, len(texts), TEXTS):
+            part = slice(start, start + TEXTS)
+            vectors[part], _ = encoder.encode(texts[part])
+            bar.update(len(vectors[part]))
     return vectors
+
+
+class DecoderEncoder:
+    """A causal decoder that embeds texts of all lengths in one packed row.
+
+    Args:
+        folder, max_length, bf16: as of `encode`.
+        device: where it computes.
+        end: the token that ends each text; None = the tokenizer's EOS, as in training.
+
+    Raises:
+        ValueError: as `encode`.
+    """
+
+    def __init__(self, folder: Path, max_length: int, bf16: bool = False, device: str = "cpu", end: int | None = None):
+        tokenizer, problems = load_tokenizer(str(folder))
+        if problems:
+            raise ValueError(problems[0])
+        self.model = load_embedder(folder).to(device)
+        if bf16:
+            self.model.multiple = MULTIPLE
+        self.tokenize = make_encoder(tokenizer, max_length, end=end)
+        self.max_length = max_length
+        self.bf16 = bf16
+        self.device = torch.device(device)
+        self.words = "a decoder without padding"
+
+    @property
+    def width(self) -> int:
+        """d."""
+        return self.model.hidden_size
+
+    @torch.no_grad()
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, int]:
+        """Unit vectors fp32 [n, d], and how many of the texts were longer than max_length."""
+        vectors = np.zeros((len(texts), self.width), np.float32)
+        if not texts:
+            return vectors, 0
+        tokens, lengths, is_cut = self.tokenize(texts)  # [T], [n], [n]
+        ends = np.cumsum(lengths)
+        for batch in batches_by_tokens(lengths, TOKENS):
+            packed = np.concatenate([tokens[ends[text] - lengths[text] : ends[text]] for text in batch])
+            vectors[batch] = self._embed(packed, lengths[batch])
+        return vectors, int(is_cut.sum())
+
+    def _embed(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The unit vectors of texts that lie end to end: [T], [b] -> [b, d]."""
+        cu_seqlens = F.pad(torch.from_numpy(lengths).cumsum(0), (1, 0)).to(torch.int32)  # [b + 1]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            states = self.model(
+                torch.from_numpy(tokens).long().to(self.device), cu_seqlens.to(self.device), lengths
+            )  # [b, d]
+        return F.normalize(states, dim=-1).cpu().numpy()
+
+
+def batches_by_tokens(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+    """Texts of like length together, at most `budget` tokens in all, or one text: the text numbers of each batch."""
+    order = np.argsort(lengths, kind="stable")
+    begin = 0
+    tokens = 0
+    for place, text in enumerate(order):
+        if place > begin and tokens + lengths[text] > budget:
+            yield order[begin:place]
+            begin = place
+            tokens = 0
+        tokens += lengths[text]
+    if begin < len(order):
+        yield order[begin:]
 
 
 def load_embedder(folder: Path) -> Embedder:

@@ -1,13 +1,20 @@
-"""The best passages for each query: by cosine, exactly, or by the words they share with it (BM25)."""
+"""The best passages for each query: by cosine, exactly, or by the words they share with it (BM25).
+
+One rule for ties holds everywhere: of equal scores the lower number comes first.
+"""
 
 import re
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from utils import RunError, plural
 
-SCORES_AT_ONCE = 2**24  # 64 MiB of fp32; more queries are searched in blocks
+QUERIES_AT_ONCE = 512  # that are compared with a chunk of passages
+SCORES_AT_ONCE = 2**24  # 64 MiB of fp32: chunks of passages are cut by it
+SEVERAL_GROUPS = -2  # the group of a passage that is in more than one: nobody with a group finds it
 _INSIDE_CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
@@ -18,32 +25,106 @@ class Ranking(NamedTuple):
     scores: np.ndarray  # float [n, k], the cosine or BM25's score of each, descending
 
 
-def search(queries: np.ndarray, passages: np.ndarray, k: int) -> Ranking:
+class Groups(NamedTuple):
+    """The group of each query and of each passage, -1 for none: a query finds no passage of its own group."""
+
+    queries: np.ndarray  # int64 [n]
+    passages: np.ndarray  # int64 [m]
+
+
+def search(
+    queries: np.ndarray, passages: np.ndarray, k: int, device: str = "cpu", groups: Groups | None = None
+) -> Ranking:
     """The k passages with the highest cosine for each query, found by comparing all with all.
+
+    Memory does not grow with the passages where these lie on a disk: they are read chunk by chunk.
 
     Args:
         queries: float [n, d], rows of unit length, as `encode` gives them.
-        passages: float [m, d], the same.
+        passages: float [m, d], the same; also retrieval.vectors.Vectors, which lie on a disk.
         k: passages per query; where m is smaller, all of them.
+        device: where products are computed.
+        groups: what a query may not find; such passages, where there are no others, come last with a score of -inf.
     """
     k = min(k, len(passages))
     numbers = np.zeros((len(queries), k), np.int64)
-    cosines = np.zeros((len(queries), k), np.result_type(queries, passages))
-    rows = max(1, SCORES_AT_ONCE // max(len(passages), 1))
-    for start in range(0, len(queries), rows):
-        block = slice(start, start + rows)
-        numbers[block], cosines[block] = _highest(queries[block] @ passages.T, k)
+    cosines = np.zeros((len(queries), k), np.result_type(queries, passages.dtype))
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        block = slice(start, start + QUERIES_AT_ONCE)
+        rows = torch.from_numpy(np.ascontiguousarray(queries[block], cosines.dtype)).to(device)  # [b, d]
+        found = _search_block(rows, passages, k, groups and Groups(groups.queries[block], groups.passages))
+        numbers[block] = found.numbers.cpu().numpy()
+        cosines[block] = found.scores.cpu().numpy()
     return Ranking(numbers, cosines)
 
 
-def _highest(scores: np.ndarray, k: int) -> Ranking:
-    """The k highest scores of each row and where they stand: [rows, m] -> [rows, k], k <= m."""
-    columns = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    if k < scores.shape[1]:  # sorting k is faster than sorting m
-        columns = np.argpartition(-scores, k, axis=1)[:, :k]  # the k highest, in no order
-    kept = np.take_along_axis(scores, columns, axis=1)  # [rows, k]
-    order = np.argsort(-kept, axis=1, kind="stable")
-    return Ranking(np.take_along_axis(columns, order, axis=1), np.take_along_axis(kept, order, axis=1))
+def highest(scores: np.ndarray, k: int) -> Ranking:
+    """The k highest scores of each row, and in which columns they stand: [rows, m] -> [rows, k], k <= m."""
+    best = _Best(torch.from_numpy(scores), k)
+    best.add(torch.from_numpy(scores), 0)
+    return Ranking(best.numbers.numpy(), best.scores.numpy())
+
+
+def _search_block(queries: Tensor, passages: np.ndarray, k: int, groups: Groups | None) -> "_Best":
+    """The k best of all passages for a block of queries [b, d]; `groups` are those of the block."""
+    best = _Best(queries, k)
+    width = max(1, SCORES_AT_ONCE // len(queries))
+    for begin in range(0, len(passages), width):
+        chunk = torch.tensor(np.asarray(passages[begin : begin + width]), dtype=queries.dtype, device=queries.device)
+        scores = queries @ chunk.T  # [b, width]
+        if groups is not None:
+            scores.masked_fill_(_own_group(groups, begin, begin + width).to(scores.device), -torch.inf)
+        best.add(scores, begin)
+    return best
+
+
+def in_own_group(of_queries: np.ndarray, of_passages: np.ndarray) -> np.ndarray:
+    """Whether passages of these groups may be in the group of the query: bool, of shapes that go together."""
+    return (of_queries >= 0) & ((of_passages == of_queries) | (of_passages == SEVERAL_GROUPS))
+
+
+def _own_group(groups: Groups, begin: int, end: int) -> Tensor:
+    """Which of the passages from `begin` to before `end` are of a query's own group, bool [b, end - begin]."""
+    return torch.from_numpy(in_own_group(groups.queries[:, None], groups.passages[begin:end]))
+
+
+class _Best:
+    """The best k columns of each row so far, of scores that come chunk by chunk, from the lowest numbers on."""
+
+    def __init__(self, like: Tensor, k: int):
+        self.k = k
+        self.scores = like.new_zeros(len(like), 0)  # [b, at most k], descending
+        self.numbers = torch.zeros_like(self.scores, dtype=torch.int64)
+
+    def add(self, scores: Tensor, begin: int) -> None:
+        """Take what is good enough of scores [b, m], which are those of the numbers from `begin` on."""
+        if not self.k:
+            return
+        if self.scores.shape[1] == self.k:
+            # What equals the last has a higher number, and comes behind it. Few columns pass: a sort of all is spared.
+            wanted = scores > self.scores[:, -1:]
+        elif scores.shape[1] > self.k:
+            wanted = scores >= scores.topk(self.k, dim=1).values[:, -1:]  # also all that equal the last of them
+        else:
+            wanted = torch.ones_like(scores, dtype=torch.bool)
+        counts = wanted.sum(dim=1)  # [b]
+        longest = int(counts.max())
+        if not longest:
+            return
+        rows, columns = wanted.nonzero(as_tuple=True)  # row by row, columns ascending
+        starts = counts.cumsum(0) - counts
+        places = torch.arange(len(rows), device=rows.device) - starts[rows]
+        found = scores.new_full((len(scores), longest), -torch.inf)
+        found[rows, places] = scores[rows, columns]
+        numbers = torch.zeros_like(found, dtype=torch.int64)
+        numbers[rows, places] = columns + begin
+        self._merge(found, numbers)
+
+    def _merge(self, scores: Tensor, numbers: Tensor) -> None:
+        """Sort them in behind the best, whose numbers are all lower; a stable sort keeps equal scores in that order."""
+        scores, order = torch.cat([self.scores, scores], dim=1).sort(dim=1, descending=True, stable=True)
+        self.scores = scores[:, : self.k].contiguous()
+        self.numbers = torch.cat([self.numbers, numbers], dim=1).gather(1, order)[:, : self.k].contiguous()
 
 
 class BM25:
@@ -72,17 +153,44 @@ class BM25:
         self.index.index(words, show_progress=False)
 
     def search(self, queries: list[str], k: int) -> Ranking:
-        """The k best passages for each query; all where there are fewer. Those that share no word with it score 0."""
+        """The k best passages for each query; all where there are fewer. Those that share no word with it score 0.
+
+        Equal scores come in the order in which the package has them; `rank` orders them by number.
+        """
         k = min(k, self.size)
         if not queries:  # the package cannot
             return Ranking(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
         numbers, scores = self.index.retrieve(_words(queries), k=k, show_progress=False, n_threads=-1)
         return Ranking(numbers, scores)
 
+    def rank(self, queries: list[str], k: int, groups: Groups | None = None) -> Ranking:
+        """The same, of equal scores the lower number first; slower, as all scores of a query are looked at.
 
-def _words(texts: list[str]):
-    """The words of each text, in lower case and without English stop words, as numbers that bm25s understands."""
+        Args:
+            groups: what a query may not find scores 0.
+        """
+        k = min(k, self.size)
+        numbers = np.zeros((len(queries), k), np.int64)
+        scores = np.zeros((len(queries), k), np.float32)
+        for row, words in enumerate(_words(queries, as_numbers=False)):
+            of_all = np.zeros(self.size, np.float32)
+            if words:
+                of_all = np.asarray(self.index.get_scores(words), np.float32)  # [m]
+            if groups is not None:
+                of_all[in_own_group(groups.queries[row], groups.passages)] = 0
+            numbers[row : row + 1], scores[row : row + 1] = highest(of_all[None], k)
+        return Ranking(numbers, scores)
+
+
+def _words(texts: list[str], as_numbers: bool = True):
+    """The words of each text, in lower case and without English stop words.
+
+    Args:
+        as_numbers: as bm25s understands them; else a list of words for each text.
+    """
     import bm25s
 
     spaced = [_INSIDE_CAMEL_CASE.sub(" ", text) for text in texts]
-    return bm25s.tokenize(spaced, token_pattern=r"[a-z]+|[0-9]+", stopwords="en", show_progress=False)
+    return bm25s.tokenize(
+        spaced, token_pattern=r"[a-z]+|[0-9]+", stopwords="en", show_progress=False, return_ids=as_numbers
+    )

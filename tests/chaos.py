@@ -34,7 +34,7 @@ from harness import Processes, start_door
 from safetensors.torch import load_file
 
 import tokenize_data_qwen
-from data import store_writer, token_store
+from data import store_writer, token_store, tokenising
 from export import model_folder, probe
 from runtime import background, checkpoint, heartbeat, resume, shards
 from training import objective, records, reports
@@ -159,8 +159,8 @@ def prepare(point: str | None, mark: str, world: int, rank: int) -> None:
 
 def tokenise_until(rank: int, world: int, words: list[str], point: str | None) -> None:
     """The tokenising door, in small pieces, which dies at a point."""
-    tokenize_data_qwen.BATCH_TEXTS = 416
-    tokenize_data_qwen.COMMIT_ROWS = 32
+    tokenising.BATCH_TEXTS = 416
+    tokenising.COMMIT_ROWS = 32
     if point:
         where, name, replacement = TOKENISING[point]
         setattr(where, name, replacement(getattr(where, name)))

@@ -282,13 +282,13 @@ def live_run(config: dict) -> run.Run:
     path = Path(config["output_dir"]).with_suffix(f".{os.getpid()}.json")
     path.write_text(json.dumps(config))
     args, problems, unknown = run.arguments.parse(["--config", str(path)])
-    stores, tokenizer, problems = run.find_problems(args, problems, unknown)
+    stores, recipes, tokenizer, problems = run.find_problems(args, problems, unknown)
     assert problems == []
     AcceleratorState._reset_state()
     GradientState._reset_state()
     accelerator = engine.start([], args.tb_dir)
     assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", 1))
-    live = run.setup(args, accelerator, stores, tokenizer)
+    live = run.setup(args, accelerator, stores, recipes, tokenizer)
     live.model.train()
     return live
 

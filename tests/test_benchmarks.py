@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import results, state, step
+from benchmarks import mining, results, state, step
 from benchmarks.common import batch_of_shape
 from benchmarks.lengths import SHAPES, padding_ratio, tuples
 
@@ -21,6 +21,21 @@ def test_the_benchmark_of_states_runs_at_toy_size(monkeypatch, tmp_path, capsys)
     assert printed.count("0.00 GB") == 2
     assert "one after another, as before: the loop stood still for" in printed
     assert "4B: a state of 48.2 GB every 30 minutes" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_benchmark_of_mining_runs_at_toy_size(monkeypatch, tmp_path, capsys):
+    words = ["--passages", "300", "--encode", "0", "--threads", "1", "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["mining.py", *words])
+    monkeypatch.setattr(mining, "QUERIES", 20)
+    monkeypatch.setattr(mining, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    mining.main()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-4:]]
+    assert [row[:-5] for row in rows] == [["exact", "fp32"], ["exact", "fp16"], ["flat"], ["IVF"]]
+    assert [row[-5] for row in rows] == ["300"] * 4
+    recalls = [float(row[-1]) for row in rows]
+    assert recalls[0] == recalls[2] == 1
+    assert recalls[1] > 0.95
     assert list(tmp_path.iterdir()) == []
 
 

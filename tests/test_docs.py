@@ -19,6 +19,7 @@ from pathlib import Path
 
 import harness
 import pytest
+import toy
 from accelerate.state import AcceleratorState, GradientState
 from test_house_rules import DOORS, MAY_IMPORT
 
@@ -41,6 +42,10 @@ WITHOUT_LAUNCHER = (
     "ACCELERATE_MIXED_PRECISION=bf16 python run.py --config configs/config.json --experiment_id first_run"
 )
 A_RUN_OF_ITS_OWN = "--experiment_id keys --train_steps 2"  # the page's run would go on with another one's folder
+MINE = (
+    "python -m tools.mine_hard_negatives --input raw/questions.parquet --output mined/questions.parquet "
+    "--model models/qwen3-0.6b"
+)
 RUN = {  # command -> what is appended to it here; on two CPU processes where the page starts eight
     f"{TOKENIZE} --input_dir training_data --output_dir training_data/data_tokenized_qwen": "",
     ONE_GPU: "",
@@ -54,24 +59,44 @@ RUN = {  # command -> what is appended to it here; on two CPU processes where th
     "python run.py --config configs/config.json --learning_rate 2e-5 --use_mrl true": A_RUN_OF_ITS_OWN,
     WITHOUT_LAUNCHER: "--experiment_id without_launcher --train_steps 2",
     "python -m tools.plot_run output/first_run": "",
+    f"{TOKENIZE} --input_dir training_data --output_dir training_data/joined --part 1/2": "",
+    f"{TOKENIZE} --input_dir training_data --output_dir training_data/joined --part 2/2": "",
+    f"{TOKENIZE} --input_dir training_data --output_dir training_data/joined --join 2": "",
+    "python -m tools.inspect_data training_data": "",
+    "python -m tools.inspect_data training_data/data_tokenized_qwen --config configs/config.json "
+    "--page inspection.md": "",
+    "python -m tools.build_tuples --source my_sources/banking.json --output_dir my_tuples": "",
+    f"{TOKENIZE} --input_dir my_tuples --output_dir my_tuples/tokenized": "",
+    MINE: "--num_negatives 2 --relative_margin 0 --max_score none",
 }
 NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "make quickstart": "nine minutes; tests/examples/test_code_search.py runs it in small",
     "make foundation": "fifty minutes; the quickstart with other numbers",
     ".venv/bin/python -m examples.code_search.search": "needs a model; tests/examples/test_code_search.py runs it",
+    "make v2-demo": "an hour; tests/examples/test_v2_cascade.py runs it in small",
     "make test": "runs this test",
     "make chaos": "an hour or two; tests/runtime/test_chaos.py runs it in small",
     "make bench": "a quarter of an hour; tests/test_benchmarks.py runs a part in small",
     "make lint": "changes files",
     "pip install": "needs a package index",
     "hf download": "needs the hub",
+    f"{LAUNCH} -m tools.mine_hard_negatives": "tests/tools/test_mine_hard_negatives.py launches it on two processes",
     f"{LAUNCH} --num_machines": "needs several machines; tests/runtime/test_two_hosts.py runs it",
     "sbatch": "needs a cluster; tests/runtime/test_slurm.py runs the file",
+    f"{LAUNCH} run.py --config configs/v2/": "trains Qwen3; tests/test_arguments.py reads these files",
+    "python -m tools.prune_model": "needs a trained 0.6B; tests/tools/test_prune_model.py prunes the toy",
+    "python -m tools.merge_checkpoints": "needs three model folders; tests/modeling/test_merging.py makes some",
     "python -m tools.embed_store": "needs a second model; tests/tools/test_embed_store.py runs it",
     f"{LAUNCH} -m tools.embed_store": "the same",
     "python -m benchmarks.": "takes minutes",
     "python -m pytest": "runs tests",
     "UPDATE_GOLDEN=1": "rewrites the golden losses",
+    "python -m tools.inspect_data training_data --evaluation": "needs a benchmark's files; "
+    "tests/tuples/test_inspection_evaluation.py makes some",
+    "python -m examples.six_kinds.gather": "reads a whole machine; tests/examples/test_six_kinds.py runs it in small",
+    "python -m tools.build_tuples --source 'six_kinds": "needs what the command before it gathers",
+    "python -m tools.build_tuples --source 'configs/sources": "needs the hub; the tool's own tests run parts",
+    "python -m tools.build_tuples --source configs/sources": "needs the hub",
     "python -m tools.configuration_page": "rewrites a page, which a test of its own compares",
 }
 
@@ -156,9 +181,10 @@ def test_every_path_in_backticks_exists(page):
     for span in spans(page.read_text()):
         for word in span.split():
             name, _, test = word.partition("::")
-            of_the_repository = name.partition("/")[0] in AT_THE_ROOT and "/" in name
+            of_the_repository = name.partition("/")[0] in AT_THE_ROOT and "/" in name and name != "tuples/s"
             file_at_the_root = re.fullmatch(r"[\w-]+\.(py|toml)", name)
-            if not (of_the_repository or file_at_the_root):
+            is_a_unit = name.endswith("/s")
+            if is_a_unit or not (of_the_repository or file_at_the_root):
                 continue
             assert (ROOT / name).exists(), f"{page.name}: {name}"
             if test:
@@ -171,7 +197,7 @@ def names_of_code(page: Path) -> list[str]:
     rows = [line.split("|")[2] for line in ours.splitlines() if line.startswith("|")]
     found = [word for span in spans("\n".join([published, *rows])) for word in span.split()]
     rooms = {*MAY_IMPORT, *DOORS}
-    dotted = [word for word in found if re.fullmatch(r"\w+(\.\w+)+", word) and not word.endswith(".py")]
+    dotted = [word for word in found if re.fullmatch(r"\w+(\.\w+)+", word) and not word.endswith((".py", ".npy"))]
     return [word for word in dotted if word.partition(".")[0] in rooms]
 
 
@@ -260,6 +286,7 @@ def laid_out(toy_world, tmp_path, monkeypatch) -> Path:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "qwen3-0.6b").symlink_to(toy_world.backbone)
     shutil.copytree(toy_world.raw, tmp_path / "training_data")
+    toy.write_parquet(tmp_path / "raw" / "questions.parquet", toy.raw_rows(60, 0))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -324,6 +351,7 @@ def test_the_commands_and_the_python_of_the_pages_run(laid_out, monkeypatch, cap
     for path in ("first_run/epoch_2/modules.json", "first_run/training.png", "0.6b+lora/epoch_2/adapter_config.json"):
         assert (output / path).exists(), path
     assert (output / "my_run" / "epoch_2" / "modules.json").exists()
+    assert (laid_out / "mined" / "questions.parquet").exists()
     prompts = json.loads((output / "my_run" / "epoch_2" / "config_sentence_transformers.json").read_text())["prompts"]
     assert prompts["query"] == f"Instruct: {OWN_INSTRUCTION}\nQuery: "  # only the tokenising was told
     assert (laid_out / "merged" / "model.safetensors").exists()

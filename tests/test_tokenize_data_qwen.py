@@ -4,6 +4,7 @@ python -m pytest tests/test_tokenize_data_qwen.py
 """
 
 import json
+import shutil
 
 import numpy as np
 import pandas
@@ -11,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import toy
-from conftest import tokenize
+from conftest import door_here, tokenize
 
 import tokenize_data_qwen
-from data import raw_columns, raw_files
+from data import raw_columns, raw_files, tokenising
 from data.token_store import open_store
 from modeling.tokenizer import load_tokenizer
 
@@ -162,11 +163,11 @@ def test_an_interrupted_run_continues_to_the_same_bytes(toy_world, raw, tmp_path
     for number, row in enumerate(rows):  # instructions are counted across the interruption too
         row["query"] = row["query"].replace("Find it.", f"Find it {number % 13}.")
     toy.write_parquet(raw / "a.parquet", rows)
-    monkeypatch.setattr(tokenize_data_qwen, "BATCH_TEXTS", 28)
-    monkeypatch.setattr(tokenize_data_qwen, "COMMIT_ROWS", 14)
+    monkeypatch.setattr(tokenising, "BATCH_TEXTS", 28)
+    monkeypatch.setattr(tokenising, "COMMIT_ROWS", 14)
     arguments = ("--task", "retrieval", "--max_rows", "33")
     assert tokenize(raw, tmp_path / "whole", toy_world.backbone, *arguments) == 0
-    calls, add = [], tokenize_data_qwen.add_tuples
+    calls, add = [], tokenising.add_tuples
 
     def dies_at_the_fifth(*args):
         calls.append(1)
@@ -175,7 +176,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(toy_world, raw, tmp_path
         add(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tokenize_data_qwen, "add_tuples", dies_at_the_fifth)
+        patch.setattr(tokenising, "add_tuples", dies_at_the_fifth)
         assert tokenize(raw, tmp_path / "stores", toy_world.backbone, *arguments) == 130
     assert capsys.readouterr().err == "tokenize_data_qwen.py: interrupted; the same command continues\n"
     assert not (tmp_path / "stores" / "a").exists()
@@ -369,3 +370,51 @@ def test_a_large_row_group_is_never_held_whole(tmp_path):
         held.append(pa.total_allocated_bytes())
     assert len(held) == 200
     assert max(held) - texts.nbytes < path.stat().st_size / 4  # 43 MB in all
+
+
+# --------------------------------------------------------------------------- settings of datasets
+
+
+def test_an_instruction_is_given_when_tokenising_and_must_be_the_one_that_was(settings, toy_world, tmp_path, capsys):
+    raw, stores = tmp_path / "raw", tmp_path / "stores"
+    raw.mkdir()
+    rows = [{"query": f"a query {number}", "passage": f"a passage {number}"} for number in range(40)]
+    (raw / "plain.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    stores.mkdir()
+    path = stores / "dataset_settings.json"
+    path.write_text(json.dumps({"plain": {"instruction": "Find it."}}))
+    assert tokenize(raw, stores, toy_world.backbone, "--task", "retrieval") == 0
+    assert "100.0% of the retrieval queries carry the instruction 'Find it.'" in capsys.readouterr().out
+    config = settings | {"train_data_path": str(stores), "train_steps": 1}
+    assert door_here(config) == 0
+    assert "plain  instruction 'Find it.'" in capsys.readouterr().out
+
+    path.write_text(json.dumps({"*": {"instruction": "Find another."}}))
+    assert door_here(config) == 2
+    said = f"{path}: instruction: 'Find another.', but plain was tokenised with 'Find it.': tokenise again"
+    assert said in capsys.readouterr().err
+
+
+def test_tokenising_reads_the_file_where_training_does_and_refuses_one_beside_the_raw_files(
+    toy_world, tmp_path, capsys
+):
+    raw, stores = tmp_path / "raw", tmp_path / "stores"
+    raw.mkdir()
+    shutil.copy(toy_world.raw / "toy_retrieval.parquet", raw)
+    arguments = (raw, stores, toy_world.backbone, "--task", "retrieval")
+    path = raw / "dataset_settings.json"
+    path.write_text(json.dumps({"toy_retrieval": {"instruction": "Find it."}, "not_here": {}}))
+    assert tokenize(*arguments) == 2
+    assert f"{path}: is looked for beside the stores: move it to {stores}" in capsys.readouterr().err
+    path.write_text(json.dumps({"*": {"instructon": "Find it."}}))
+    assert tokenize(*arguments, "--dataset_settings", str(path)) == 2
+    assert "*: instructon: no such setting; did you mean instruction?" in capsys.readouterr().err
+    path.write_text(json.dumps({"*": {"instruction": "Instruct: Find it.\nQuery: a\nQuery: b"}}))
+    assert tokenize(*arguments, "--dataset_settings", str(path)) == 2
+    assert "give one instruction" in capsys.readouterr().err
+    path.write_text(json.dumps({"*": {"instruction": "Find it."}}))
+    assert tokenize(*arguments, "--dataset_settings", str(path)) == 0
+    inputs = json.loads((stores / "toy_retrieval" / "meta.json").read_text())["inputs"]
+    assert inputs["instruction"] == "Find it."
+    assert tokenize(*arguments, "--dataset_settings", str(path), "--instruction", "Find that.") == 2  # flags win
+    assert "instruction 'Find it.' -> 'Find that.'" in capsys.readouterr().err

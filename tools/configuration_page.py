@@ -12,6 +12,7 @@ if not __package__:  # run as a file, from any folder: import from the repositor
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from arguments import GROUPS, Args, show_default
+from configuration.dataset_settings import Settings
 
 INTRODUCTION = """\
 # Configuration
@@ -29,6 +30,10 @@ checked, and every problem is named at once. `args.json` in a run's folder holds
 to `--config` again.
 
 This page is made by `python -m tools.configuration_page > docs/configuration.md`."""
+
+SETTINGS = """\
+What may stand in an entry of `dataset_settings.json` ([data](data.md#settings-of-single-datasets)); null, or no such
+setting, leaves it to the keys above and to the dataset's task."""
 
 
 def main(argv: list[str]) -> int:
@@ -49,6 +54,7 @@ def page() -> str:
     for group in GROUPS:
         keys = [key for key in fields(Args) if key.metadata["group"] == group]
         parts += [f"## {group}", _table(keys)]
+    parts += ["## Settings of single datasets", SETTINGS, _table(list(fields(Settings)))]
     return "\n\n".join(parts)
 
 

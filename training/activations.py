@@ -33,6 +33,7 @@ def choose_activation_policy(
     model: nn.Module,
     cost: memory.Cost | None,
     usual: policy.UsualStep,
+    longest_text: int,
     losses: int,
 ) -> policy.Policy:
     """What is recomputed and how many tokens a forward pass has at most, the same on all processes; printed.
@@ -41,6 +42,7 @@ def choose_activation_policy(
         model: as the engine holds it.
         cost: from `count_cost`.
         usual: a usual step of a process.
+        longest_text: tokens of the longest text there may be.
         losses: bytes at their peak.
 
     Raises:
@@ -56,7 +58,7 @@ def choose_activation_policy(
     layout = memory.Layout(accelerator.num_processes, engine.shards(accelerator))
     free = least_free_bytes(accelerator, memory.weights_of(embedder))
     name = device_name(accelerator.device)
-    situation = policy.situation_of(embedder, cost, layout, name, free, losses, usual, args.max_seq_length)
+    situation = policy.situation_of(embedder, cost, layout, name, free, losses, usual, longest_text)
     if accelerator.device.type == "cuda":
         refuse_what_cannot_fit(situation)
     chosen = policy.choose_policy(situation, fixed)

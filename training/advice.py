@@ -8,6 +8,7 @@ from data.plan import Plan
 from data.token_store import TokenStore, instruction_shares, usual_instruction
 from training.folders import room_lines
 from training.models import saved_dtype
+from training.recipes import Recipe
 from training.schedule import Schedule
 
 # Of F2LLM-v2's query prompt; taken where the data do not say what their queries carry, as the published layouts.
@@ -15,7 +16,9 @@ PUBLISHED_INSTRUCTION = "Given a question, retrieve passages that can help answe
 _NAMED = 3  # datasets named in a line; of more, their number is said
 
 
-def unexpected(args: Args, plan: Plan, schedule: Schedule, stores: list[TokenStore]) -> list[str]:
+def unexpected(
+    args: Args, plan: Plan, schedule: Schedule, stores: list[TokenStore], recipes: list[Recipe]
+) -> list[str]:
     """What may surprise in a configuration that can be trained, one line each."""
     lines = []
     lone = [store.name for store in stores if len(store.tuples) == 1]
@@ -39,6 +42,18 @@ def unexpected(args: Args, plan: Plan, schedule: Schedule, stores: list[TokenSto
         lines.append(
             f"max_seq_length {args.max_seq_length:,}, but tokenising cut the texts at {max(cuts):,}: "
             "the model folder will promise a length that was never trained"
+        )
+    longest = max(recipe.max_length for recipe in recipes)
+    if longest < args.max_seq_length:
+        lines.append(
+            f"max_seq_length {args.max_seq_length:,}, but the settings of the datasets cut all texts at {longest:,}: "
+            "the model folder will promise a length that was never trained"
+        )
+    doubtful = [recipe.name for recipe in recipes if recipe.in_batch and recipe.task != "retrieval"]
+    if doubtful:
+        lines.append(
+            f"{_names(doubtful)}: the in-batch loss on clustering or classification data, where another query's "
+            "positive may answer a query just as well, and counts as wrong"
         )
     return lines
 

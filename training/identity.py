@@ -16,19 +16,32 @@ from data.token_store import TokenStore
 from modeling.tokenizer import fingerprint
 from runtime.collectives import all_rows
 from runtime.sharding import rows_here
+from training.recipes import Recipe
 from training.schedule import Schedule
 
 _SAMPLED = 64  # numbers of each weight
 
 
 def run_identity(
-    args: Args, schedule: Schedule, plan: Plan, stores: list[TokenStore], tokenizer, model: nn.Module
+    args: Args,
+    schedule: Schedule,
+    plan: Plan,
+    stores: list[TokenStore],
+    recipes: list[Recipe],
+    tokenizer,
+    model: nn.Module,
 ) -> dict:
-    """Name -> value of the keys that change what is trained, and of data, tokenizer, model and global batch."""
+    """Name -> value of the keys that change what is trained, and of data, tokenizer, model and global batch.
+
+    Settings of single datasets count by what they come to: one that says what the configuration says changes nothing.
+    """
     free_to_change = keys_that_may_change()
     identity = {key: value for key, value in asdict(args).items() if key not in free_to_change}
     for store in stores:
         identity[f"dataset {store.name}"] = store.meta["sha256"]["tuples"][:16]
+    for recipe in recipes:
+        if recipe.changed:
+            identity[f"settings of {recipe.name}"] = recipe.words()
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     identity["weights"] = weights_digest(model)
     identity["model"] = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]

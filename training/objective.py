@@ -25,7 +25,7 @@ class Objective:
     """F2LLM's in-batch and hard-negative loss; F2LLM-v2's Matryoshka prefixes and distillation.
 
     Args:
-        temperature: divides cosine similarities.
+        temperature: divides cosine similarities; a dataset may have its own, and so an objective of its own.
         prefixes: embedding prefix -> weight of its losses, from `matryoshka_weights`; {d: 1.0} for full width alone.
         gather_with_grad: False detaches the gathered positives, as the published code did when launched.
         kd_weight: weight of the distillation loss.
@@ -62,7 +62,8 @@ class Objective:
         Args:
             embeddings: [u, d] of the batch's distinct texts.
             candidates: [B, d] from `gather_candidates` for retrieval data. None leaves the in-batch loss out: of
-                clustering and classification data another query's positive may answer this query just as well.
+                clustering and classification data another query's positive may answer this query just as well
+                (training/recipes.py says which datasets have it).
             teacher: [u, D >= d] a teacher's embeddings of the same texts, or None.
         """
         embeddings = batch.spread(embeddings)  # [texts, d]
@@ -85,10 +86,10 @@ class Objective:
         return losses
 
     def gather_and_losses(
-        self, batch: Batch, embeddings: Tensor, retrieval: bool, teacher: Tensor | None = None
+        self, batch: Batch, embeddings: Tensor, in_batch: bool, teacher: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """`gather_candidates` for retrieval data, then `losses`."""
-        candidates = self.gather_candidates(batch, embeddings) if retrieval else None
+        """`gather_candidates` for data with the in-batch loss, then `losses`."""
+        candidates = self.gather_candidates(batch, embeddings) if in_batch else None
         return self.losses(batch, embeddings, candidates, teacher)
 
     def total(self, losses: dict[str, Tensor], embeddings: Tensor) -> Tensor:
@@ -102,14 +103,14 @@ class Objective:
             total = total + weights[name] * loss
         return total
 
-    def measures(self, batch: Batch, embeddings: Tensor, retrieval: bool) -> dict[str, tuple[Tensor, int]]:
+    def measures(self, batch: Batch, embeddings: Tensor, in_batch: bool) -> dict[str, tuple[Tensor, int]]:
         """Validation of one batch: name -> (mean, over how many rows of this process). Full width, no Matryoshka."""
         queries, positives, negatives = batch.split(batch.spread(embeddings))
         measures = {}
         if negatives.shape[1]:
             hard = hard_negative_loss(queries, positives, negatives, self.temperature, batch.mask)
             measures["hard"] = (hard, batch.rows)
-        if retrieval:  # a lone positive has nothing to win against: 0, as published
+        if in_batch:  # a lone positive has nothing to win against: 0, as published
             candidates = gather(positives, batch.counts)
             loss = in_batch_loss(queries, candidates, batch.targets, self.temperature, self._same_text(batch))
             measures["in_batch"] = (loss, batch.rows)
@@ -120,14 +121,14 @@ class Objective:
             measures["group_mrr"] = ((1 / ranks).mean(), len(ranks))
         return measures
 
-    def measures_by_width(self, batch: Batch, embeddings: Tensor, retrieval: bool) -> dict[str, tuple[Tensor, int]]:
+    def measures_by_width(self, batch: Batch, embeddings: Tensor, in_batch: bool) -> dict[str, tuple[Tensor, int]]:
         """The same, and beside it what each Matryoshka prefix measures by itself, as `in_batch@64`: no sum, no weights.
 
-        The embeddings are cut, and the measures normalise what is left. Collective for retrieval data.
+        The embeddings are cut, and the measures normalise what is left. Collective for data with the in-batch loss.
         """
         measures = {}
         for dim in self.prefixes:
-            found = self.measures(batch, embeddings[:, :dim], retrieval)
+            found = self.measures(batch, embeddings[:, :dim], in_batch)
             measures |= {self._at(kind, dim): value for kind, value in found.items()}
         return measures
 

@@ -208,21 +208,21 @@ def format_recomputing(recompute_every: int) -> str:
 
 
 def find_usual_step(
-    stores: list[TokenStore], negatives: list[int], plan: Plan, max_length: int, processes: int
+    stores: list[TokenStore], negatives: list[int], plan: Plan, max_lengths: list[int], processes: int
 ) -> UsualStep:
     """A usual step: of STEPS steps spread over the first epoch the USUAL share have no more tokens.
 
     Args:
         stores: in the order of the plan.
         negatives: drawn per tuple, by dataset.
-        max_length: tokens of a text at most.
+        max_lengths: tokens of a text at most, by dataset.
     """
     count = min(STEPS, plan.steps_per_epoch)
     steps = np.unique(np.linspace(1, plan.steps_per_epoch, count).astype(int))
     tokens = []
     texts = 0
     for step in steps:
-        lengths = _lengths_of_step(stores, negatives, plan, max_length, processes, int(step))
+        lengths = _lengths_of_step(stores, negatives, plan, max_lengths, processes, int(step))
         tokens.append(int(lengths.sum()))
         texts += len(lengths)
     usual = np.quantile(tokens, USUAL, method="higher")
@@ -230,7 +230,7 @@ def find_usual_step(
 
 
 def _lengths_of_step(
-    stores: list[TokenStore], negatives: list[int], plan: Plan, max_length: int, processes: int, step: int
+    stores: list[TokenStore], negatives: list[int], plan: Plan, max_lengths: list[int], processes: int, step: int
 ) -> np.ndarray:
     """Tokens of the texts that all processes run in a step; a text counts once on each process that has it."""
     planned = plan.step(step)
@@ -242,5 +242,5 @@ def _lengths_of_step(
     lengths = []
     for rank in range(min(processes, len(rows))):
         texts = np.unique(tuples[rank::processes])  # which rows a process has is dealt anew, by their tokens
-        lengths.append(lengths_when_cut(store, texts[texts >= 0], max_length))
+        lengths.append(lengths_when_cut(store, texts[texts >= 0], max_lengths[planned.dataset]))
     return np.concatenate(lengths)

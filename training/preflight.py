@@ -10,17 +10,22 @@ from pathlib import Path
 import torch
 
 from arguments import Args
+from configuration import dataset_settings
+from configuration.dataset_settings import DatasetSettings
 from data import cache, embedding_store
 from data.token_store import TokenStore
 from modeling.attention import is_packed
 from modeling.backbone import check_backbone, check_teacher
 from modeling.tokenizer import fitting_tokenizer
 from runtime import engine
+from training.recipes import Recipe, not_as_tokenised, recipes_for, too_long, without_loss
 from training.records import tracker_problems
 
 
-def find_problems(args: Args, problems: list[str], unknown: set[str]) -> tuple[list[TokenStore], object, list[str]]:
-    """Look at data, model, tokenizer and output folder without loading a weight.
+def find_problems(
+    args: Args, problems: list[str], unknown: set[str]
+) -> tuple[list[TokenStore], list[Recipe], object, list[str]]:
+    """Look at data, their settings, model, tokenizer and output folder without loading a weight.
 
     Data are converted and verified only where nothing else stands against the run.
 
@@ -29,31 +34,47 @@ def find_problems(args: Args, problems: list[str], unknown: set[str]) -> tuple[l
         unknown: keys of `args` that do not hold what the user meant; what depends on them is not looked at.
 
     Returns:
-        (stores, tokenizer, problems); every problem there is, one line each.
+        (stores, how each is trained, tokenizer, problems); every problem there is, one line each.
     """
     problems = list(problems)
     if not args.cache_only:
         problems += output_problems(args, unknown)
         problems += machine_problems(args, unknown)
+    settings, settings_problems = read_settings(args, unknown)
+    problems += settings_problems
     folder = Path(args.train_data_path)
     if not folder.is_dir() or unknown & {"train_data_path", "cache_dir"}:
-        _, model_problems = check_models(args, [], unknown)
-        return [], None, problems + model_problems
+        _, model_problems = check_models(args, [], settings, unknown)
+        return [], [], None, problems + model_problems
     unverified, data_problems = cache.open_unverified(folder)
-    tokenizer, model_problems = check_models(args, unverified, unknown)
+    tokenizer, model_problems = check_models(args, unverified, settings, unknown)
     problems += data_problems + model_problems
+    if settings.entries:
+        sources, _ = cache.find_sources(folder)
+        problems += dataset_settings.unknown_names(settings, [source.name for source in sources])
     if problems:
-        return [], tokenizer, problems
+        return [], [], tokenizer, problems
     stores, problems = cache.prepare(folder, Path(args.cache_dir))
     if stores:  # now what was converted is known too
-        _, problems = check_models(args, stores, unknown)
-        problems += datasets_without_loss(args, stores)
-    if args.teacher_embeddings and not problems and not args.cache_only:
-        names = [store.name for store in stores]
-        found = embedding_store.other_teachers(Path(args.teacher_embeddings), names)
-        found += embedding_store.verify(Path(args.teacher_embeddings), names, Path(args.cache_dir))
-        problems += [f"teacher_embeddings: {problem}" for problem in found]
-    return stores, tokenizer, problems
+        _, problems = check_models(args, stores, settings, unknown)
+    recipes = recipes_for(args, stores, settings)
+    problems += not_as_tokenised(stores, recipes, settings)
+    if not args.cache_only and not args.teacher_model_path and not args.teacher_embeddings:
+        problems += without_loss(stores, recipes)
+    if args.teacher_embeddings and not args.cache_only and not problems:
+        problems += verify_embeddings(args, stores)
+    return stores, recipes, tokenizer, problems
+
+
+def read_settings(args: Args, unknown: set[str]) -> tuple[DatasetSettings, list[str]]:
+    """The settings of single datasets, and what is wrong with them as far as the file and the configuration tell."""
+    if "dataset_settings" in unknown or (args.dataset_settings is None and "train_data_path" in unknown):
+        return DatasetSettings(), []
+    path = dataset_settings.find(Path(args.train_data_path), args.dataset_settings)
+    settings, problems = dataset_settings.read(path)
+    if "max_seq_length" not in unknown:
+        problems += too_long(settings, args.max_seq_length)
+    return settings, problems
 
 
 def output_problems(args: Args, unknown: set[str]) -> list[str]:
@@ -100,24 +121,9 @@ def machine_problems(args: Args, unknown: set[str]) -> list[str]:
     return problems
 
 
-def datasets_without_loss(args: Args, stores: list[TokenStore]) -> list[str]:
-    """Datasets that no loss applies to, one line each: they would train nothing and look perfect."""
-    if args.cache_only or args.teacher_model_path or args.teacher_embeddings:
-        return []
-    problems = []
-    for store in stores:
-        has_negatives = args.negatives_for(store.task) > 0 and store.meta["negatives"] > 0
-        if store.task == "retrieval" or has_negatives:
-            continue
-        reason = "num_hard_neg is 0" if store.meta["negatives"] else "there are none in it"
-        problems.append(
-            f"{store.folder}: {store.task} has the hard-negative loss alone, and no negatives ({reason}): "
-            "nothing would be learnt of it"
-        )
-    return problems
-
-
-def check_models(args: Args, stores: list[TokenStore], unknown: set[str]) -> tuple[object, list[str]]:
+def check_models(
+    args: Args, stores: list[TokenStore], settings: DatasetSettings, unknown: set[str]
+) -> tuple[object, list[str]]:
     """The tokenizer, and what in model and teacher does not fit each other or the data, one line each."""
     if args.cache_only or "model_path" in unknown:
         return None, []
@@ -138,14 +144,17 @@ def check_models(args: Args, stores: list[TokenStore], unknown: set[str]) -> tup
         problems += teacher_problems(args.teacher_model_path, config, largest_id, stores, args.teacher_revision)
     if args.teacher_embeddings and "teacher_embeddings" not in unknown:
         width = config.hidden_size if config else 0
-        problems += embedding_problems(args, stores, length, width)
+        problems += embedding_problems(args, stores, settings, length, width)
     return tokenizer, problems
 
 
-def embedding_problems(args: Args, stores: list[TokenStore], length: int, width: int) -> list[str]:
+def embedding_problems(
+    args: Args, stores: list[TokenStore], settings: DatasetSettings, length: int, width: int
+) -> list[str]:
     """What in a teacher's embeddings does not fit the run, one line each.
 
     Args:
+        settings: of single datasets, which may cut texts elsewhere.
         length: max_seq_length; 0 = not known.
         width: of the student; 0 = not known.
     """
@@ -157,7 +166,17 @@ def embedding_problems(args: Args, stores: list[TokenStore], length: int, width:
         problems.append(f"{folder}: no such folder; python -m tools.embed_store makes it")
     else:
         for store in stores:
-            problems += embedding_store.find_problems(folder, store, length, width)
+            own_length = settings.of(store.name).max_length or length
+            problems += embedding_store.find_problems(folder, store, own_length, width)
+    return [f"teacher_embeddings: {problem}" for problem in problems]
+
+
+def verify_embeddings(args: Args, stores: list[TokenStore]) -> list[str]:
+    """What only the contents of a teacher's embeddings tell, one line each; they are read once."""
+    folder = Path(args.teacher_embeddings)
+    names = [store.name for store in stores]
+    problems = embedding_store.other_teachers(folder, names)
+    problems += embedding_store.verify(folder, names, Path(args.cache_dir))
     return [f"teacher_embeddings: {problem}" for problem in problems]
 
 

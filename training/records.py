@@ -49,8 +49,14 @@ def _tag(phase: str, kind: str) -> str:
     return f"{phase}_loss_{kind}" if name in LOSSES else f"{phase}_{kind}"
 
 
-def write_manifest(path: Path, accelerator: Accelerator, data: dict, tasks: dict[str, str]) -> None:
-    """What ran, where, on what: versions, commit, hardware, processes, checksums and task of each dataset."""
+def write_manifest(
+    path: Path, accelerator: Accelerator, data: dict, tasks: dict[str, str], settings: dict[str, dict] | None = None
+) -> None:
+    """What ran, where, on what: versions, commit, hardware, processes, checksums, task and settings of each dataset.
+
+    Args:
+        settings: dataset name -> what its settings have changed; nothing is written of no settings.
+    """
     versions = {"python": platform.python_version()}
     for package in ("torch", "transformers", "accelerate", "peft"):
         versions[package] = version(package)
@@ -67,6 +73,8 @@ def write_manifest(path: Path, accelerator: Accelerator, data: dict, tasks: dict
         "tasks": tasks,
         "data": data,
     }
+    if settings:
+        manifest["settings"] = settings
     write_json(path, manifest)
 
 

@@ -13,7 +13,7 @@ from arguments import Args
 from data import embedding_store
 from data.feed import Feed, Prefetcher
 from data.plan import Plan, split_sizes
-from data.token_store import TASKS, TokenStore
+from data.token_store import TokenStore
 from export.model_folder import Facts
 from losses import matryoshka_weights
 from model import Embedder, FrozenEmbedder
@@ -29,6 +29,7 @@ from training.meter import Clock, Meter
 from training.models import load_models, trained_share
 from training.objective import LOSSES, Objective
 from training.policy import find_usual_step
+from training.recipes import Recipe, expected_losses
 from training.records import Metrics, write_manifest
 from training.schedule import Schedule
 from utils import RunError, plural, write_json
@@ -47,7 +48,8 @@ class Run:
     model: torch.nn.Module  # an Embedder, as accelerate prepared it
     teacher: FrozenEmbedder | None
     optimizer: torch.optim.Optimizer
-    objective: Objective
+    recipes: list[Recipe]  # how each dataset is trained
+    objectives: list[Objective]  # what a step with each dataset minimises
     meter: Meter
     metrics: Metrics
     folder: Path
@@ -68,61 +70,47 @@ class Run:
     @property
     def expected_losses(self) -> list[tuple[str, str]]:
         """(task, loss) of everything that these data train with: each has its column on the console."""
-        tasks = sorted(set(self.tasks.values()), key=TASKS.index)
-        with_negatives = set()
-        for store, asked in zip(self.feed.stores, self.feed.negatives, strict=True):
-            if asked and store.meta["negatives"]:
-                with_negatives.add(store.task)
-        expected = []
-        for task in tasks:
-            if task == "retrieval":
-                expected.append((task, "in_batch"))
-            if task in with_negatives:
-                expected.append((task, "hard"))
-            if self.teacher is not None or self.feed.embeddings:
-                expected.append((task, "distillation"))
-        return expected
+        return expected_losses(self.recipes, distils=self.teacher is not None or bool(self.feed.embeddings))
 
 
-def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokenizer) -> Run:
+def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], recipes: list[Recipe], tokenizer) -> Run:
     """Load the models, lay out the data, and write the run's first files.
 
     Raises:
         RunError: on every process: a problem that shows only once the processes or the model are there.
     """
-    engine.set_threads(accelerator.device, args.threads)
-    if args.deterministic:
-        engine.compute_deterministically()
+    prepare_device(args, accelerator)
     args = record_processes(args, accelerator)
-    plan, schedule = lay_out_steps(args, stores, accelerator.num_processes)
+    plan, schedule = lay_out_steps(args, stores, recipes, accelerator.num_processes)
     model, teacher, attention = load_models(args, accelerator)
-    embeddings = embedding_store.open_all(args.teacher_embeddings, stores, model.hidden_size)
+    known = embedding_store.open_all(args.teacher_embeddings, stores, model.hidden_size)
     announce(args, accelerator, plan, schedule, attention, model)
     query_instruction, line = choose_query_instruction(args.query_instruction, stores)
     accelerator.print(line)
-    for line in [*unexpected(args, plan, schedule, stores), *large_output(args, accelerator, plan, schedule, model)]:
+    warnings = unexpected(args, plan, schedule, stores, recipes)
+    for line in [*warnings, *large_output(args, accelerator, plan, schedule, model)]:
         accelerator.print(f"warning: {line}")
-    objective = make_objective(args, model.hidden_size)
+    objectives = make_objectives(args, recipes, model.hidden_size)
     optimizer = make_optimizer(args, model)
     folder = Path(args.output_dir) / args.experiment_id
-    identity = run_identity(args, schedule, plan, stores, tokenizer, model) | embedding_store.identity(embeddings)
+    identity = run_identity(args, schedule, plan, stores, recipes, tokenizer, model) | embedding_store.identity(known)
     refuse_with_deepspeed(args, accelerator, folder)
     accelerator.wait_for_everyone()  # all have looked before anything is written
     lock = resume.lock_folder(folder) if accelerator.is_main_process else None
     unsaid = what_old_states_stand_for(identity)
     state_folder = folder / "state"
     steps_done, facts, tensors = resume.find(accelerator, args.resume, state_folder, identity, args.model_path, unsaid)
-    resumed = bool(facts)
     if accelerator.is_main_process:
-        write_first_files(args, accelerator, folder, stores, resumed)
+        write_first_files(args, accelerator, folder, stores, recipes, resumed=bool(facts))
     cost = count_cost(args, accelerator, model)
     if accelerator.device.type == "cuda":
         torch.cuda.empty_cache()  # of the trials; what is reserved in small pieces would count as taken
     model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
-    losses = loss_bytes(loss_shape(args, stores, plan, objective, teacher))
-    feed = replace(make_feed(args, accelerator, stores, plan, model, cost, losses), embeddings=embeddings)
+    losses = loss_bytes(loss_shape(args, recipes, plan, objectives[0], teacher))
+    feed = make_feed(args, accelerator, stores, recipes, plan, model, cost, losses)
+    feed = replace(feed, embeddings=known)
     meter = Meter([store.name for store in stores], LOSSES, accelerator.device)
-    if resumed:
+    if facts:
         earlier_sums = resume.restore(accelerator, model, optimizer, tensors)
         meter.load(earlier_sums.to(accelerator.device))
         accelerator.print(f"going on after step {steps_done} of {schedule.steps}")
@@ -137,7 +125,8 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
         model=model,
         teacher=teacher,
         optimizer=optimizer,
-        objective=objective,
+        recipes=recipes,
+        objectives=objectives,
         meter=meter,
         metrics=Metrics(accelerator, folder, facts.get("sizes", {})),
         folder=folder,
@@ -151,6 +140,13 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], tokeni
     )
 
 
+def prepare_device(args: Args, accelerator: Accelerator) -> None:
+    """Before anything is computed: with how many threads, and whether in the same bits each time."""
+    engine.set_threads(accelerator.device, args.threads)
+    if args.deterministic:
+        engine.compute_deterministically()
+
+
 def record_processes(args: Args, accelerator: Accelerator) -> Args:
     """The configuration with the number of processes that run, which its file only records."""
     processes = accelerator.num_processes
@@ -159,10 +155,11 @@ def record_processes(args: Args, accelerator: Accelerator) -> Args:
     return replace(args, num_processes=processes)
 
 
-def lay_out_steps(args: Args, stores: list[TokenStore], processes: int) -> tuple[Plan, Schedule]:
+def lay_out_steps(args: Args, stores: list[TokenStore], recipes: list[Recipe], processes: int) -> tuple[Plan, Schedule]:
     """The order of the data, and the learning rate over the steps that it makes."""
     sizes = tuple(split_sizes(len(store.tuples))[0] for store in stores)
-    plan = Plan(sizes, args.train_batch_size * processes, args.seed)
+    weights = tuple(recipe.sampling_weight for recipe in recipes)
+    plan = Plan(sizes, args.train_batch_size * processes, args.seed, weights)
     steps = args.train_epochs * plan.steps_per_epoch
     if args.train_steps > 0:  # whichever comes first, as published
         steps = min(steps, args.train_steps)
@@ -201,10 +198,15 @@ def announce(
         )
 
 
-def make_objective(args: Args, hidden_size: int) -> Objective:
-    """What a step minimises."""
+def make_objectives(args: Args, recipes: list[Recipe], hidden_size: int) -> list[Objective]:
+    """What a step minimises, by dataset."""
     prefixes = matryoshka_weights(hidden_size) if args.use_mrl else {hidden_size: 1.0}
-    return Objective(args.temperature, prefixes, args.gather_with_grad, args.kd_weight, args.mask_same_text)
+    objectives = []
+    for recipe in recipes:
+        objectives.append(
+            Objective(recipe.temperature, prefixes, args.gather_with_grad, args.kd_weight, args.mask_same_text)
+        )
+    return objectives
 
 
 def make_optimizer(args: Args, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -231,7 +233,7 @@ def refuse_with_deepspeed(args: Args, accelerator: Accelerator, folder: Path) ->
 
 
 def write_first_files(
-    args: Args, accelerator: Accelerator, folder: Path, stores: list[TokenStore], resumed: bool
+    args: Args, accelerator: Accelerator, folder: Path, stores: list[TokenStore], recipes: list[Recipe], resumed: bool
 ) -> None:
     """args.json, which runs again as a config; and where the run begins, the manifest."""
     write_json(folder / "args.json", asdict(args))
@@ -241,16 +243,12 @@ def write_first_files(
     if args.teacher_embeddings:
         checksums = embedding_store.with_checksums(Path(args.teacher_embeddings), checksums)
     tasks = {store.name: store.task for store in stores}
-    write_manifest(folder / "manifest.json", accelerator, checksums, tasks)
-
-
-def negatives_drawn(args: Args, stores: list[TokenStore]) -> list[int]:
-    """Hard negatives that are drawn per tuple, by dataset."""
-    return [min(args.negatives_for(store.task), store.meta["negatives"]) for store in stores]
+    settings = {recipe.name: recipe.changes() for recipe in recipes if recipe.changed}
+    write_manifest(folder / "manifest.json", accelerator, checksums, tasks, settings)
 
 
 def loss_shape(
-    args: Args, stores: list[TokenStore], plan: Plan, objective: Objective, teacher: FrozenEmbedder | None
+    args: Args, recipes: list[Recipe], plan: Plan, objective: Objective, teacher: FrozenEmbedder | None
 ) -> LossShape:
     """What the memory of this process's losses depends on, in the largest step."""
     teacher_width = teacher.hidden_size if teacher is not None else 0
@@ -259,10 +257,10 @@ def loss_shape(
     return LossShape(
         tuples=args.train_batch_size,
         global_batch=plan.global_batch,
-        negatives=max(negatives_drawn(args, stores)),
+        negatives=max(recipe.negatives for recipe in recipes),
         prefixes=tuple(objective.prefixes),
         width=max(objective.prefixes),
-        retrieval=any(store.task == "retrieval" for store in stores),
+        retrieval=any(recipe.in_batch for recipe in recipes),
         teacher_width=teacher_width,
     )
 
@@ -271,6 +269,7 @@ def make_feed(
     args: Args,
     accelerator: Accelerator,
     stores: list[TokenStore],
+    recipes: list[Recipe],
     plan: Plan,
     model: torch.nn.Module,
     cost: Cost | None,
@@ -283,9 +282,10 @@ def make_feed(
         cost: from `count_cost`.
         losses: bytes that they need.
     """
-    negatives = negatives_drawn(args, stores)
-    usual = find_usual_step(stores, negatives, plan, args.max_seq_length, accelerator.num_processes)
-    policy = choose_activation_policy(args, accelerator, model, cost, usual, losses)
+    negatives = [recipe.negatives for recipe in recipes]
+    max_lengths = [recipe.max_length for recipe in recipes]
+    usual = find_usual_step(stores, negatives, plan, max_lengths, accelerator.num_processes)
+    policy = choose_activation_policy(args, accelerator, model, cost, usual, max(max_lengths), losses)
     accelerator.unwrap_model(model).recompute(policy.recompute_every)
     if policy.keep_gathered:
         engine.keep_gathered(accelerator, model)
@@ -293,7 +293,7 @@ def make_feed(
         stores,
         negatives,
         plan,
-        args.max_seq_length,
+        max_lengths,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         budget=policy.token_limit,
@@ -321,12 +321,16 @@ def model_facts(run: Run, step: int) -> Facts:
             training[key] = getattr(args, key)
     if run.feed.embeddings:
         training["teacher_model_path"] = run.feed.embeddings[0].meta["model"]
+    for recipe in run.recipes:
+        if recipe.changed:
+            training[f"settings of {recipe.name}"] = recipe.words()
+    prefixes = run.objectives[0].prefixes
     return Facts(
-        hidden_size=max(run.objective.prefixes),
+        hidden_size=max(prefixes),
         max_seq_length=args.max_seq_length,
         query_instruction=run.query_instruction,
         base_model=args.model_path,
-        matryoshka_dims=sorted(run.objective.prefixes) if args.use_mrl else [],
+        matryoshka_dims=sorted(prefixes) if args.use_mrl else [],
         training=training,
         datasets=dict(zip(run.tasks, run.feed.plan.sizes, strict=True)),
     )

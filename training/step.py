@@ -41,17 +41,18 @@ def train_step(run: Run, step: int) -> tuple[float, Tensor]:
 def update(run: Run, step: int, dataset: int, batch: Batch) -> Tensor:
     """Gradient and update of one batch on the device. Returns the gradient norm before clipping, [] on the device."""
     accelerator = run.accelerator
-    retrieval = run.feed.stores[dataset].task == "retrieval"
+    objective = run.objectives[dataset]
+    in_batch = run.recipes[dataset].in_batch
     seed = run.feed.plan.dropout_seed(step, accelerator.process_index)
     teacher = teacher_embeddings(run, batch)  # [u, D] or None
 
     if batch.parts > 1:
-        losses = backward_in_parts(run, batch, seed, retrieval, teacher)
+        losses = backward_in_parts(run, batch, seed, dataset, teacher)
     else:
         embeddings = two_pass.embed(run.model, batch, seed)  # [u, d] of the distinct texts
-        candidates = run.objective.gather_candidates(batch, embeddings) if retrieval else None  # [B, d]
-        losses = run.objective.losses(batch, embeddings, candidates, teacher)
-        accelerator.backward(run.objective.total(losses, embeddings))
+        candidates = objective.gather_candidates(batch, embeddings) if in_batch else None  # [B, d]
+        losses = objective.losses(batch, embeddings, candidates, teacher)
+        accelerator.backward(objective.total(losses, embeddings))
     norm = clip_gradients(run)  # []
     finite = norm.isfinite()  # of all processes' gradients together: all of them leave the update out, or none
     run.optimizer.optimizer.found_inf = (~finite).float()  # AdamW then changes nothing, without asking the host
@@ -62,12 +63,14 @@ def update(run: Run, step: int, dataset: int, batch: Batch) -> Tensor:
     return norm
 
 
-def backward_in_parts(run: Run, batch: Batch, seed: int, retrieval: bool, teacher: Tensor | None) -> dict[str, Tensor]:
+def backward_in_parts(run: Run, batch: Batch, seed: int, dataset: int, teacher: Tensor | None) -> dict[str, Tensor]:
     """The same gradient where the texts of a step are too many for one forward pass (training/two_pass.py)."""
+    objective = run.objectives[dataset]
+    in_batch = run.recipes[dataset].in_batch
 
     def loss_of(embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = run.objective.gather_and_losses(batch, embeddings, retrieval, teacher)
-        return run.objective.total(losses, embeddings), losses
+        losses = objective.gather_and_losses(batch, embeddings, in_batch, teacher)
+        return objective.total(losses, embeddings), losses
 
     earlier_part = partial(engine.earlier_part, run.accelerator)
     return two_pass.backward(run.model, batch, seed, loss_of, run.accelerator.backward, earlier_part)

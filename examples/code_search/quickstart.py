@@ -33,8 +33,8 @@ FOLDERS = {"experiment_id", "model_path", "output_dir", "train_data_path"}  # ke
 QUICKSTART = Job(
     folder=Path("quickstart"),
     config=Path("examples/code_search/quickstart.json"),
-    layers=6,
-    rows=16000,
+    layers=5,
+    rows=12500,
     others=300,
     yardsticks=("BM25",),
 )

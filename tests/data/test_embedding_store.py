@@ -80,15 +80,15 @@ def test_rows_are_those_of_the_texts_in_fp32_and_only_the_columns_that_are_wante
 def test_a_batch_brings_the_rows_of_its_distinct_texts_and_validation_reads_none(toy_world, tmp_path):
     store = open_store(toy_world.stores / "toy_classification")  # all tuples share two labels
     embeddings = open_embeddings(write(tmp_path, store), 32)
-    plain = Feed([store], [1], Plan((29,), 8, 0), 16)
-    taught = Feed([store], [1], Plan((29,), 8, 0), 16, embeddings=[embeddings])
+    plain = Feed([store], [1], Plan((29,), 8, 0), [16])
+    taught = Feed([store], [1], Plan((29,), 8, 0), [16], embeddings=[embeddings])
     _, batch = taught.training(1)
     assert (batch.spread(batch.teacher).numpy() == row_of(batch.texts)[:, :32]).all()
     assert len(batch.teacher) == len(batch.lengths) < len(batch.texts)
     assert batch.teacher.dtype.itemsize == 4
     assert plain.training(1)[1].teacher is None
     assert next(taught.held_out(0)).teacher is None
-    nobody = Feed([store], [1], Plan((29,), 2, 0), 16, 2, 3, embeddings=[embeddings])  # the third process of 2 rows
+    nobody = Feed([store], [1], Plan((29,), 2, 0), [16], 2, 3, embeddings=[embeddings])  # the third process of 2 rows
     _, empty = nobody.training(1)
     assert (empty.rows, len(empty.teacher)) == (0, 1)
 

@@ -24,7 +24,7 @@ def stores(toy_world):
 
 def feed(stores, rank: int = 0, world: int = 1, global_batch: int = 12, max_length: int = 64, seed: int = 0) -> Feed:
     sizes = tuple(split_sizes(len(store.tuples))[0] for store in stores)
-    return Feed(stores, [1, 5, 3], Plan(sizes, global_batch, seed), max_length, rank, world)
+    return Feed(stores, [1, 5, 3], Plan(sizes, global_batch, seed), [max_length] * 3, rank, world)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
@@ -88,7 +88,7 @@ def test_a_negative_that_is_cut_to_its_positive_is_masked(toy_world, tmp_path):
     toy.write_parquet(tmp_path / "raw" / "x.parquet", rows)
     assert tokenize(tmp_path / "raw", tmp_path / "stores", toy_world.backbone, "--task", "retrieval") == 0
     stores = [open_store(tmp_path / "stores" / "x")]
-    long, short = (Feed(stores, [2], Plan((19,), 19, 0), length).training(1)[1] for length in (128, 8))
+    long, short = (Feed(stores, [2], Plan((19,), 19, 0), [length]).training(1)[1] for length in (128, 8))
     assert long.mask.all()
     assert 8 <= (~short.mask).sum() <= 10  # one of two in every second tuple, of which one or none is held out
     for batch, length in ((long, 128), (short, 8)):

@@ -100,6 +100,57 @@ def test_datasets_are_drawn_in_proportion_to_their_batches():
     assert all(np.bincount(order).tolist() == [50, 30, 20] for order in orders[:100])
 
 
+# ------------------------------------------------------------------------------------------- weights
+
+
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    weights=st.lists(st.floats(0.05, 5), min_size=4, max_size=4),
+    batch=st.integers(1, 20),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_a_weighted_dataset_goes_on_in_its_passes_from_epoch_to_epoch(sizes, weights, batch, seed):
+    """What came of each dataset, cut into passes: each is a permutation, and no batch reaches into the next."""
+    plan = Plan(tuple(sizes), batch, seed, tuple(weights[: len(sizes)]))
+    assert plan.batches == tuple(
+        max(1, int(weight * -(-size // batch) + 0.5)) for size, weight in zip(sizes, weights, strict=False)
+    )
+    came = [{} for _ in sizes]  # of each dataset: pass -> rows
+    for epoch in range(3):
+        steps = [plan.step(epoch * plan.steps_per_epoch + number + 1) for number in range(plan.steps_per_epoch)]
+        assert tuple(sum(step.dataset == number for step in steps) for number in range(len(sizes))) == plan.batches
+        for step in steps:
+            came[step.dataset].setdefault(step.epoch, []).extend(step.rows.tolist())
+    for number, (size, passes) in enumerate(zip(sizes, came, strict=True)):
+        assert list(passes) == list(range(len(passes)))
+        *whole, last = passes.values()
+        assert all(sorted(rows) == list(range(size)) for rows in whole)
+        assert len(set(last)) == len(last)
+        whole_passes, rest = divmod(3 * plan.batches[number], plan.batches_of_pass[number])
+        assert len(whole) + (len(last) == size) == whole_passes
+        assert bool(rest) == (len(last) < size)
+
+
+def test_weight_two_gives_every_tuple_twice_an_epoch_and_a_half_gives_the_other_half_in_the_next():
+    plan = Plan((64, 64), 8, 5, (2.0, 0.5))
+    steps = [plan.step(number + 1) for number in range(2 * plan.steps_per_epoch)]
+    epochs = steps[: plan.steps_per_epoch], steps[plan.steps_per_epoch :]
+    for steps in epochs:
+        twice = Counter(row for step in steps if step.dataset == 0 for row in step.rows.tolist())
+        assert twice == Counter(dict.fromkeys(range(64), 2))
+    halves = [{row for step in steps if step.dataset == 1 for row in step.rows.tolist()} for steps in epochs]
+    assert [len(half) for half in halves] == [32, 32]
+    assert halves[0] | halves[1] == set(range(64))
+
+
+def test_weight_one_is_the_plan_without_weights():
+    for step in range(1, 60):
+        plain, weighted = (Plan((70, 33), 8, 3, weights).step(step) for weights in ((), (1.0, 1.0)))
+        assert (plain.dataset, plain.epoch, plain.rows.tolist()) == (
+            weighted.dataset, weighted.epoch, weighted.rows.tolist(),
+        )  # fmt: skip
+
+
 @given(rows=st.integers(1, 3000))
 def test_held_out_tuples_are_one_percent_at_least_one_and_never_trained_on(rows):
     trained, held_out = split_sizes(rows)

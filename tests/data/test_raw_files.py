@@ -287,12 +287,18 @@ def test_an_array_is_read_piece_by_piece(tmp_path, monkeypatch, size):
         ("x.csv", "query,passage\n", "the file has no rows"),
         ("x.csv", "query,passage\nq,p\nq,p,r\n", "row 1 (counted from 0) has 3 fields, but the first line names 2"),
         ("x.csv", 'query,passage\nq,p\nq,"p\n', "row 1 (counted from 0) cannot be read (unexpected end of data)"),
+        (
+            "x.csv",
+            b"query,passage\nq,p\nq,\xe9\nq,p\nq,\xe9\n",
+            "row 3 (counted from 0) is not UTF-8: save the file as",
+        ),
+        ("x.csv", b"query,p\xe9\nq,p\n", "its first line is not UTF-8: save the file as UTF-8"),
         ("x.csv", "query,query\nq,p\n", "column 'query' stands twice in the first line"),
         ("x.tsv", 'query\tpassage\n"a" b\tp\n', "row 0 (counted from 0) cannot be read"),
     ],
 )
 def test_what_is_wrong_in_an_array_or_a_table_is_named_by_its_row(raw, refused, name, text, message):
-    (raw / name).write_text(text)
+    (raw / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     assert f"{name}: {message}" in refused()
 
 
@@ -313,6 +319,7 @@ def test_what_else_lies_in_the_folder_is_named_in_one_line(toy_world, raw, tmp_p
     write_jsonl(raw / ".hidden.jsonl", [{"query": "q", "passage": "p"}])
     write_jsonl(raw / "sub" / "y.jsonl", [{"query": "q", "passage": "p"}])
     (raw / "tasks.json").write_text('{"x": "retrieval"}')
+    (raw / "x.build.json").write_text('{"rows_read": 1}')
     (raw / "settings.json").write_text('{"a": 1}')
     (raw / "notes.txt").write_text("")
     assert tuples("x") == [["q", "p"]]

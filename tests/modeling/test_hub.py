@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from modeling import hub
+from utils import RunError
 
 PROXIES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
@@ -107,3 +108,20 @@ def test_what_is_not_found_has_a_remedy(tmp_path):
     assert "no readable model config (why)" in hub.not_found(str(tmp_path), "why")
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "python -m tools.merge_adapter" in hub.not_found(str(tmp_path), "why")
+
+
+def test_a_model_is_a_folder_or_what_was_fetched_of_that_name(tmp_path, monkeypatch):
+    fetched = tmp_path / "models--owner--name" / "snapshots" / ("1" * 40)
+    fetched.mkdir(parents=True)
+    (fetched / "config.json").write_text("{}")
+    refs = fetched.parent.parent / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(fetched.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert hub.fetch("owner/name") == fetched
+    assert hub.fetch(str(fetched)) == fetched
+    with pytest.raises(RunError, match="no hub model of that name could be fetched"):
+        hub.fetch("owner/other")
+    with pytest.raises(RunError, match="no hub model of that name and revision 'v2'"):
+        hub.fetch("owner/name", "v2")

@@ -32,7 +32,8 @@ def test_a_text_has_one_unit_vector_in_any_company(folder, monkeypatch):
     assert vectors.shape == (5, 32)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert len(np.unique(vectors.round(3), axis=0)) == 5
-    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(module, "TEXTS", 3)
+    monkeypatch.setattr(module, "TOKENS", 12)
     assert np.allclose(encode(folder, TEXTS[::-1], 32)[::-1], vectors, atol=1e-6)
     assert encode(folder, [], 32).shape == (0, 32)
 

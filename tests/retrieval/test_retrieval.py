@@ -11,7 +11,7 @@ import pytest
 
 from retrieval import search as module
 from retrieval.metrics import score
-from retrieval.search import BM25, search
+from retrieval.search import BM25, Groups, search
 from utils import RunError
 
 
@@ -42,7 +42,8 @@ def test_search_is_sorted_by_cosine(vectors):
     cosines = queries @ passages.T
     found = search(queries, passages, 5)
     assert np.array_equal(found.passages, np.argsort(-cosines, axis=1)[:, :5])
-    assert np.array_equal(found.scores, -np.sort(-cosines, axis=1)[:, :5])
+    assert found.scores.dtype == cosines.dtype
+    assert np.allclose(found.scores, -np.sort(-cosines, axis=1)[:, :5], rtol=1e-12)
 
 
 @pytest.mark.parametrize("k", [30, 31, 1000])
@@ -56,10 +57,35 @@ def test_search_gives_all_passages_where_there_are_no_more(vectors, k):
 
 def test_search_in_blocks_finds_the_same(vectors, monkeypatch):
     whole = search(*vectors, 5)
-    monkeypatch.setattr(module, "SCORES_AT_ONCE", 7 * 30 + 1)  # seven queries, and two that are left over
-    parts = search(*vectors, 5)
-    assert np.array_equal(parts.passages, whole.passages)
-    assert np.allclose(parts.scores, whole.scores)
+    monkeypatch.setattr(module, "QUERIES_AT_ONCE", 7)  # four blocks, and two queries that are left over
+    for passages_at_once in (1, 4, 11, 29):  # fewer than are wanted, and more
+        monkeypatch.setattr(module, "SCORES_AT_ONCE", 7 * passages_at_once)
+        parts = search(*vectors, 5)
+        assert np.array_equal(parts.passages, whole.passages)
+        assert np.allclose(parts.scores, whole.scores)
+
+
+@pytest.mark.parametrize("scores_at_once", [2**24, 40 * 7])
+def test_of_equal_scores_the_lower_number_comes_first_whatever_the_chunks(monkeypatch, scores_at_once):
+    monkeypatch.setattr(module, "SCORES_AT_ONCE", scores_at_once)
+    rng = np.random.default_rng(1)
+    queries, passages = rng.integers(-1, 2, (40, 3)), rng.integers(-1, 2, (200, 3))  # few values: ties everywhere
+    scores = (queries @ passages.T).astype(np.float32)
+    found = search(queries.astype(np.float32), passages.astype(np.float32), 12)
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :12]
+    assert np.array_equal(found.passages, expected)
+    assert (np.diff(np.sort(scores, axis=1)[:, -20:]) == 0).any(axis=1).all()  # there were ties in every row
+
+
+def test_a_query_finds_nothing_of_its_own_group(vectors):
+    queries, passages = vectors
+    groups = Groups(np.arange(30) % 4 - 1, np.arange(30) % 4 - 2)
+    found = search(queries, passages, 30, groups=groups)
+    own = (groups.passages[found.passages] == groups.queries[:, None]) | (groups.passages[found.passages] == -2)
+    is_own = own & (groups.queries[:, None] >= 0)
+    assert is_own.any()
+    assert np.array_equal(np.isneginf(found.scores), is_own)
+    assert np.isfinite(found.scores[groups.queries == -1]).all()  # without a group everything is found
 
 
 def test_bm25_splits_names_and_finds_rare_words():
@@ -69,6 +95,20 @@ def test_bm25_splits_names_and_finds_rare_words():
     assert (found.scores[:, 0] > found.scores[:, 1]).all()
     assert sorted(index.search(["page"], 10).passages[0]) == [0, 1, 2]  # more than there are
     assert index.search([], 2).passages.shape == (0, 2)
+
+
+def test_bm25_ranks_by_number_where_scores_are_equal():
+    texts = ["blue river", "old castle", "blue bridge", "blue engine", "blue garden at a river"] * 3
+    index = BM25(texts)
+    ranked = index.rank(["blue", "river", "of the"], 15)
+    found = index.search(["blue", "river", "of the"], 15)
+    assert np.allclose(ranked.scores, found.scores)
+    for numbers, scores in zip(ranked.passages, ranked.scores, strict=True):
+        assert sorted(zip(-scores, numbers, strict=True)) == list(zip(-scores, numbers, strict=True))
+    assert ranked.scores[0, :9].all()
+    assert not ranked.scores[2].any()  # nothing but stop words
+    groups = Groups(np.array([0, -1, -1]), np.arange(15) % 5 % 2)
+    assert set(index.rank(["blue"], 15, groups).passages[0][:3] % 5) == {3}  # group 1 has one that is blue
 
 
 def test_bm25_without_a_word_to_find_says_so():

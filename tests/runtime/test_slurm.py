@@ -1,4 +1,4 @@
-"""The SLURM example with stand-ins for SLURM's commands: told that its time is up, it saves and queues up again.
+"""The SLURM examples with stand-ins for SLURM: told that its time is up, a run saves and queues up again.
 
 python -m pytest tests/runtime/test_slurm.py
 """
@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import toy
+from conftest import tokenize
 from harness import PATIENCE, free_port, start_command
 
 COMMANDS = {  # scancel tells all processes of a step, in whatever session they are, not the shell
@@ -51,3 +53,24 @@ def test_a_job_whose_time_is_up_saves_and_queues_up_again(settings, tmp_path):
     assert (tmp_path / "requeued").exists(), log.read_text()
     assert any((folder / "state").glob("step_*/state.json"))
     assert "step 4000/4000" not in log.read_text()
+
+
+@pytest.mark.processes
+def test_an_array_job_and_its_join_write_the_stores_of_one_command(toy_world, tmp_path):
+    raw, stores = tmp_path / "raw", tmp_path / "stores"
+    toy.write_parquet(raw / "a.parquet", toy.raw_rows(20, 2))
+    flags = ["--task", "retrieval", "--max_seq_length", "128"]
+    assert tokenize(raw, tmp_path / "whole", toy_world.backbone, *flags[:2]) == 0
+    folders = ["--input_dir", str(raw), "--output_dir", str(stores), "--tokenizer_path", str(toy_world.backbone)]
+    environment = os.environ | {"BIN": str(Path(sys.executable).parent), "SLURM_CPUS_PER_TASK": "1"}
+    tasks = []
+    for number in ("1", "2"):
+        words = ["bash", "examples/slurm/tokenize.sbatch", "2", *folders, *flags]
+        of_a_task = environment | {"SLURM_ARRAY_TASK_ID": number}
+        tasks.append(start_command(*words, log=tmp_path / number, environment=of_a_task))
+    assert [task.wait(PATIENCE) for task in tasks] == [0, 0]
+    assert len(list(stores.glob(".parts/*/a/meta.json"))) == 2
+    join = start_command(*words, log=tmp_path / "join", environment=environment)
+    assert join.wait(PATIENCE) == 0, (tmp_path / "join").read_text()
+    for path in (tmp_path / "whole" / "a").iterdir():
+        assert (stores / "a" / path.name).read_bytes() == path.read_bytes()

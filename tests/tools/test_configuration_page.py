@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import arguments
+from configuration.dataset_settings import KEYS
 from tools import configuration_page
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -18,13 +19,14 @@ def test_the_page_in_docs_is_the_one_of_this_code():
 
 
 def test_every_key_stands_once_below_its_group():
-    _, *sections = configuration_page.page().split("\n## ")
+    _, *sections, settings = configuration_page.page().split("\n## ")
     found = []
     for section in sections:
         group, _, table = section.partition("\n")
         rows = [row for row in table.splitlines() if row.startswith("| `")]
         found += [(group, row.split("`")[1]) for row in rows]
     assert sorted(found) == sorted((key.metadata["group"], key.name) for key in fields(arguments.Args))
+    assert [line.split("`")[1] for line in settings.splitlines() if line.startswith("| `")] == list(KEYS)
     assert [section.partition("\n")[0] for section in sections] == [
         line.removesuffix(":") for line in arguments.help_text().splitlines() if line.endswith(":")
     ]

@@ -94,7 +94,8 @@ def store(name: str, tuples: int, cut: int | None = 128):
 def advice(stores, steps: int = 100, warmup: int = 10, length: int = 128, train_steps: int = -1) -> list[str]:
     plan = SimpleNamespace(sizes=[len(s.tuples) - (len(s.tuples) > 1) for s in stores], global_batch=16)
     args = SimpleNamespace(max_seq_length=length, train_steps=train_steps, train_epochs=2)
-    return unexpected(args, plan, Schedule(1e-4, 1e-7, warmup, steps), stores)
+    recipes = [SimpleNamespace(name=s.name, task="retrieval", in_batch=True, max_length=length) for s in stores]
+    return unexpected(args, plan, Schedule(1e-4, 1e-7, warmup, steps), stores, recipes)
 
 
 def test_what_is_usual_is_not_mentioned():

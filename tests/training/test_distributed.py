@@ -219,7 +219,7 @@ def test_parts_of_all_processes_average_to_the_whole(world_of_toys, monkeypatch,
     plan = Plan(tuple(split_sizes(len(store.tuples))[0] for store in stores), 12, 0)
     goal = Objective(0.05, **{"prefixes": {32: 1.0}} | settings)
     for step in range(1, plan.steps_per_epoch + 1):
-        dataset, whole = Feed(stores, [3, 3, 3], plan, 64).training(step)
+        dataset, whole = Feed(stores, [3, 3, 3], plan, [64] * 3).training(step)
         task = stores[dataset].task == "retrieval"
         table = torch.randn(stores[dataset].meta["texts"], 32, dtype=torch.float64).requires_grad_()  # by text number
         taught = torch.randn(len(table), 48, dtype=torch.float64) if "kd_weight" in settings else None
@@ -235,7 +235,7 @@ def test_parts_of_all_processes_average_to_the_whole(world_of_toys, monkeypatch,
         expected = value(whole)
         (gradient,) = torch.autograd.grad(expected, table)
         assert gradient.norm() > 1e-3
-        batches = [Feed(stores, [3, 3, 3], plan, 64, rank, world).training(step)[1] for rank in range(world)]
+        batches = [Feed(stores, [3, 3, 3], plan, [64] * 3, rank, world).training(step)[1] for rank in range(world)]
         positives = torch.cat([table[batch.texts[batch.rows : 2 * batch.rows]] for batch in batches])
         if not goal.gather_with_grad:
             positives = positives.detach()

@@ -66,7 +66,7 @@ def naively(batch, embeddings: np.ndarray, dim: int) -> dict[str, float]:
 
 def test_each_prefix_measures_what_the_cut_embeddings_do(stores):
     store = open_store(stores / "retrieval")
-    _, batch = Feed([store], [3], Plan((300,), 40, 0), 64).training(1)
+    _, batch = Feed([store], [3], Plan((300,), 40, 0), [64]).training(1)
     assert {int(count) for count in batch.mask.sum(dim=1)} == {0, 1, 2, 3}
     torch.manual_seed(0)
     embeddings = torch.randn(len(batch.lengths), 32, dtype=torch.float64)
@@ -86,7 +86,7 @@ def test_each_prefix_measures_what_the_cut_embeddings_do(stores):
 @pytest.mark.parametrize("retrieval", [True, False])
 def test_the_full_width_is_as_before_and_without_matryoshka_nothing_is_added(stores, retrieval):
     store = open_store(stores / "retrieval")
-    _, batch = Feed([store], [3], Plan((300,), 40, 0), 64).training(1)
+    _, batch = Feed([store], [3], Plan((300,), 40, 0), [64]).training(1)
     embeddings = torch.randn(len(batch.lengths), 32)
     plain = Objective(TEMPERATURE, {32: 1.0})
     before = plain.measures(batch, embeddings, retrieval)

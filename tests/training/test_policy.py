@@ -118,11 +118,11 @@ def stores_and_plan(toy_world, global_batch: int):
     return stores, [min(3, store.meta["negatives"]) for store in stores], plan
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_usual_step_is_one_that_few_exceed(toy_world, processes):
+@pytest.mark.parametrize(("processes", "max_lengths"), [(1, [64, 64, 64]), (2, [64, 64, 64]), (1, [9, 64, 12])])
+def test_a_usual_step_is_one_that_few_exceed(toy_world, processes, max_lengths):
     stores, negatives, plan = stores_and_plan(toy_world, 8)
-    usual = policy.find_usual_step(stores, negatives, plan, 64, processes)
-    feeds = [Feed(stores, negatives, plan, 64, rank, processes) for rank in range(processes)]
+    usual = policy.find_usual_step(stores, negatives, plan, max_lengths, processes)
+    feeds = [Feed(stores, negatives, plan, max_lengths, rank, processes) for rank in range(processes)]
     tokens = []
     for step in range(1, plan.steps_per_epoch + 1):
         tokens.append(sum(len(feed.training(step)[1].tokens) for feed in feeds) / processes)
@@ -138,7 +138,7 @@ def test_a_usual_step_of_a_long_epoch_is_found_in_few(toy_world, monkeypatch):
     looked_at = []
     step = Plan.step
     monkeypatch.setattr(Plan, "step", lambda self, number: looked_at.append(number) or step(self, number))
-    policy.find_usual_step(stores, negatives, plan, 64, 1)
+    policy.find_usual_step(stores, negatives, plan, [64] * 3, 1)
     assert len(looked_at) == policy.STEPS
     assert (looked_at[0], looked_at[-1]) == (1, plan.steps_per_epoch)
 

@@ -94,12 +94,12 @@ def start(rank: int, world: int, config: dict) -> list[float]:
     path = Path(config["output_dir"]).with_suffix(f".{os.getpid()}.json")
     path.write_text(json.dumps(config))
     args, problems, unknown = run.arguments.parse(["--config", str(path)])
-    stores, tokenizer, problems = run.find_problems(args, problems, unknown)
+    stores, recipes, tokenizer, problems = run.find_problems(args, problems, unknown)
     assert problems == []
     accelerator = engine.start([], args.tb_dir)
     assert accelerator.num_processes == world
     with Counted() as counted:
-        live = run.setup(args, accelerator, stores, tokenizer)
+        live = run.setup(args, accelerator, stores, recipes, tokenizer)
     models = [model for model in (live.model, live.teacher) if model is not None]
     parameters = [parameter for model in models for parameter in model.parameters()]
     weights = sum(parameter.numel() for parameter in parameters)

@@ -217,3 +217,12 @@ def test_missing_and_damaged_embeddings_are_refused(world, toy_world, tmp_path, 
     said = capsys.readouterr().out
     assert f"teacher: its embeddings in {folder}" in said
     assert said.count("verified the teacher's embeddings of") == 1  # clustering's were, before retrieval's were refused
+
+
+def test_a_dataset_that_is_cut_elsewhere_by_its_settings_needs_other_embeddings(world, toy_world, tmp_path, capsys):
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({"retrieval": {"max_length": 16}}))
+    config = configuration(world, toy_world, tmp_path, teacher_embeddings=str(world / "float32"))
+    said = refused(config | {"dataset_settings": str(settings)}, capsys)
+    assert f"{world / 'float32' / 'retrieval'}: its texts were cut to 24 tokens, and this run cuts them to 16" in said
+    assert "clustering" not in said

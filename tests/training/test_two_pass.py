@@ -24,7 +24,7 @@ from training.objective import Objective
 def batches(toy_world):
     """A step at once, and the same in parts."""
     stores = [open_store(toy_world.stores / "toy_retrieval")]
-    whole, parts = (Feed(stores, [3], Plan((198,), 24, 0), 64, budget=budget).training(1)[1] for budget in (0, 300))
+    whole, parts = (Feed(stores, [3], Plan((198,), 24, 0), [64], budget=budget).training(1)[1] for budget in (0, 300))
     assert (whole.parts, len(whole.lengths) > 90) == (1, True)
     assert parts.parts > 4
     return whole, parts
@@ -126,7 +126,7 @@ def test_all_parts_but_the_last_run_within_the_engines_context(toy_world, batche
 def test_a_text_that_runs_twice_has_the_gradient_of_both(toy_world):
     """Encoding each distinct text once against encoding every copy."""
     store = open_store(toy_world.stores / "toy_classification")
-    _, batch = Feed([store], [1], Plan((29,), 16, 0), 64).training(1)
+    _, batch = Feed([store], [1], Plan((29,), 16, 0), [64]).training(1)
     assert len(batch.lengths) == batch.rows + 2 < len(batch.texts)  # two labels for all queries
     model = Embedder(AutoModel.from_pretrained(toy_world.backbone, dtype=torch.float64), "segments").train()
     objective = Objective(0.05, {32: 1.0})
@@ -147,7 +147,7 @@ def test_a_text_that_runs_twice_has_the_gradient_of_both(toy_world):
 @pytest.mark.parametrize("masked", [False, True])
 def test_validation_measures_the_loss_that_is_trained(toy_world, masked):
     """Also where queries share their positive: two labels for all of them."""
-    _, batch = Feed([open_store(toy_world.stores / "toy_classification")], [1], Plan((29,), 16, 0), 64).training(1)
+    _, batch = Feed([open_store(toy_world.stores / "toy_classification")], [1], Plan((29,), 16, 0), [64]).training(1)
     torch.manual_seed(0)
     embeddings = torch.randn(len(batch.lengths), 32, dtype=torch.float64)
     objective, other = (Objective(0.05, {32: 1.0}, mask_same_text=on) for on in (masked, not masked))

@@ -1,0 +1,107 @@
+"""One raw file becomes one token store, or some of its rows a part of one (data/parts.py): read, tokenised, written.
+
+Each distinct text is tokenised once. An interrupted file continues where it was committed last, to the same bytes.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from tqdm import tqdm
+
+from data import raw_files
+from data.instructions import add_instructions, count_instructions, keep_most_frequent
+from data.jobs import Job
+from data.parts import PartWriter
+from data.store_writer import StoreWriter, text_key
+from modeling.tokenizer import EngineDiffers, make_encoder
+from utils import aside_of, remove
+
+BATCH_TEXTS = 1024  # tokenised together: enough for all threads; more take memory and are no faster
+COMMIT_ROWS = 65536  # rows between two points at which a killed run continues
+COLUMNS_NAMED = 20  # columns that were not read, in meta.json
+
+
+def tokenize_with_fallback(job: Job, tokenizer, engine: str, say: Callable[[str], None]) -> None:
+    """`tokenize_file`; from its beginning by the reference tokenizer where a faster engine differs, which is said."""
+    try:
+        tokenize_file(job, tokenizer, engine)
+    except EngineDiffers as error:
+        say(f"{job.path}: {error}: tokenised again by the reference")
+        remove(aside_of(job.folder))
+        tokenize_file(job, tokenizer)
+
+
+def tokenize_file(job: Job, tokenizer, engine: str = "tokenizers") -> None:
+    """Write the store of one raw file, or a part, from where an earlier run of the same job was interrupted."""
+    inputs, survey = job.inputs, job.survey
+    rows = range(survey.rows) if job.rows is None else job.rows
+    writer = make_writer(job)
+    encode = make_encoder(tokenizer, inputs["max_seq_length"], engine)
+    is_sampled = raw_files.sample_rows(survey.rows, inputs["max_rows"])  # [rows of the file]
+    if survey.not_read:
+        writer.stats["columns_not_read"] = list(survey.not_read)[:COLUMNS_NAMED]
+    position = max(writer.position, rows.start)
+    batch_rows = math.ceil(BATCH_TEXTS / (2 + survey.slots))
+    done = position - rows.start
+    with tqdm(total=len(rows), initial=done, desc=job.folder.name, unit="row", disable=None, leave=False) as bar:
+        for table in raw_files.read(job.path, survey.columns, batch_rows, skip=position):
+            table = table.slice(0, rows.stop - position)
+            tuples = survey.columns.to_tuples(table, survey.slots)
+            wanted = is_sampled[position + tuples.rows]  # [tuples of the table]
+            good = wanted & (raw_files.kinds(tuples, inputs["task"]) == 0)
+            writer.stats["skipped"] = writer.stats.get("skipped", 0) + int(wanted.sum() - good.sum())
+            columns = tuples.texts_of(good)
+            columns[0] = add_instructions(columns[0], tuples.prompts_of(good), inputs.get("instruction"))
+            count_instructions(writer.stats, columns[0])
+            writer.note_queries(columns[0])
+            add_tuples(writer, columns, encode)
+            position += len(table)
+            bar.update(len(table))
+            if position == rows.stop:
+                break
+            if position // COMMIT_ROWS > writer.position // COMMIT_ROWS:  # a multiple of COMMIT_ROWS was passed
+                writer.commit(position)
+    if job.rows is None:  # a part keeps all: which ones are the most frequent is known when all are joined
+        keep_most_frequent(writer.stats)
+    meta = {
+        "name": job.folder.name,
+        "task": inputs["task"],
+        "max_seq_length": inputs["max_seq_length"],
+        "eos_token_id": tokenizer.eos_token_id,
+        "tokenizer": inputs["tokenizer"],
+    }
+    writer.finish(meta)
+
+
+def make_writer(job: Job) -> StoreWriter:
+    """What writes the store of a job, or the part."""
+    kind = StoreWriter if job.rows is None else PartWriter
+    return kind(job.folder, job.survey.slots, job.inputs)
+
+
+def add_tuples(writer: StoreWriter, columns: list[list[str | None]], encode: Callable) -> None:
+    """Tokenise the texts that the store does not hold yet, then add the tuples as text numbers.
+
+    Args:
+        columns: queries, positives, and a list for each slot of negatives; all of one length.
+    """
+    keys = [[text_key(text.encode()) if text else None for text in column] for column in columns]
+    texts = new_texts(columns, keys, writer.numbers)
+    tokens, lengths, is_cut = encode(list(texts.values()))
+    writer.add_texts(list(texts), tokens, lengths, is_cut)
+    numbers = [[writer.numbers[key] if key else -1 for key in column] for column in keys]
+    writer.add_tuples(np.array(numbers, np.int32).T)
+
+
+def new_texts(columns: list[list[str | None]], keys: list[list[bytes | None]], known: dict) -> dict[bytes, str]:
+    """The texts by key whose keys are not `known`, in the order of first appearance, row by row.
+
+    Row by row, so that the texts' numbers do not depend on where batches begin.
+    """
+    texts = {}
+    for row, row_keys in zip(zip(*columns, strict=True), zip(*keys, strict=True), strict=True):
+        for text, key in zip(row, row_keys, strict=True):
+            if key and key not in known:
+                texts[key] = text
+    return texts

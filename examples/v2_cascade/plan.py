@@ -1,0 +1,76 @@
+"""What the cascade trains: a teacher, students of a quarter of its size, and three ways to cut it to the same size."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PRUNED, RANDOM = "pruned", "random"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a decoder. Heads, their size and the vocabulary are the teacher's."""
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+
+
+@dataclass(frozen=True)
+class Student:
+    """A model that is trained after the teacher."""
+
+    name: str
+    sizes: Sizes
+    origin: str = PRUNED  # from the teacher's units, or from random weights
+    distilled: bool = False
+
+    def experiment(self, seed: int) -> str:
+        """The name of its run."""
+        return f"{self.name.replace(' ', '_').replace(',', '')}-{seed}"
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Sizes and lengths of the whole. The defaults take some forty minutes on two cores.
+
+    SmolLM2's vocabulary of 49,152 is more than half of six of its layers: 28 of 50 million parameters. So at half the
+    size the layers are cut to a third, and depth alone goes no lower.
+    """
+
+    folder: Path = Path("v2_demo")
+    teacher: Path | None = None  # a trained folder to use; None = trains one
+    layers: int = 6  # of SmolLM2's 30 that the teacher has
+    gguf: Path | None = None  # a decoder as GGUF in place of SmolLM2
+    quarter: Sizes = Sizes(layers=4, hidden_size=192, intermediate_size=768)  # 12.4 of 49.5 million parameters
+    shallow: Sizes = Sizes(layers=3, hidden_size=576, intermediate_size=1536)  # 38.9 million
+    narrow: Sizes = Sizes(layers=6, hidden_size=480, intermediate_size=1280)  # 39.1 million
+    both: Sizes = Sizes(layers=5, hidden_size=512, intermediate_size=1280)  # 38.9 million
+    teacher_steps: int = 180
+    student_steps: int = 200
+    cut_steps: int = 60  # of the three cuts: how fast each recovers
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the students with and without a teacher
+    rows: int = 12500  # training tuples for retrieval, about
+    others: int = 300  # of each other task
+    one_file_in: int = 1  # Python files that are read
+
+    def students(self) -> list[Student]:
+        """Of a quarter of the teacher's size, trained for equally many steps."""
+        return [
+            Student("pruned, distilled", self.quarter, distilled=True),
+            Student("pruned", self.quarter),
+            Student("random weights", self.quarter, origin=RANDOM),
+        ]
+
+    def cuts(self) -> list[Student]:
+        """Three prunings of about the same size, trained for a few steps without a teacher."""
+        return [
+            Student("depth alone", self.shallow),
+            Student("width alone", self.narrow),
+            Student("depth and width", self.both),
+        ]
+
+    def seeds_of(self, student: Student) -> tuple[int, ...]:
+        """The seeds that a student is trained with: several where a comparison is decided by it."""
+        if student in self.students() and student.origin == PRUNED:
+            return self.seeds
+        return self.seeds[:1]

@@ -1,0 +1,198 @@
+"""Turn sources of texts into raw tuples, the files that tokenize_data_qwen.py reads.
+
+    python -m tools.build_tuples --source description.json --output_dir raw
+    python -m tools.build_tuples --source a.json b.json --output_dir raw --part 2/8     one of eight jobs reads a share
+    python -m tools.build_tuples --source a.json b.json --output_dir raw --join 8       what they read becomes tuples
+
+A description says where the texts lie and what they mean (docs/tuples.md). For each NAME.parquet there is a
+NAME.build.json, which counts every row that was left out by the rule it broke. The same input gives the same bytes.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from configuration.keys import unwritable
+from tuples import sources_parts
+from tuples.sources import Source, read_description
+from tuples.sources_reading import Input, Piece, find_inputs, pieces_of
+from tuples.sources_report import report_lines, summary
+from tuples.sources_rows import Rows
+from tuples.sources_writing import TASKS, prepare, report_path, task_problems, tuples_path, write
+from utils import plural, remove
+
+DONE, DISK_FULL, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be built."""
+
+    sources: list[Source]
+    inputs: list[list[Input]]  # of each source
+    pieces: list[Piece]  # of all sources, in order
+    output: Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Check everything, then build.
+
+    Returns:
+        the exit status: 0; 1 the disk is full; 2 refused, and no data set was written; 130 interrupted by Ctrl-C.
+    """
+    flags = parse(argv)
+    try:
+        return build(flags)
+    except OSError as error:
+        complain(f"{flags.output_dir}: the disk refuses what is written ({error}): the same command continues")
+        return DISK_FULL
+    except KeyboardInterrupt:
+        complain("interrupted; the same command continues")
+        return INTERRUPTED
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.build_tuples", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--source", type=Path, nargs="+", action="extend", required=True, metavar="JSON", help="descriptions")
+    add("--output_dir", type=Path, required=True, help="folder of the raw tuples; what else lies there stays")
+    add("--overwrite", action="store_true", help="replace files of these names that were not built by this tool")
+    shares = parser.add_mutually_exclusive_group()
+    shares.add_argument("--part", type=_part, metavar="I/N", help="only read the share of job I of N, from 1")
+    shares.add_argument("--join", type=_count, metavar="N", help="only build, of what N jobs have read")
+    return parser.parse_args(argv)
+
+
+def _part(text: str) -> tuple[int, int]:
+    try:
+        return sources_parts.parse_part(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of jobs")
+    return int(text)
+
+
+def complain(line: str) -> None:
+    """Print a line to standard error, under this tool's name."""
+    print(f"build_tuples: {line}", file=sys.stderr)
+
+
+def refuse(problems: list[str]) -> int:
+    """Print all problems; returns the exit status."""
+    complain(f"{plural(len(problems), 'problem')}, no tuples were written")
+    print("\n".join(f"  {problem}" for problem in problems), file=sys.stderr)
+    return REFUSED
+
+
+def build(flags: argparse.Namespace) -> int:
+    """Find everything that stands against it and print all of it at once; or build. Returns the exit status."""
+    plan, problems = plan_build(flags.source, flags.output_dir, flags.overwrite)
+    if problems:
+        return refuse(problems)
+    if flags.part is not None:
+        return read_part(plan, *flags.part)
+    if flags.join is not None:
+        missing = sources_parts.missing_parts(plan.pieces, plan.sources, plan.output, flags.join)
+        problems = [f"part {part}/{flags.join} is not there: run --part {part}/{flags.join}" for part in missing]
+    else:
+        problems = sources_parts.read_pieces(plan.pieces, plan.sources, plan.output)
+    problems = problems or write_all(plan)
+    if not problems or flags.join is None:  # parts that were read by many jobs are worth keeping
+        forget_pieces(plan)
+    return refuse(problems) if problems else DONE
+
+
+def read_part(plan: Plan, part: int, parts: int) -> int:
+    """Read and keep the pieces of one part, from 1. Returns the exit status."""
+    dealt = sources_parts.part_of(plan.pieces, parts)
+    own = [piece for piece, number in zip(plan.pieces, dealt, strict=True) if number == part]
+    problems = sources_parts.read_pieces(own, plan.sources, plan.output)
+    if problems:
+        return refuse(problems)
+    print(
+        f"part {part}/{parts}: {len(own)} of {plural(len(plan.pieces), 'piece')} read; after all parts: --join {parts}"
+    )
+    return DONE
+
+
+def plan_build(descriptions: list[Path], output: Path, overwrite: bool) -> tuple[Plan, list[str]]:
+    """What to read and to write, and everything that stands against it. Reads little, writes nothing."""
+    problems = []
+    if unwritable(output):
+        problems.append(f"--output_dir {output}: {unwritable(output)}")
+    plan = Plan([], [], [], output)
+    for path in descriptions:
+        source, found = read_description(path)
+        problems += found
+        if source is None:
+            continue
+        inputs, found = find_inputs(source, path.parent)
+        problems += [f"{path}: {problem}" for problem in found]
+        if not found:
+            plan.pieces.extend(pieces_of(inputs, len(plan.sources)))
+        plan.sources.append(source)
+        plan.inputs.append(inputs)
+    counts = Counter(source.name for source in plan.sources)
+    problems += [f"name: {plural(counts[name], 'description')} give {name}" for name in counts if counts[name] > 1]
+    for name in counts:
+        built = tuples_path(output, name)
+        if built.exists() and not report_path(output, name).exists() and not overwrite:
+            problems.append(f"{built}: was not built by this tool: move it away, or replace it with --overwrite")
+    problems += task_problems(output, {source.name: source.its_task for source in plan.sources})
+    return plan, problems
+
+
+def write_all(plan: Plan) -> list[str]:
+    """Make the tuples of all sources, or of none; returns why.
+
+    Each source is looked at twice, so that memory holds the numbers of one source at a time.
+    """
+    problems = []
+    for number, source in enumerate(plan.sources):
+        made, report, problem = prepare(source, *rows_of(plan, number))
+        if made is None:
+            problems.append("; ".join([f"{source.name}: {problem}", *report_lines(report)]))
+    if problems:
+        return problems
+    for number, source in enumerate(plan.sources):
+        rows, names = rows_of(plan, number)
+        made, report, _ = prepare(source, rows, names)
+        described = [{"name": found.name, "bytes": found.size} for found in plan.inputs[number]]
+        report = write(source, rows, made, report, described, plan.output)
+        print(summary(report, tuples_path(plan.output, source.name)))
+        for line in report_lines(report):
+            print(f"  {line}")
+    print(f"{plural(len(plan.sources), 'task')} in {plan.output / TASKS}", flush=True)
+    return []
+
+
+def rows_of(plan: Plan, number: int) -> tuple[Rows, list[str]]:
+    """What was read of a source, and the names of its inputs."""
+    own = [piece for piece in plan.pieces if piece.source == number]
+    folders = [sources_parts.folder_of(plan.output, plan.sources[number], piece) for piece in own]
+    return Rows(folders), [found.name for found in plan.inputs[number]]
+
+
+def forget_pieces(plan: Plan) -> None:
+    """Remove what was kept while the tuples were made."""
+    for source in plan.sources:
+        remove(plan.output / sources_parts.PIECES / source.name)
+    folder = plan.output / sources_parts.PIECES
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

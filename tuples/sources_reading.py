@@ -1,0 +1,285 @@
+"""The rows of a source: of files by data/raw_formats.py and data/raw_rows.py, or of the hub through `datasets`.
+
+A row is (number, values) or (number, why it cannot be read), numbered from 0 in its file. Nothing is held but the
+batch that is being read.
+"""
+
+import glob
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configuration.keys import did_you_mean
+from data import raw_formats, raw_rows
+from data.raw_rows import NOT_OBJECT, NOT_UTF8, NOTHING_AFTER, RawError, Row
+from tuples.sources import ID, Source
+from utils import first_line
+
+PIECE_BYTES = 2**26  # of a Parquet file, compressed: what is read, kept and dealt to array jobs together
+_BATCH_ROWS = 1024
+_LOOKED_AT = 1000  # rows of a file without a schema in which its columns are looked for
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file of a source, or its hub data set."""
+
+    name: str  # in reports
+    path: Path | None  # None = of the hub
+    size: int  # bytes; 0 = unknown
+    changed: int  # when, in nanoseconds; 0 = unknown
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one input that are read together."""
+
+    source: int  # number of the description
+    number: int  # of the piece in its source
+    input: Input
+    input_number: int
+    begin: int  # row
+    end: int | None  # row after the last; None = to the end
+    size: int  # bytes
+
+    def identity(self) -> dict:
+        """What its rows depend on, beside the description."""
+        return {
+            "input": self.input.name,
+            "size": self.input.size,
+            "changed": self.input.changed,
+            "begin": self.begin,
+            "end": self.end,
+        }
+
+
+# ----------------------------------------------------------------------------------- what there is to read
+
+
+def find_inputs(source: Source, folder: Path) -> tuple[list[Input], list[str]]:
+    """The inputs of a source, sorted by name within each pattern; and why some cannot be read.
+
+    Args:
+        folder: of the description; `files` stand relative to it.
+    """
+    if source.hub is not None:
+        return [Input("/".join([source.hub, *source.splits]), None, 0, 0)], _hub_problems(source)
+    patterns = [source.files] if isinstance(source.files, str) else source.files
+    inputs = []
+    problems = []
+    for pattern in patterns:
+        names = _names_that_fit(pattern, folder)
+        if not names:
+            problems.append(f"files: {pattern}: no such file in {folder}")
+        for name in names:
+            path = folder / name
+            found = _file_problems(path, source)
+            problems += [f"files: {path}: {problem}" for problem in found]
+            if not found:
+                stat = path.stat()
+                inputs.append(Input(name, path, stat.st_size, stat.st_mtime_ns))
+    names = [found.name for found in inputs]
+    problems += [f"files: {name}: given twice" for name in sorted({name for name in names if names.count(name) > 1})]
+    return inputs, problems
+
+
+def _names_that_fit(pattern: str, folder: Path) -> list[str]:
+    """The files of a pattern, sorted, as they are called in `folder`; a name with brackets may also be a file's own."""
+    pattern = os.path.expanduser(pattern)
+    if (folder / pattern).exists():
+        return [pattern]
+    return sorted(glob.glob(pattern, root_dir=folder, recursive=True))
+
+
+def _file_problems(path: Path, source: Source) -> list[str]:
+    """Why a file cannot be read as the description says."""
+    if path.is_dir():
+        return ["is a folder: name its files, for instance with /*.parquet"]
+    if raw_formats.format_of(path) is None:
+        return ["none of .parquet, .jsonl, .json, .csv, .tsv"]
+    try:
+        raw_formats.check_file(path)
+        if raw_formats.format_of(path) == raw_formats.PARQUET:
+            schema = raw_formats.schema_of(path)
+            if not pq.read_metadata(path).num_rows:
+                raise RawError("the file has no rows")
+            return _schema_problems(schema, source)
+        return column_problems(_names_of_rows(path), source)
+    except RawError as error:
+        return str(error).splitlines()
+
+
+def _names_of_rows(path: Path) -> list[str]:
+    """The columns of a file without a schema, by its first rows. Raises RawError where none can be read."""
+    names = {}  # a dictionary, because it keeps the order
+    unreadable = raw_formats.UnreadableRows()
+    for row, values in islice(raw_rows.rows_of(path, raw_formats.format_of(path)), _LOOKED_AT):
+        if isinstance(values, dict):
+            names.update(dict.fromkeys(values))
+        else:
+            unreadable.add(row, values)
+    if not names:
+        raise RawError("\n".join(unreadable.describe() or ["the file has no rows"]))
+    return list(names)
+
+
+def column_problems(names: list[str], source: Source) -> list[str]:
+    """Roles whose columns are not among `names`."""
+    problems = []
+    for role, columns in source.columns_of.items():
+        for name in columns:
+            if name not in names:
+                there = f"there are {', '.join(names)}"
+                problems.append(f"no column {name!r} for {role}{did_you_mean(name, names)}; {there}")
+    return problems
+
+
+def _schema_problems(schema: pa.Schema, source: Source) -> list[str]:
+    """Roles whose columns a Parquet file lacks, or that hold something else there than the role needs."""
+    problems = column_problems(schema.names, source)
+    if problems:
+        return problems
+    for role, columns in source.columns_of.items():
+        for name in columns:
+            kind = schema.field(name).type
+            if not _can_fill(role, kind):
+                problems.append(f"column {name!r} holds {kind}, which cannot be the {role}")
+    return problems
+
+
+def _can_fill(role: str, kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold the texts, labels, scores or ids of a role."""
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    if role in ("label", "score", ID) and is_number:
+        return True
+    if role == "passage" and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        kind = kind.value_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+
+
+def pieces_of(inputs: list[Input], source_number: int) -> list[Piece]:
+    """The pieces of a source in the order of its rows; of a Parquet file whole row groups, else the whole input."""
+    pieces = []
+    for input_number, found in enumerate(inputs):
+        ranges = [(0, None, max(found.size, 1))]
+        if found.path is not None and raw_formats.format_of(found.path) == raw_formats.PARQUET:
+            ranges = _row_ranges(found.path)
+        for begin, end, size in ranges:
+            pieces.append(Piece(source_number, len(pieces), found, input_number, begin, end, size))
+    return pieces
+
+
+def _row_ranges(path: Path) -> list[tuple[int, int, int]]:
+    """(first row, row after the last, bytes) of neighbouring row groups that have PIECE_BYTES together."""
+    metadata = pq.read_metadata(path)
+    ranges = []
+    begin = end = size = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        end += group.num_rows
+        size += sum(group.column(column).total_compressed_size for column in range(group.num_columns))
+        if size >= PIECE_BYTES or number == metadata.num_row_groups - 1:
+            ranges.append((begin, end, max(size, 1)))
+            begin = end
+            size = 0
+    return ranges
+
+
+# ------------------------------------------------------------------------------------------- its rows
+
+
+def rows_of(source: Source, piece: Piece) -> Iterator[Row]:
+    """The rows of a piece, with the columns that the source reads.
+
+    Raises:
+        RawError: nothing can be read from some row on.
+    """
+    names = list(dict.fromkeys(chain.from_iterable(source.columns_of.values())))
+    path = piece.input.path
+    if path is None:
+        yield from _rows_of_hub(source)
+    elif raw_formats.format_of(path) == raw_formats.PARQUET:
+        yield from _rows_of_parquet(path, names, piece.begin, piece.end)
+    else:
+        yield from _rows_by_row(path)
+
+
+def _rows_by_row(path: Path) -> Iterator[Row]:
+    """All rows of a file that is written row by row; one after which nothing can be read is refused."""
+    ending = raw_formats.format_of(path)
+    for row, values in raw_rows.rows_of(path, ending):
+        if isinstance(values, str):
+            ends_an_array = ending == ".json" and values != NOT_OBJECT
+            if ends_an_array or values.endswith(NOTHING_AFTER):
+                raise RawError(f"row {row} (counted from 0) {values}")
+        yield row, values
+
+
+def _rows_of_parquet(path: Path, names: list[str], begin: int, end: int) -> Iterator[Row]:
+    row = begin
+    for table in raw_formats.read(path, dict.fromkeys(names), _BATCH_ROWS, begin):
+        table = table.slice(0, end - row)
+        try:
+            values = table.to_pylist()
+        except UnicodeDecodeError:
+            values = [_row_or_problem(table, number) for number in range(len(table))]
+        yield from enumerate(values, start=row)
+        row += len(table)
+        if row >= end:
+            return
+
+
+def _row_or_problem(table: pa.Table, number: int) -> dict | str:
+    """One row of a table whose texts are not all UTF-8."""
+    try:
+        return table.slice(number, 1).to_pylist()[0]
+    except UnicodeDecodeError:
+        return NOT_UTF8
+
+
+# --------------------------------------------------------------------------------------------- the hub
+
+
+def _open_hub(source: Source, split: str):
+    """The rows of a hub data set as they come, without the whole of it on this machine. Code of the hub never runs."""
+    from datasets import load_dataset  # the only use of the package, which takes a second to import
+
+    return load_dataset(source.hub, source.config, split=split, revision=source.revision, streaming=True)
+
+
+def _rows_of_hub(source: Source) -> Iterator[Row]:
+    """The rows of all splits of a hub data set, numbered on from one to the next."""
+    rows = 0
+    try:
+        for values in chain.from_iterable(_open_hub(source, split) for split in source.splits):
+            yield rows, values
+            rows += 1
+    except Exception as error:  # as below
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise RawError(f"cannot be read after row {rows} ({reason}): the same command begins it again") from None
+
+
+def _hub_problems(source: Source) -> list[str]:
+    """Why a hub data set cannot be read as the description says; each split is opened, and its first row is read."""
+    problems = []
+    for split in source.splits:
+        try:
+            names = list(next(iter(_open_hub(source, split))))
+        except ImportError:
+            return ["hub: needs the package datasets: pip install datasets"]
+        except StopIteration:
+            problems.append(f"hub: {source.hub}: its split {split!r} has no rows")
+        except Exception as error:  # of the network, the hub, its library and three file systems
+            problems.append(
+                f"hub: {source.hub}: {split!r} cannot be read ({type(error).__name__}: {first_line(error)})"
+            )
+        else:
+            problems += [f"hub: {source.hub}: {split!r}: {problem}" for problem in column_problems(names, source)]
+    return problems
