@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from arguments import Args
+from configuration.dataset_settings import DatasetSettings
 from data.cache import open_unverified
 from data.feed import Feed
 from data.token_store import TASKS
-from training.setup import lay_out_steps, negatives_drawn
+from training.recipes import recipes_for
+from training.setup import lay_out_steps
 from tuples.inspection_training import Recipe, forecast, tokens_of_first_epoch
 
 
@@ -31,14 +33,15 @@ def test_a_training_makes_the_steps_and_reads_the_tokens(toy_world, settings, ba
     stores, _ = open_unverified(toy_world.stores)
     keys = {"train_batch_size": batch, "train_epochs": epochs, "train_steps": steps, "max_seq_length": 40, "seed": 4}
     args = Args(**settings | keys)
-    plan, schedule = lay_out_steps(args, stores, processes)
+    recipes = recipes_for(args, stores, DatasetSettings())
+    plan, schedule = lay_out_steps(args, stores, recipes, processes)
     recipe = recipe_of(args, processes, tokens_per_second=100.0)
     tokens = [tokens_of_first_epoch(store.tuples, np.diff(store.offsets), store.task, recipe) for store in stores]
     found = forecast([len(store.tuples) for store in stores], tokens, recipe)
     assert (found.steps, found.steps_per_epoch) == (schedule.steps, plan.steps_per_epoch)
     assert found.epochs == schedule.steps / plan.steps_per_epoch
 
-    feed = Feed(stores, negatives_drawn(args, stores), plan, args.max_seq_length)
+    feed = Feed(stores, [one.negatives for one in recipes], plan, [one.max_length for one in recipes])
     read = 0
     for step in range(1, plan.steps_per_epoch + 1):
         _, one = feed.training(step)
