@@ -119,6 +119,7 @@ class Args:
     use_mrl: bool = key(_LOSS, "", "Matryoshka: losses on the prefixes 8, 16, 32, ... as well", False)
     teacher_model_path: str | None = key(_LOSS, "folder or hub id", "distil from this model; null = off", None)
     teacher_revision: str | None = key(_LOSS, "commit, tag or branch", "the same of teacher_model_path", None)
+    teacher_embeddings: str | None = free_key(_LOSS, "folder", "a teacher's, by tools.embed_store; null = off", None)
     kd_weight: float = key(_LOSS, "", "weight of the distillation loss", 1.0, low=0)
 
     learning_rate: float = key(_STEP, "", "peak of the schedule", 1e-4, above=0)

@@ -40,13 +40,14 @@ from training import two_pass
 from training.console import end_lines, format_means, format_train_line, how_to_go_on
 from training.folders import folder_name
 from training.meter import Clock, Meter
+from training.models import saved_dtype
 from training.objective import MEASURES
 from training.plot import draw
 from training.preflight import find_problems
 from training.recipes import describe_recipes
 from training.records import task_means, tracker_tags
 from training.reports import Reports
-from training.setup import Run, model_facts, saved_dtype, setup
+from training.setup import Run, model_facts, setup
 from training.step import train_step
 from utils import RunError
 
@@ -228,14 +229,17 @@ def last_lines(run: Run, means: dict[tuple[str, str], float], folder: Path | Non
 
 @torch.no_grad()
 def validate(run: Run, step: int) -> None:
-    """Losses on the held-out tuples at full width, and how the positive ranks among its own hard negatives."""
+    """Losses on the held-out tuples, and how the positive ranks among its own hard negatives.
+
+    At full width; with Matryoshka also of each prefix, which the line on the console leaves out.
+    """
     run.model.eval()
-    meter = Meter(list(run.tasks), MEASURES, run.accelerator.device)
+    meter = Meter(list(run.tasks), run.objectives[0].measured, run.accelerator.device)
     for dataset, recipe in enumerate(run.recipes):
         for batch in run.batches.held_out(dataset):
             batch = batch.to(run.accelerator.device)
             embeddings = two_pass.embed(run.model, batch)
-            measures = run.objectives[dataset].measures(batch, embeddings, recipe.in_batch)
+            measures = run.objectives[dataset].measures_by_width(batch, embeddings, recipe.in_batch)
             for kind, (value, rows) in measures.items():
                 meter.add(dataset, {kind: value}, rows)
     run.model.train()
@@ -243,7 +247,8 @@ def validate(run: Run, step: int) -> None:
     means = task_means(measures, run.tasks)
     run.metrics.write(step, "validation", {"measures": measures}, tracker_tags("valid", measures, means))
     if run.accelerator.is_main_process and measures:
-        tqdm.write(f"step {step}/{run.schedule.steps} | validation | {format_means(means)}")
+        whole = {(task, kind): value for (task, kind), value in means.items() if kind in MEASURES}
+        tqdm.write(f"step {step}/{run.schedule.steps} | validation | {format_means(whole)}")
 
 
 def save_missing_folder(run: Run) -> None:

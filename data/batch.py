@@ -13,6 +13,7 @@ The batch of the next step is made by a thread of the training process, so Pytho
 grows with the rows of this process, and not with the number of processes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,6 +46,7 @@ class Batch:
     begin: int  # rows on the processes before this one: where its own stand when all are gathered
     negatives: int  # existing negatives on all processes together
     heaviest: int  # tokens on the process that has most: the others wait for it
+    teacher: Tensor | None = None  # [u, d] fp32, a teacher's embeddings of the distinct texts, where they are known
 
     ON_DEVICE = ("tokens", "cu_seqlens", "index", "mask", "slots", "positives")
 
@@ -60,13 +62,24 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in self.ON_DEVICE}
-        return replace(self, **moved)
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
         """The same batch in pinned memory, so that copies to a GPU overlap with its work."""
-        pinned = {name: getattr(self, name).pin_memory() for name in self.ON_DEVICE}
-        return replace(self, **pinned)
+        return self._with_each(Tensor.pin_memory)
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with each tensor that it has changed."""
+        changed = {name: change(getattr(self, name)) for name in self.ON_DEVICE}
+        if self.teacher is not None:
+            changed["teacher"] = change(self.teacher)
+        return replace(self, **changed)
+
+    def distinct(self) -> np.ndarray:
+        """Text numbers of the distinct texts, int64 [u]; text 0 stands for the empty one of a process without rows."""
+        numbers = np.zeros(len(self.lengths), np.int64)
+        numbers[self.index.numpy()] = self.texts
+        return numbers
 
     @property
     def parts(self) -> int:

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from data.batch import Batch, make_batch, truncates_to_its_positive
+from data.embedding_store import EmbeddingStore
 from data.plan import Plan, batch_bounds, batch_count, choose_negatives, split_rows, split_sizes
 from data.store_report import DATASETS_SHOWN, largest, write_lines
 from data.token_store import TokenStore
@@ -25,12 +27,17 @@ class Feed:
     rank: int = 0
     world: int = 1
     budget: int = 0  # tokens of a forward pass at most, 0 = any number
+    embeddings: list[EmbeddingStore] | None = None  # a teacher's, of each dataset
 
     def training(self, step: int) -> tuple[int, Batch]:
         """(dataset, batch) of step 1, 2, 3, ..."""
         planned = self.plan.step(step)
         rows = split_rows(planned.rows, len(self.stores[planned.dataset].tuples))
-        return planned.dataset, self._batch(planned.dataset, rows, planned.epoch)
+        batch = self._batch(planned.dataset, rows, planned.epoch)
+        if self.embeddings:
+            known = self.embeddings[planned.dataset].of(batch.distinct())  # [u, d]
+            batch = replace(batch, teacher=torch.from_numpy(known))
+        return planned.dataset, batch
 
     def sources(self, step: int) -> str:
         """Where the global batch of step 1, 2, ... comes from, for people: rows of a store."""

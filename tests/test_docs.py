@@ -86,6 +86,8 @@ NOT_RUN = {  # how a command begins -> why no test runs it from the page
     f"{LAUNCH} run.py --config configs/v2/": "trains Qwen3; tests/test_arguments.py reads these files",
     "python -m tools.prune_model": "needs a trained 0.6B; tests/tools/test_prune_model.py prunes the toy",
     "python -m tools.merge_checkpoints": "needs three model folders; tests/modeling/test_merging.py makes some",
+    "python -m tools.embed_store": "needs a second model; tests/tools/test_embed_store.py runs it",
+    f"{LAUNCH} -m tools.embed_store": "the same",
     "python -m benchmarks.": "takes minutes",
     "python -m pytest": "runs tests",
     "UPDATE_GOLDEN=1": "rewrites the golden losses",

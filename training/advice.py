@@ -1,8 +1,13 @@
 """What a person may not have meant, said in one line each at the start of a run. Nothing here stops it."""
 
+import torch
+from accelerate import Accelerator
+
 from arguments import Args
 from data.plan import Plan
 from data.token_store import TokenStore, instruction_shares, usual_instruction
+from training.folders import room_lines
+from training.models import saved_dtype
 from training.recipes import Recipe
 from training.schedule import Schedule
 
@@ -57,6 +62,20 @@ def _names(names: list[str]) -> str:
     if len(names) <= _NAMED:
         return ", ".join(names)
     return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more datasets"
+
+
+def large_output(
+    args: Args, accelerator: Accelerator, plan: Plan, schedule: Schedule, model: torch.nn.Module
+) -> list[str]:
+    """A line about the model folders of this run, where they take much room."""
+    size = 0  # bytes of a model folder, but for some megabytes of tokenizer
+    for parameter in model.parameters():
+        if args.use_lora:
+            size += 4 * parameter.numel() * parameter.requires_grad  # an adapter, in fp32
+        else:
+            size += torch.finfo(saved_dtype(args, accelerator)).bits // 8 * parameter.numel()
+    every = args.checkpointing_steps
+    return room_lines(size, args.model_folders_limit, every, schedule.steps, plan.steps_per_epoch)
 
 
 def choose_query_instruction(asked: str | None, stores: list[TokenStore]) -> tuple[str, str]:

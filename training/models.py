@@ -163,3 +163,10 @@ def load_teacher(
 def agreement(accelerator: Accelerator) -> Agree:
     """What makes the verdict of one process on a backend that of all: one of them must not use another."""
     return partial(problem_of_any, world=accelerator.num_processes)
+
+
+def saved_dtype(args: Args, accelerator: Accelerator) -> torch.dtype:
+    """Of the weights in model folders."""
+    if args.save_dtype == "auto":
+        return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    return getattr(torch, args.save_dtype)

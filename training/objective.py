@@ -17,7 +17,7 @@ from losses import distillation_loss, group_ranks, hard_negative_loss, in_batch_
 from runtime.collectives import gather
 
 LOSSES = ("in_batch", "hard", "distillation")
-MEASURES = ("in_batch", "hard", "group_accuracy", "group_mrr")  # of validation
+MEASURES = ("in_batch", "hard", "group_accuracy", "group_mrr")  # of validation; of a prefix they are in_batch@64, ...
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,26 @@ class Objective:
             measures["group_accuracy"] = ((ranks == 1).double().mean(), len(ranks))
             measures["group_mrr"] = ((1 / ranks).mean(), len(ranks))
         return measures
+
+    def measures_by_width(self, batch: Batch, embeddings: Tensor, in_batch: bool) -> dict[str, tuple[Tensor, int]]:
+        """The same, and beside it what each Matryoshka prefix measures by itself, as `in_batch@64`: no sum, no weights.
+
+        The embeddings are cut, and the measures normalise what is left. Collective for data with the in-batch loss.
+        """
+        measures = {}
+        for dim in self.prefixes:
+            found = self.measures(batch, embeddings[:, :dim], in_batch)
+            measures |= {self._at(kind, dim): value for kind, value in found.items()}
+        return measures
+
+    @property
+    def measured(self) -> list[str]:
+        """Every name that `measures_by_width` may give."""
+        return [self._at(kind, dim) for dim in self.prefixes for kind in MEASURES]
+
+    def _at(self, kind: str, dim: int) -> str:
+        """The name of a measure of the first `dim` dimensions; of the whole embedding that of the measure itself."""
+        return kind if dim == max(self.prefixes) else f"{kind}@{dim}"
 
     def _same_text(self, batch: Batch) -> Tensor | None:
         """Text numbers by which equal candidates are recognised, [B], where they shall be."""

@@ -12,7 +12,7 @@ import torch
 from arguments import Args
 from configuration import dataset_settings
 from configuration.dataset_settings import DatasetSettings
-from data import cache
+from data import cache, embedding_store
 from data.token_store import TokenStore
 from modeling.attention import is_packed
 from modeling.backbone import check_backbone, check_teacher
@@ -44,10 +44,10 @@ def find_problems(
     problems += settings_problems
     folder = Path(args.train_data_path)
     if not folder.is_dir() or unknown & {"train_data_path", "cache_dir"}:
-        _, model_problems = check_models(args, [], unknown)
+        _, model_problems = check_models(args, [], settings, unknown)
         return [], [], None, problems + model_problems
     unverified, data_problems = cache.open_unverified(folder)
-    tokenizer, model_problems = check_models(args, unverified, unknown)
+    tokenizer, model_problems = check_models(args, unverified, settings, unknown)
     problems += data_problems + model_problems
     if settings.entries:
         sources, _ = cache.find_sources(folder)
@@ -56,11 +56,13 @@ def find_problems(
         return [], [], tokenizer, problems
     stores, problems = cache.prepare(folder, Path(args.cache_dir))
     if stores:  # now what was converted is known too
-        _, problems = check_models(args, stores, unknown)
+        _, problems = check_models(args, stores, settings, unknown)
     recipes = recipes_for(args, stores, settings)
     problems += not_as_tokenised(stores, recipes, settings)
-    if not args.cache_only and not args.teacher_model_path:
+    if not args.cache_only and not args.teacher_model_path and not args.teacher_embeddings:
         problems += without_loss(stores, recipes)
+    if args.teacher_embeddings and not args.cache_only and not problems:
+        problems += verify_embeddings(args, stores)
     return stores, recipes, tokenizer, problems
 
 
@@ -119,7 +121,9 @@ def machine_problems(args: Args, unknown: set[str]) -> list[str]:
     return problems
 
 
-def check_models(args: Args, stores: list[TokenStore], unknown: set[str]) -> tuple[object, list[str]]:
+def check_models(
+    args: Args, stores: list[TokenStore], settings: DatasetSettings, unknown: set[str]
+) -> tuple[object, list[str]]:
     """The tokenizer, and what in model and teacher does not fit each other or the data, one line each."""
     if args.cache_only or "model_path" in unknown:
         return None, []
@@ -138,7 +142,42 @@ def check_models(args: Args, stores: list[TokenStore], unknown: set[str]) -> tup
     problems = [f"model_path: {problem}" for problem in problems]
     if config and args.teacher_model_path and "teacher_model_path" not in unknown:
         problems += teacher_problems(args.teacher_model_path, config, largest_id, stores, args.teacher_revision)
+    if args.teacher_embeddings and "teacher_embeddings" not in unknown:
+        width = config.hidden_size if config else 0
+        problems += embedding_problems(args, stores, settings, length, width)
     return tokenizer, problems
+
+
+def embedding_problems(
+    args: Args, stores: list[TokenStore], settings: DatasetSettings, length: int, width: int
+) -> list[str]:
+    """What in a teacher's embeddings does not fit the run, one line each.
+
+    Args:
+        settings: of single datasets, which may cut texts elsewhere.
+        length: max_seq_length; 0 = not known.
+        width: of the student; 0 = not known.
+    """
+    folder = Path(args.teacher_embeddings)
+    problems = []
+    if args.teacher_model_path:
+        problems.append("given beside teacher_model_path: a run has one teacher, leave one of them out")
+    if not folder.is_dir():
+        problems.append(f"{folder}: no such folder; python -m tools.embed_store makes it")
+    else:
+        for store in stores:
+            own_length = settings.of(store.name).max_length or length
+            problems += embedding_store.find_problems(folder, store, own_length, width)
+    return [f"teacher_embeddings: {problem}" for problem in problems]
+
+
+def verify_embeddings(args: Args, stores: list[TokenStore]) -> list[str]:
+    """What only the contents of a teacher's embeddings tell, one line each; they are read once."""
+    folder = Path(args.teacher_embeddings)
+    names = [store.name for store in stores]
+    problems = embedding_store.other_teachers(folder, names)
+    problems += embedding_store.verify(folder, names, Path(args.cache_dir))
+    return [f"teacher_embeddings: {problem}" for problem in problems]
 
 
 def teacher_problems(

@@ -29,7 +29,8 @@ def tracker_tags(
 ) -> dict[str, float]:
     """Tag -> value under the published names: {dataset}/training_loss_hard, Avg/{task}/valid_loss_in_batch.
 
-    What is no loss has a tag without the word: {dataset}/valid_group_mrr.
+    What is no loss has a tag without the word: {dataset}/valid_group_mrr. Of a Matryoshka prefix the number of its
+    dimensions stands last: {dataset}/valid_loss_in_batch@64.
 
     Args:
         phase: training or valid.
@@ -44,7 +45,8 @@ def tracker_tags(
 
 
 def _tag(phase: str, kind: str) -> str:
-    return f"{phase}_loss_{kind}" if kind in LOSSES else f"{phase}_{kind}"
+    name, _, _ = kind.partition("@")
+    return f"{phase}_loss_{kind}" if name in LOSSES else f"{phase}_{kind}"
 
 
 def write_manifest(

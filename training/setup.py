@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from arguments import Args
+from data import embedding_store
 from data.feed import Feed, Prefetcher
 from data.plan import Plan, split_sizes
 from data.token_store import TokenStore
@@ -20,8 +21,7 @@ from modeling.hub import at_revision
 from runtime import engine, resume
 from runtime.background import StateWriter
 from training.activations import choose_activation_policy, count_cost
-from training.advice import choose_query_instruction, unexpected
-from training.folders import room_lines
+from training.advice import choose_query_instruction, large_output, unexpected
 from training.identity import run_identity, what_old_states_stand_for
 from training.loss_memory import LossShape, loss_bytes
 from training.memory import Cost
@@ -70,7 +70,7 @@ class Run:
     @property
     def expected_losses(self) -> list[tuple[str, str]]:
         """(task, loss) of everything that these data train with: each has its column on the console."""
-        return expected_losses(self.recipes, distils=self.teacher is not None)
+        return expected_losses(self.recipes, distils=self.teacher is not None or bool(self.feed.embeddings))
 
 
 def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], recipes: list[Recipe], tokenizer) -> Run:
@@ -79,12 +79,11 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], recipe
     Raises:
         RunError: on every process: a problem that shows only once the processes or the model are there.
     """
-    engine.set_threads(accelerator.device, args.threads)
-    if args.deterministic:
-        engine.compute_deterministically()
+    prepare_device(args, accelerator)
     args = record_processes(args, accelerator)
     plan, schedule = lay_out_steps(args, stores, recipes, accelerator.num_processes)
     model, teacher, attention = load_models(args, accelerator)
+    known = embedding_store.open_all(args.teacher_embeddings, stores, model.hidden_size)
     announce(args, accelerator, plan, schedule, attention, model)
     query_instruction, line = choose_query_instruction(args.query_instruction, stores)
     accelerator.print(line)
@@ -94,7 +93,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], recipe
     objectives = make_objectives(args, recipes, model.hidden_size)
     optimizer = make_optimizer(args, model)
     folder = Path(args.output_dir) / args.experiment_id
-    identity = run_identity(args, schedule, plan, stores, recipes, tokenizer, model)
+    identity = run_identity(args, schedule, plan, stores, recipes, tokenizer, model) | embedding_store.identity(known)
     refuse_with_deepspeed(args, accelerator, folder)
     accelerator.wait_for_everyone()  # all have looked before anything is written
     lock = resume.lock_folder(folder) if accelerator.is_main_process else None
@@ -109,6 +108,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], recipe
     model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
     losses = loss_bytes(loss_shape(args, recipes, plan, objectives[0], teacher))
     feed = make_feed(args, accelerator, stores, recipes, plan, model, cost, losses)
+    feed = replace(feed, embeddings=known)
     meter = Meter([store.name for store in stores], LOSSES, accelerator.device)
     if facts:
         earlier_sums = resume.restore(accelerator, model, optimizer, tensors)
@@ -138,6 +138,13 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], recipe
         steps_done=steps_done,
         skipped=facts.get("skipped", 0),
     )
+
+
+def prepare_device(args: Args, accelerator: Accelerator) -> None:
+    """Before anything is computed: with how many threads, and whether in the same bits each time."""
+    engine.set_threads(accelerator.device, args.threads)
+    if args.deterministic:
+        engine.compute_deterministically()
 
 
 def record_processes(args: Args, accelerator: Accelerator) -> Args:
@@ -179,6 +186,8 @@ def announce(
     if args.use_mrl:
         dims = sorted(matryoshka_weights(model.hidden_size))
         facts.append(f"Matryoshka: {', '.join(map(str, dims))} dimensions")
+    if args.teacher_embeddings:
+        facts.append(f"teacher: its embeddings in {args.teacher_embeddings}")
     if args.teacher_model_path:
         facts.append(f"teacher: {at_revision(args.teacher_model_path, args.teacher_revision)}")
     accelerator.print(f"training {at_revision(args.model_path, args.model_revision)}: {', '.join(facts)}")
@@ -231,6 +240,8 @@ def write_first_files(
     if resumed:
         return
     checksums = {store.name: store.meta["sha256"] for store in stores}
+    if args.teacher_embeddings:
+        checksums = embedding_store.with_checksums(Path(args.teacher_embeddings), checksums)
     tasks = {store.name: store.task for store in stores}
     settings = {recipe.name: recipe.changes() for recipe in recipes if recipe.changed}
     write_manifest(folder / "manifest.json", accelerator, checksums, tasks, settings)
@@ -240,6 +251,9 @@ def loss_shape(
     args: Args, recipes: list[Recipe], plan: Plan, objective: Objective, teacher: FrozenEmbedder | None
 ) -> LossShape:
     """What the memory of this process's losses depends on, in the largest step."""
+    teacher_width = teacher.hidden_size if teacher is not None else 0
+    if args.teacher_embeddings:
+        teacher_width = max(objective.prefixes)  # of an array only the columns that the student needs are read
     return LossShape(
         tuples=args.train_batch_size,
         global_batch=plan.global_batch,
@@ -247,7 +261,7 @@ def loss_shape(
         prefixes=tuple(objective.prefixes),
         width=max(objective.prefixes),
         retrieval=any(recipe.in_batch for recipe in recipes),
-        teacher_width=teacher.hidden_size if teacher is not None else 0,
+        teacher_width=teacher_width,
     )
 
 
@@ -296,36 +310,17 @@ def start_trackers(args: Args, accelerator: Accelerator, steps_done: int) -> Non
     accelerator.init_trackers(args.experiment_id, init_kwargs=options)
 
 
-def large_output(
-    args: Args, accelerator: Accelerator, plan: Plan, schedule: Schedule, model: torch.nn.Module
-) -> list[str]:
-    """A line about the model folders of this run, where they take much room."""
-    size = 0  # bytes of a model folder, but for some megabytes of tokenizer
-    for parameter in model.parameters():
-        if args.use_lora:
-            size += 4 * parameter.numel() * parameter.requires_grad  # an adapter, in fp32
-        else:
-            size += torch.finfo(saved_dtype(args, accelerator)).bits // 8 * parameter.numel()
-    every = args.checkpointing_steps
-    return room_lines(size, args.model_folders_limit, every, schedule.steps, plan.steps_per_epoch)
-
-
-def saved_dtype(args: Args, accelerator: Accelerator) -> torch.dtype:
-    """Of the weights in model folders."""
-    if args.save_dtype == "auto":
-        return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    return getattr(torch, args.save_dtype)
-
-
 def model_facts(run: Run, step: int) -> Facts:
     """What a model folder says about its training."""
     args = run.args
     training = {"steps": step, "global_batch": run.feed.plan.global_batch}
     for key in ("learning_rate", "temperature", "num_hard_neg", "seed", "use_mrl", "use_lora", "teacher_model_path"):
         training[key] = getattr(args, key)
-    for key in ("model_revision", "teacher_revision"):
+    for key in ("model_revision", "teacher_revision", "teacher_embeddings"):
         if getattr(args, key) is not None:
             training[key] = getattr(args, key)
+    if run.feed.embeddings:
+        training["teacher_model_path"] = run.feed.embeddings[0].meta["model"]
     for recipe in run.recipes:
         if recipe.changed:
             training[f"settings of {recipe.name}"] = recipe.words()

@@ -78,7 +78,9 @@ def backward_in_parts(run: Run, batch: Batch, seed: int, dataset: int, teacher: 
 
 @torch.no_grad()
 def teacher_embeddings(run: Run, batch: Batch) -> Tensor | None:
-    """The teacher's embeddings of a batch's distinct texts, [u, D], where there is a teacher."""
+    """The teacher's embeddings of a batch's distinct texts, [u, D], where there is a teacher, or they are known."""
+    if batch.teacher is not None:
+        return batch.teacher  # [u, d], read from the disk with the batch
     if run.teacher is None:
         return None
     with run.accelerator.autocast():

@@ -26,6 +26,7 @@ SHAPES = [
     LossShape(16, 512, 1, 128, (128,)),
     LossShape(64, 512, 7, 64, tuple(matryoshka_weights(64))),
     LossShape(64, 512, 7, 64, tuple(matryoshka_weights(64)), teacher_width=96),
+    LossShape(64, 512, 7, 64, (64,), teacher_width=64),  # of an array that was computed before
     LossShape(64, 512, 7, 64, (64,), retrieval=False),
     LossShape(32, 1024, 2, 256, tuple(matryoshka_weights(256))),
 ]
