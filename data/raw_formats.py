@@ -193,9 +193,23 @@ def _remedy(name: str, is_list: bool) -> str:
 
 
 def _read_parquet(path: Path, names: list[str], batch_rows: int, skip: int) -> Iterator[pa.Table]:
-    """Read page by page, so that memory does not grow with the file.
+    """What `read_unchecked` gives. Raises RawError also for a text that is not UTF-8."""
+    row = skip
+    for table in read_unchecked(path, names, batch_rows, skip):
+        for batch in table.to_batches():
+            _check_utf8(batch, row)
+            row += len(batch)
+        yield table
 
-    Row groups of a million tuples are common, and `datasets` holds a whole one (dev/LOG.md).
+
+def read_unchecked(path: Path, names: list[str], batch_rows: int, skip: int) -> Iterator[pa.Table]:
+    """These columns of a Parquet file, from row `skip` on, whose texts need not be UTF-8.
+
+    Read page by page, so that memory does not grow with the file. Row groups of a million tuples are
+    common, and `datasets` holds a whole one (dev/LOG.md).
+
+    Raises:
+        RawError: the file is damaged.
     """
     done = 0
     try:
@@ -205,7 +219,6 @@ def _read_parquet(path: Path, names: list[str], batch_rows: int, skip: int) -> I
             done = sum(group_rows[:first])
             groups = range(first, len(group_rows))
             for batch in file.iter_batches(batch_rows, groups, names):
-                _check_utf8(batch, done)
                 rest = batch.slice(max(skip - done, 0))
                 if len(rest):
                     yield pa.Table.from_batches([rest])

@@ -6,7 +6,7 @@ A piece of a source is a folder:
     rows         a record for each pair of texts, ROW
     piece.json   what it was made from and what was left out, written last
 
-Texts stay on disk and are read when a tuple is written. Held in memory are 160 bytes a pair at most (measured on a
+Texts stay on disk and are read when a tuple is written. Held in memory are 170 bytes a pair at most (measured on a
 million pairs, and 190 for clustering), whatever the length of its texts.
 """
 

@@ -313,7 +313,9 @@ def test_parts_are_joined_to_the_bytes_of_one_run(parts, tmp_path, monkeypatch, 
     assert len([piece for piece in plan.pieces if piece.source == 0]) > 5
     assert build(tmp_path / "one", *descriptions) == 0
     expected = content(tmp_path / "one")
+    assert [report_of(tmp_path / "one", name)["rows_read"] for name in ("inferences", "searches")] == [200, 51]
     report = report_of(tmp_path / "one", "classes")
+    assert report["rows_read"] == 300  # each row of each piece once
     assert report["left_out"]["texts that came before"]["rows"] > 0  # found across pieces
     for part in range(parts, 0, -1):  # in any order
         assert build(tmp_path / "joined", *descriptions, more=("--part", f"{part}/{parts}")) == 0
