@@ -28,7 +28,7 @@ from retrieval.faiss_index import FaissIndex, build, recall
 from retrieval.rescore import Cosines
 from retrieval.search import search
 from retrieval.vectors import VectorFolder, Vectors
-from tuples.mining_rules import best_first
+from tuples.mining.rules import best_first
 
 PASSAGES = (10_000, 100_000, 1_000_000)
 QUERIES = 1_000

@@ -18,12 +18,12 @@ if not __package__:  # run as a file, from any folder: import from the repositor
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from configuration.keys import unwritable
-from tuples import sources_parts
-from tuples.sources import Source, read_description
-from tuples.sources_reading import Input, Piece, find_inputs, pieces_of
-from tuples.sources_report import report_lines, summary
-from tuples.sources_rows import Rows
-from tuples.sources_writing import TASKS, prepare, report_path, task_problems, tuples_path, write
+from tuples.sources import parts as sources_parts
+from tuples.sources.description import Source, read_description
+from tuples.sources.reading import Input, Piece, find_inputs, pieces_of
+from tuples.sources.report import report_lines, summary
+from tuples.sources.rows import Rows
+from tuples.sources.writing import TASKS, prepare, report_path, task_problems, tuples_path, write
 from utils import plural, remove
 
 DONE, DISK_FULL, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status

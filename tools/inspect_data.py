@@ -29,12 +29,12 @@ from data.raw_rows import RawError
 from data.store_report import write_lines
 from data.token_store import StoreError
 from training.recipes import recipes_for
-from tuples.inspection import USUAL_TASK, Inspection, Means, Source, find, inspect, together
-from tuples.inspection_evaluation import read_evaluation
-from tuples.inspection_page import Report, as_json, page_lines, screen_lines
-from tuples.inspection_picture import draw
-from tuples.inspection_rules import NAMES, RULES, read_limits
-from tuples.inspection_training import Course, Use, forecast
+from tuples.inspection.evaluation import read_evaluation
+from tuples.inspection.look import USUAL_TASK, Inspection, Means, Source, find, inspect, together
+from tuples.inspection.page import Report, as_json, page_lines, screen_lines
+from tuples.inspection.picture import draw
+from tuples.inspection.rules import NAMES, RULES, read_limits
+from tuples.inspection.training import Course, Use, forecast
 from utils import RunError, plural, write_json
 
 SOUND, BROKEN, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status

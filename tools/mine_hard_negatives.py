@@ -31,11 +31,11 @@ from retrieval.encoders import prompts_of
 from retrieval.faiss_index import KINDS, check_index
 from runtime import launcher
 from runtime.engine import set_threads
-from tuples import mining_report as report
-from tuples.mining import Mining, Model, Plan, Share
-from tuples.mining_inputs import check_size, declare_task, read_inputs
-from tuples.mining_output import write_output
-from tuples.mining_rules import Rules, problems_with
+from tuples.mining import report
+from tuples.mining.inputs import check_size, declare_task, read_inputs
+from tuples.mining.mine import Mining, Model, Plan, Share
+from tuples.mining.output import write_output
+from tuples.mining.rules import Rules, problems_with
 from utils import RunError
 
 DONE, NOTHING_LEFT, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status

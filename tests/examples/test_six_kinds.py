@@ -14,7 +14,7 @@ from data.token_store import open_store
 from examples.code_search import corpus
 from examples.six_kinds import gather
 from tools import build_tuples
-from tuples.sources import KINDS, read_description
+from tuples.sources.description import KINDS, read_description
 
 MODULES = ("argparse", "configparser", "ipaddress", "mailbox", "pathlib", "shutil", "statistics", "tarfile", "zipfile")
 

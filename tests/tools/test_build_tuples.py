@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tools import build_tuples
-from tuples import sources_reading
+from tuples.sources import reading as sources_reading
 
 
 def describe(folder: Path, files, **keys) -> Path:

@@ -16,8 +16,8 @@ from data.token_store import open_store
 from tools.inspect_data import main
 from training.recipes import recipes_for
 from training.setup import lay_out_steps
-from tuples import inspection_picture
-from tuples.inspection_rules import RULES
+from tuples.inspection import picture as inspection_picture
+from tuples.inspection.rules import RULES
 
 
 def rows(count: int = 40) -> list[dict]:

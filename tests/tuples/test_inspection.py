@@ -18,15 +18,15 @@ from data.raw_rows import RawError
 from data.token_store import open_store
 from modeling.prompts import split_prompt
 from modeling.tokenizer import load_tokenizer
-from tuples import inspection_raw
-from tuples.inspection import MAX_LENGTHS, Means, find, inspect, together
-from tuples.inspection_checks import ROLES, Lengths, lengths_of
-from tuples.inspection_evaluation import read_evaluation
-from tuples.inspection_picture import bin_edges, histogram
-from tuples.inspection_raw import in_threads, number_equal
-from tuples.inspection_rules import NAMES, RULES, read_limits
-from tuples.inspection_texts import MISSING
-from tuples.inspection_training import Course, Use
+from tuples.inspection import raw as inspection_raw
+from tuples.inspection.checks import ROLES, Lengths, lengths_of
+from tuples.inspection.evaluation import read_evaluation
+from tuples.inspection.look import MAX_LENGTHS, Means, find, inspect, together
+from tuples.inspection.picture import bin_edges, histogram
+from tuples.inspection.raw import in_threads, number_equal
+from tuples.inspection.rules import NAMES, RULES, read_limits
+from tuples.inspection.texts import MISSING
+from tuples.inspection.training import Course, Use
 
 NUMBERS_ALONE = {"duplicate_queries", "duplicate_tuples", "positive_is_negative", "false_negatives"}
 

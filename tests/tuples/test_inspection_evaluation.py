@@ -11,8 +11,8 @@ import pytest
 import toy
 
 from data.raw_rows import RawError
-from tuples.inspection_evaluation import comparable_keys, read_evaluation
-from tuples.inspection_texts import MISSING
+from tuples.inspection.evaluation import comparable_keys, read_evaluation
+from tuples.inspection.texts import MISSING
 
 
 def keys(*texts: str) -> np.ndarray:

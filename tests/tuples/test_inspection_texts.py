@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling.prompts import query_prompt, split_prompt
-from tuples.inspection_texts import MISSING, holds, is_blank, keys_of, plain, without_instruction
+from tuples.inspection.texts import MISSING, holds, is_blank, keys_of, plain, without_instruction
 
 TEXTS = st.lists(st.one_of(st.none(), st.text(max_size=40), st.text("ab\0", max_size=26)), max_size=30)
 

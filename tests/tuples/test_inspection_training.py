@@ -12,7 +12,7 @@ from data.cache import open_unverified
 from data.feed import Feed
 from training.recipes import recipes_for
 from training.setup import lay_out_steps
-from tuples.inspection_training import Course, Use, forecast, tokens_of_first_pass
+from tuples.inspection.training import Course, Use, forecast, tokens_of_first_pass
 
 WEIGHTED = {"toy_clustering": {"sampling_weight": 2}, "toy_retrieval": {"num_hard_neg": 1, "max_length": 30}}
 

@@ -17,10 +17,14 @@ from conftest import Killed
 
 from retrieval import vectors
 from retrieval.encode import encode
-from tuples import mining, mining_blocks, mining_output, mining_report, mining_texts
-from tuples.mining import Mining, Model, Plan, Share
-from tuples.mining_inputs import read_inputs
-from tuples.mining_rules import Rules
+from tuples.mining import blocks as mining_blocks
+from tuples.mining import mine as mining
+from tuples.mining import output as mining_output
+from tuples.mining import report as mining_report
+from tuples.mining import texts as mining_texts
+from tuples.mining.inputs import read_inputs
+from tuples.mining.mine import Mining, Model, Plan, Share
+from tuples.mining.rules import Rules
 
 K = 4
 RULES = Rules(range_min=2, range_max=80, max_score=None, relative_margin=0.02, num_negatives=K)

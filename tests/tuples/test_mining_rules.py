@@ -12,7 +12,7 @@ from datasets import Dataset
 from sentence_transformers.util import mine_hard_negatives
 
 from retrieval.search import search
-from tuples.mining_rules import Candidates, Rules, best_first, choose, problems_with, row_negatives
+from tuples.mining.rules import Candidates, Rules, best_first, choose, problems_with, row_negatives
 
 EVERYTHING = Rules(range_min=0, range_max=10, max_score=None, relative_margin=None, num_negatives=10)  # no rule at work
 

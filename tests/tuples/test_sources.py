@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tuples.sources import KINDS, Source, read_description
+from tuples.sources.description import KINDS, Source, read_description
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs" / "sources").glob("*.json"))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tools import build_tuples
-from tuples.sources import KINDS
+from tuples.sources.description import KINDS
 
 TEXTS = st.one_of(
     st.sampled_from(["a", "b", "c", "d", "", " \n", "\ud800", "ä", "a\0", "x" * 50, None, 3, {}]),

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tools import build_tuples
-from tuples import sources_kinds, sources_rows
-from tuples.sources_instructions import instruct
+from tuples.sources import kinds as sources_kinds
+from tuples.sources import rows as sources_rows
+from tuples.sources.instructions import instruct
 
 
 def build(folder: Path, rows: list[dict], **keys) -> tuple[list[dict], dict]:
@@ -210,7 +211,7 @@ def test_a_text_that_carries_an_instruction_keeps_its_own():
 
 def test_texts_are_found_whatever_piece_they_lie_in(tmp_path):
     """Texts of many pieces, some of them empty, equal those of one."""
-    from tuples.sources import Source
+    from tuples.sources.description import Source
 
     source = Source(name="x", kind="pairs", files="x")
     rows = [(n, {"query": f"q{n} ä", "passage": f"p{n}"}) for n in range(10)]

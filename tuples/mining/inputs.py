@@ -6,7 +6,7 @@ from pathlib import Path
 from data import raw_files, raw_formats, token_store
 from data.raw_rows import RawError
 from modeling.prompts import bare_instruction
-from tuples.mining_texts import Inputs, column_names, corpus_column
+from tuples.mining.texts import Inputs, column_names, corpus_column
 from utils import RunError, plural, read_json, write_json
 
 

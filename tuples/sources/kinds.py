@@ -1,6 +1,6 @@
 """How the good rows of a source become tuples, kind by kind. Pure functions of numbers: no text is looked at.
 
-A tuple is a line of text numbers (`sources_rows.Rows`): its query, its positive, then its negatives, -1 where there
+A tuple is a line of text numbers (`rows.Rows`): its query, its positive, then its negatives, -1 where there
 is none. Everything that is drawn comes from one generator in the order of the tuples, and numpy never changes what
 RandomState gives for a seed.
 """
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuples.sources import ENTAILMENT, Source
-from tuples.sources_report import Counted, Tally
-from tuples.sources_rows import Rows
+from tuples.sources.description import ENTAILMENT, Source
+from tuples.sources.report import Counted, Tally
+from tuples.sources.rows import Rows
 from utils import RunError
 
 KEPT = 0

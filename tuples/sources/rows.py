@@ -20,9 +20,9 @@ import numpy as np
 
 from data.raw_rows import Row
 from data.store_writer import text_key
-from tuples.sources import ENTAILMENT, NEUTRAL, Source
-from tuples.sources_cleaning import Clean, LeftOut, clean
-from tuples.sources_report import Tally, tally_of
+from tuples.sources.cleaning import Clean, LeftOut, clean
+from tuples.sources.description import ENTAILMENT, NEUTRAL, Source
+from tuples.sources.report import Tally, tally_of
 from utils import aside_of, publish, read_json, remove, write_json
 
 VERSION = 1  # of the files

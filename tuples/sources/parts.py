@@ -1,6 +1,6 @@
 """Sources read by several jobs: pieces are dealt by bytes, kept in one folder, and joined to what one run would write.
 
-    OUTPUT/.pieces/NAME/00000/     a piece of the source NAME (sources_rows.py)
+    OUTPUT/.pieces/NAME/00000/     a piece of the source NAME (tuples/sources/rows.py)
 
 Which rows a piece has does not depend on the number of parts, and tuples are made of all pieces in their order: so the
 result cannot depend on it either.
@@ -12,9 +12,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.raw_rows import RawError
-from tuples.sources import Source
-from tuples.sources_reading import Piece, rows_of
-from tuples.sources_rows import VERSION, is_written, write_piece
+from tuples.sources.description import Source
+from tuples.sources.reading import Piece, rows_of
+from tuples.sources.rows import VERSION, is_written, write_piece
 
 PIECES = ".pieces"
 

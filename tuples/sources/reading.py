@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from configuration.keys import did_you_mean
 from data import raw_formats, raw_rows
 from data.raw_rows import NOT_OBJECT, NOT_UTF8, NOTHING_AFTER, RawError, Row
-from tuples.sources import ID, Source
+from tuples.sources.description import ID, Source
 from utils import first_line
 
 PIECE_BYTES = 2**26  # of a Parquet file, compressed: what is read, kept and dealt to array jobs together

@@ -4,10 +4,10 @@ Processes work together through files alone, in a folder that all of them see: e
 and waits for the others' by looking at the folder. So there is nothing to lose by a kill, and the next run, with as
 many processes as it likes, goes on with what is there. The first process does what cannot be shared.
 
-    texts-DIGEST/      what was read                              tuples/mining_texts.py
+    texts-DIGEST/      what was read                              tuples/mining/texts.py
     vectors-DIGEST/    of the passages, of the queries            retrieval/vectors.py
     index-DIGEST       FAISS's                                    retrieval/faiss_index.py
-    blocks-DIGEST/     negatives of the queries, block by block   tuples/mining_blocks.py
+    blocks-DIGEST/     negatives of the queries, block by block   tuples/mining/blocks.py
 
 Each name has a digest of everything that the bytes behind it depend on.
 """
@@ -29,10 +29,10 @@ from retrieval.faiss_index import FaissIndex, build
 from retrieval.rescore import Cosines, CrossEncoderScores
 from retrieval.search import BM25, search
 from retrieval.vectors import VectorFolder, Vectors
-from tuples import mining_texts
-from tuples.mining_blocks import BlockFolder, Find, Miner, Positives, Scorer, groups_of
-from tuples.mining_rules import Rules
-from tuples.mining_texts import Inputs, MiningTexts, TextFile
+from tuples.mining import texts as mining_texts
+from tuples.mining.blocks import BlockFolder, Find, Miner, Positives, Scorer, groups_of
+from tuples.mining.rules import Rules
+from tuples.mining.texts import Inputs, MiningTexts, TextFile
 from utils import RunError, file_digest, remove
 
 FORMAT = 1  # part of every digest: a change of what is computed finds nothing old

@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from retrieval.search import Groups, in_own_group
-from tuples.mining_rules import REMOVED, Candidates, Negatives, Rules, best_first, choose, passes
-from tuples.mining_texts import MiningTexts
+from tuples.mining.rules import REMOVED, Candidates, Negatives, Rules, best_first, choose, passes
+from tuples.mining.texts import MiningTexts
 
 BLOCK = 512  # queries
 _SMALL = 4096  # passages that are shuffled as a whole where some are drawn at random

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from data.token_store import TASKS
-from tuples.inspection_checks import Found
+from tuples.inspection.checks import Found
 
 _NOT_CLASSIFICATION = ("retrieval", "clustering")
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from tuples.sources import DIFFERENT, ID, KINDS, Source
+from tuples.sources.description import DIFFERENT, ID, KINDS, Source
 
 CUT = "a text cut to {:,} characters"
 EMPTY_PASSAGE = "an empty passage beside others"

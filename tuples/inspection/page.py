@@ -3,11 +3,11 @@
 from dataclasses import asdict, dataclass
 
 from data.store_report import DATASETS_SHOWN, some
-from tuples.inspection import MAX_LENGTHS, RAW, Inspection
-from tuples.inspection_checks import Found, Lengths
-from tuples.inspection_evaluation import Evaluation
-from tuples.inspection_rules import RULES, Broken
-from tuples.inspection_training import Forecast
+from tuples.inspection.checks import Found, Lengths
+from tuples.inspection.evaluation import Evaluation
+from tuples.inspection.look import MAX_LENGTHS, RAW, Inspection
+from tuples.inspection.rules import RULES, Broken
+from tuples.inspection.training import Forecast
 from utils import plural
 
 FORMAT = 1  # of the JSON: higher where a key goes or changes its meaning

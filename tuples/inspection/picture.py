@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tuples.inspection import MAX_LENGTHS, Inspection
-from tuples.inspection_checks import ROLES, Lengths
+from tuples.inspection.checks import ROLES, Lengths
+from tuples.inspection.look import MAX_LENGTHS, Inspection
 
 _COLOURS = {"queries": "tab:blue", "positives": "tab:green", "negatives": "tab:red"}
 _BINS = 40

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data.instructions import add_instructions
-from tuples.mining_blocks import BLOCK, BlockFolder, Positives
-from tuples.mining_rules import row_negatives
-from tuples.mining_texts import Inputs, MiningTexts, read_tuples
+from tuples.mining.blocks import BLOCK, BlockFolder, Positives
+from tuples.mining.rules import row_negatives
+from tuples.mining.texts import Inputs, MiningTexts, read_tuples
 
 
 def write_output(

@@ -3,8 +3,8 @@
 import numpy as np
 import pyarrow as pa
 
-from tuples.inspection_evaluation import Evaluation
-from tuples.inspection_texts import holds, is_blank, keys_of, plain, without_instruction
+from tuples.inspection.evaluation import Evaluation
+from tuples.inspection.texts import holds, is_blank, keys_of, plain, without_instruction
 
 
 def look_at_pairs(

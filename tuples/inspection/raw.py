@@ -21,10 +21,10 @@ from data.instructions import add_instructions
 from data.raw_columns import Columns, Tuples
 from data.raw_formats import UnreadableRows
 from data.raw_rows import RawError
-from tuples.inspection_checks import FIRST_ROWS, Found, found_in
-from tuples.inspection_evaluation import Evaluation
-from tuples.inspection_pairs import look_at_pairs
-from tuples.inspection_texts import MISSING, keys_of
+from tuples.inspection.checks import FIRST_ROWS, Found, found_in
+from tuples.inspection.evaluation import Evaluation
+from tuples.inspection.pairs import look_at_pairs
+from tuples.inspection.texts import MISSING, keys_of
 
 BATCH_ROWS = 2048
 EMPTY_QUERY, EMPTY_POSITIVE, NOTHING_LEFT = 1, 2, 3  # numbers into raw_files.BAD_KINDS

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from data import raw_files, raw_formats
 from data.raw_rows import RawError, rows_of
-from tuples.inspection_texts import MISSING, is_blank, keys_of, plain, without_instruction
+from tuples.inspection.texts import MISSING, is_blank, keys_of, plain, without_instruction
 
 BATCH_ROWS = 2048
 

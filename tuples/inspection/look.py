@@ -16,7 +16,7 @@ from filelock import FileLock
 from data import cache, raw_files, raw_formats, token_store
 from data.declarations import ALL_FILES, name_problems
 from data.token_store import StoreError
-from tuples.inspection_checks import (
+from tuples.inspection.checks import (
     FIRST_ROWS,
     ROLES,
     Found,
@@ -29,11 +29,11 @@ from tuples.inspection_checks import (
     repeated,
     without_negatives,
 )
-from tuples.inspection_evaluation import Evaluation
-from tuples.inspection_raw import Table, read_raw
-from tuples.inspection_rules import RULES, Broken, broken_rules
-from tuples.inspection_store import read_store
-from tuples.inspection_training import Course, tokens_of_first_pass
+from tuples.inspection.evaluation import Evaluation
+from tuples.inspection.raw import Table, read_raw
+from tuples.inspection.rules import RULES, Broken, broken_rules
+from tuples.inspection.store import read_store
+from tuples.inspection.training import Course, tokens_of_first_pass
 
 MAX_LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)  # at which the share of longer texts is said
 USUAL_TASK = "retrieval"  # of a raw file whose task is not declared

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data.raw_files import sample_rows
-from tuples.sources import Source
-from tuples.sources_instructions import instruct
-from tuples.sources_kinds import Recipe, count_left_out, recipe, sift
-from tuples.sources_rows import Rows
+from tuples.sources.description import Source
+from tuples.sources.instructions import instruct
+from tuples.sources.kinds import Recipe, count_left_out, recipe, sift
+from tuples.sources.rows import Rows
 from utils import RunError, flush, read_json, write_json
 
 TASKS = "tasks.json"

@@ -8,11 +8,11 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from data.token_store import TokenStore
-from tuples.inspection_checks import Found, found_in
-from tuples.inspection_evaluation import Evaluation
-from tuples.inspection_pairs import look_at_pairs
-from tuples.inspection_raw import Table, number_equal
-from tuples.inspection_texts import keys_of_bytes
+from tuples.inspection.checks import Found, found_in
+from tuples.inspection.evaluation import Evaluation
+from tuples.inspection.pairs import look_at_pairs
+from tuples.inspection.raw import Table, number_equal
+from tuples.inspection.texts import keys_of_bytes
 
 BATCH_ROWS = 4096
 BATCH_TEXTS = 2**14

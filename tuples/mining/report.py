@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from retrieval.faiss_index import recall
-from tuples.mining import Mining
-from tuples.mining_blocks import COUNTED, BlockFolder
-from tuples.mining_texts import MiningTexts
+from tuples.mining.blocks import COUNTED, BlockFolder
+from tuples.mining.mine import Mining
+from tuples.mining.texts import MiningTexts
 from utils import plural, write_json
 
 HARDEST = 20  # examples
