@@ -208,7 +208,9 @@ def test_every_name_of_code_exists(page):
         if parts[0] in DOORS - {"run"}:  # python -m tools.NAME
             assert (ROOT / Path(*parts)).with_suffix(".py").exists(), f"{page.name}: {name}"
             continue
-        files = 2 if (ROOT / parts[0]).is_dir() else 1
+        files = 1
+        while (ROOT / Path(*parts[:files])).is_dir() and files < len(parts):
+            files += 1
         found = import_module(".".join(parts[:files]))
         for part in parts[files:]:
             assert hasattr(found, part), f"{page.name}: {name}"

@@ -422,7 +422,7 @@ def test_an_ingredient_is_trained_on_its_own_tuples_and_kept(words, folder, caps
 
 
 def test_the_plain_row_stands_in_every_group_of_one_process_and_prefixes_in_theirs(words, capsys):
-    words = [*words[:-2], "--batch", "64", *words[-2:]]
+    words = [*words[:-2], "--batch", "64", "--steps", "80", "--learning_rate", "5e-4", *words[-2:]]
     flags = ingredients.parse(words)
     conditions = dict.fromkeys(measured_rows.CONDITIONS, "old")
     scores = {"nDCG@10": 0.5, "MRR@10": 0.4, "recall@10": 0.75, "prefixes": {"8": 0.125, "32": 0.5}}
@@ -462,7 +462,7 @@ def test_a_row_for_the_same_time_makes_fewer_steps(words, monkeypatch):
 
 
 def test_rows_change_what_run_py_knows_and_no_two_of_a_group_are_the_same(words):
-    flags = ingredients.parse([*words, "--learning_rate", "3e-4"])
+    flags = ingredients.parse([*words, "--steps", "80", "--learning_rate", "3e-4"])
     known = {field.name for field in fields(Args)}
     for name, rows in groups().items():
         settings = [json.dumps(ingredients.identity(flags, {}, row, 0)) for row in rows]
