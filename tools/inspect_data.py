@@ -29,12 +29,12 @@ from data.raw_rows import RawError
 from data.store_report import write_lines
 from data.token_store import StoreError
 from training.recipes import recipes_for
-from tuples.inspection.evaluation import read_evaluation
+from tuples.inspection.evaluation import Evaluation, read_evaluation
 from tuples.inspection.look import USUAL_TASK, Inspection, Means, Source, find, inspect, together
 from tuples.inspection.page import Report, as_json, page_lines, screen_lines
 from tuples.inspection.picture import draw
 from tuples.inspection.rules import NAMES, RULES, read_limits
-from tuples.inspection.training import Course, Use, forecast
+from tuples.inspection.training import Course, Forecast, Use, forecast
 from utils import RunError, plural, write_json
 
 SOUND, BROKEN, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status
@@ -109,20 +109,9 @@ def check_and_inspect(flags: argparse.Namespace) -> int:
     sources, source_problems = find(flags.path, tasks)
     course, course_problems = read_course(flags, sources)
     problems += task_problems + source_problems + course_problems + number_problems(flags) + output_problems(flags)
-    tokenizer = None
-    if flags.tokenizer_path:
-        from modeling.tokenizer import load_tokenizer  # here, because it needs transformers: seconds
-
-        tokenizer, tokenizer_problems = load_tokenizer(flags.tokenizer_path, flags.tokenizer_revision)
-        problems += [f"--tokenizer_path {problem}" for problem in tokenizer_problems]
-    elif flags.evaluation and any(source.tokenised for source in sources):
-        problems.append("--evaluation: token stores hold no texts to compare: give --tokenizer_path as well")
-    evaluation = None
-    if flags.evaluation:
-        try:
-            evaluation = read_evaluation(flags.evaluation)
-        except (RawError, OSError) as error:
-            problems += [f"--evaluation {line}" for line in str(error).splitlines()]
+    tokenizer, tokenizer_problems = read_tokenizer(flags, sources)
+    evaluation, evaluation_problems = read_evaluation_set(flags)
+    problems += tokenizer_problems + evaluation_problems
     refuse(problems)
     if flags.cache_dir:
         flags.cache_dir.mkdir(parents=True, exist_ok=True)
@@ -137,15 +126,43 @@ def check_and_inspect(flags: argparse.Namespace) -> int:
             flags.cache_dir or Path(thrown_away),
         )
         inspections = inspect_all(sources, means)
-    expected = None
-    if course is not None:
-        tuples = {inspection.name: inspection.tuples for inspection in inspections}
-        expected = forecast(tuples, {inspection.name: inspection.tokens for inspection in inspections}, course)
+    expected = expected_of(inspections, course)
     all_limits = {rule.name: rule.limit for rule in RULES} | limits
     report = Report(inspections, together(inspections, flags.path), all_limits, evaluation, expected)
     write(report, flags)
     print("\n".join(screen_lines(report)))
     return BROKEN if report.broken else SOUND
+
+
+def read_tokenizer(flags: argparse.Namespace, sources: list[Source]) -> tuple[object | None, list[str]]:
+    """The tokenizer that was asked for, if any; and why it cannot be had, or cannot be done without."""
+    if flags.tokenizer_path:
+        from modeling.tokenizer import load_tokenizer  # here, because it needs transformers: seconds
+
+        tokenizer, problems = load_tokenizer(flags.tokenizer_path, flags.tokenizer_revision)
+        return tokenizer, [f"--tokenizer_path {problem}" for problem in problems]
+    if flags.evaluation and any(source.tokenised for source in sources):
+        return None, ["--evaluation: token stores hold no texts to compare: give --tokenizer_path as well"]
+    return None, []
+
+
+def read_evaluation_set(flags: argparse.Namespace) -> tuple[Evaluation | None, list[str]]:
+    """The texts that training must not have seen, if any are named; and why they cannot be read."""
+    if not flags.evaluation:
+        return None, []
+    try:
+        return read_evaluation(flags.evaluation), []
+    except (RawError, OSError) as error:
+        return None, [f"--evaluation {line}" for line in str(error).splitlines()]
+
+
+def expected_of(inspections: list[Inspection], course: Course | None) -> Forecast | None:
+    """Steps, tokens and time of the training that --config describes."""
+    if course is None:
+        return None
+    tuples = {inspection.name: inspection.tuples for inspection in inspections}
+    tokens = {inspection.name: inspection.tokens for inspection in inspections}
+    return forecast(tuples, tokens, course)
 
 
 def refuse(problems: list[str]) -> None:

@@ -8,14 +8,23 @@ import os
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+import transformers
+
+from arguments import Args
+from configuration.keys import did_you_mean
+from configuration.sources import read_command_line
 from examples.models import random_qwen3, smollm2
+from utils import RunError
 
 from . import corpus, tuples
 from .corpus import Function
 
+FOLDERS = {"experiment_id", "model_path", "output_dir", "train_data_path"}  # keys of run.py that the job decides
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of /proc/cpuinfo: processors that multiply in bf16
 
 
@@ -46,6 +55,36 @@ class Job:
         """Folder of the training run."""
         settings = self.settings()
         return Path(settings["output_dir"]) / settings["experiment_id"]
+
+
+def exit_status(work: Callable[[], None]) -> int:
+    """Do the steps of a job and say how long they took. Returns 0; 2 where something is missing; a failed command's."""
+    began = time.perf_counter()
+    transformers.utils.logging.disable_progress_bar()
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    try:
+        work()
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:  # it has said why
+        return error.returncode
+    print(f"{(time.perf_counter() - began) / 60:.1f} minutes in all")
+    return 0
+
+
+def override_problems(words: list[str]) -> list[str]:
+    """What is wrong with words for run.py, said before minutes of work."""
+    keys = {field.name: field for field in fields(Args)}
+    values, config, problems = read_command_line(words, keys)
+    for name in values:
+        if name not in keys:
+            problems.append(f"{name}: no such flag, and no key of run.py{did_you_mean(name, keys)}")
+    for name in sorted(values.keys() & FOLDERS):
+        problems.append(f"{name}: the folders of this job are fixed")
+    if config is not None:
+        problems.append("config: the configuration of this job is fixed")
+    return problems
 
 
 def keep_earlier_folder(folder: Path) -> None:

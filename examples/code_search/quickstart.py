@@ -10,18 +10,10 @@ in functions that training never saw.
 """
 
 import argparse
-import os
-import subprocess
 import sys
-import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
-import transformers
-
-from arguments import Args
-from configuration.keys import did_you_mean
-from configuration.sources import read_command_line
 from examples.models import smollm2, weights
 from training.plot import draw
 from utils import RunError
@@ -29,7 +21,6 @@ from utils import RunError
 from . import comparison, job
 from .job import Job
 
-FOLDERS = {"experiment_id", "model_path", "output_dir", "train_data_path"}  # keys of run.py that the job decides
 QUICKSTART = Job(
     folder=Path("quickstart"),
     config=Path("examples/code_search/quickstart.json"),
@@ -51,18 +42,7 @@ def main(argv: list[str] | None = None, preset: Job = QUICKSTART) -> int:
         The exit status: 0; 2 where something is missing; that of a command that failed.
     """
     chosen, overrides = read_flags(argv, preset)
-    began = time.perf_counter()
-    transformers.utils.logging.disable_progress_bar()
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    try:
-        do(chosen, overrides)
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except subprocess.CalledProcessError as error:  # it has said why
-        return error.returncode
-    print(f"{(time.perf_counter() - began) / 60:.1f} minutes in all")
-    return 0
+    return job.exit_status(lambda: do(chosen, overrides))
 
 
 def read_flags(argv: list[str] | None, preset: Job) -> tuple[Job, list[str]]:
@@ -87,25 +67,11 @@ def read_flags(argv: list[str] | None, preset: Job) -> tuple[Job, list[str]]:
         if flags.layers is not None or flags.gguf is not None:
             parser.error("--backbone random: goes without --layers and --gguf")
         preset = RANDOM
-    problems = override_problems(overrides)
+    problems = job.override_problems(overrides)
     if problems:
         parser.error("; ".join(problems))
     said = {name: value for name, value in vars(flags).items() if name != "backbone" and value is not None}
     return replace(preset, **said), overrides
-
-
-def override_problems(words: list[str]) -> list[str]:
-    """What is wrong with words for run.py, said before minutes of work."""
-    keys = {field.name: field for field in fields(Args)}
-    values, config, problems = read_command_line(words, keys)
-    for name in values:
-        if name not in keys:
-            problems.append(f"{name}: no such flag, and no key of run.py{did_you_mean(name, keys)}")
-    for name in sorted(values.keys() & FOLDERS):
-        problems.append(f"{name}: the folders of this job are fixed")
-    if config is not None:
-        problems.append("config: the configuration of this job is fixed")
-    return problems
 
 
 def do(chosen: Job, overrides: list[str]) -> None:

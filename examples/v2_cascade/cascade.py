@@ -13,18 +13,13 @@ Every step leaves its result behind: the same command goes on where it was inter
 """
 
 import argparse
-import os
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
-import transformers
-
+from examples.code_search import job
 from examples.code_search.corpus import Function
-from examples.code_search.job import title
-from utils import RunError
+from examples.models import smollm2
 
 from . import report, steps
 from .plan import Cascade, Student
@@ -38,18 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0; 2 where something is missing; that of a command that failed.
     """
     cascade, overrides = parse(argv)
-    began = time.perf_counter()
-    transformers.utils.logging.disable_progress_bar()
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    try:
-        run(cascade, overrides)
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except subprocess.CalledProcessError as error:  # it has said why
-        return error.returncode
-    print(f"{(time.perf_counter() - began) / 60:.1f} minutes in all")
-    return 0
+    return job.exit_status(lambda: run(cascade, overrides))
 
 
 def parse(argv: list[str] | None) -> tuple[Cascade, list[str]]:
@@ -69,6 +53,9 @@ def parse(argv: list[str] | None) -> tuple[Cascade, list[str]]:
     add("--others", type=int, help=f"of each other task (default {usual.others})")
     add("--one_file_in", type=int, help="read one of so many Python files (default all)")
     flags, overrides = parser.parse_known_args(argv)
+    problems = job.override_problems(overrides)
+    if problems:
+        parser.error("; ".join(problems))
     said = {name: value for name, value in vars(flags).items() if value is not None}
     if "seeds" in said:
         said["seeds"] = tuple(said["seeds"])
@@ -83,11 +70,11 @@ def run(cascade: Cascade, overrides: list[str]) -> None:
         CalledProcessError: a command failed.
     """
     if cascade.teacher is None:
-        steps.smollm2.find_gguf(cascade.gguf, cascade.layers)
+        smollm2.find_gguf(cascade.gguf, cascade.layers)
     functions = report.sample_of(steps.data(cascade))
     foundation = steps.foundation(cascade)
     teacher = steps.teacher(cascade, overrides)
-    title(f"a quarter of the teacher, searching in {len(functions):,} functions that training never saw")
+    job.title(f"a quarter of the teacher, searching in {len(functions):,} functions that training never saw")
     rows = {"foundation, untrained": [report.measure(foundation, functions)]}
     rows["teacher"] = [report.measure(teacher, functions)]
     for student in cascade.students():
@@ -96,7 +83,7 @@ def run(cascade: Cascade, overrides: list[str]) -> None:
     picture = report.draw(rows, cascade.folder / "matryoshka.png")
     if picture is not None:
         print(f"plot: {picture}")
-    title(f"depth, width or both: before training and after {cascade.cut_steps} steps without a teacher")
+    job.title(f"depth, width or both: before training and after {cascade.cut_steps} steps without a teacher")
     print("\n".join(report.table(cuts(cascade, teacher, functions, overrides))))
 
 

@@ -6,6 +6,7 @@ together  all of them
 """
 
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -263,17 +264,7 @@ def texts_longer_than(table: Table, lengths: dict[str, Lengths], limit: int) -> 
 
 def together(inspections: list[Inspection], path: Path) -> Inspection:
     """The sums of all datasets. Rules are broken by datasets, not by their sum."""
-    first, *others = inspections
-    lengths, found = dict(first.lengths), dict(first.found)
-    truncated = {limit: dict(by_role) for limit, by_role in first.truncated.items()}
-    for other in others:
-        lengths = {role: lengths[role].plus(other.lengths[role]) for role in lengths}
-        for name, more in other.found.items():
-            found[name] = found[name].plus(more) if name in found else more
-        for limit, by_role in truncated.items():
-            for role, known in by_role.items():
-                more = other.truncated[limit][role]
-                by_role[role] = known.plus(more) if known is not None and more is not None else None
+    found = sums_of_found(inspections)
     tokens = [inspection.tokens for inspection in inspections]
     return Inspection(
         name="all",
@@ -285,9 +276,40 @@ def together(inspections: list[Inspection], path: Path) -> Inspection:
         texts=sum(inspection.texts for inspection in inspections),
         negatives=sum(inspection.negatives for inspection in inspections),
         slots=max(inspection.slots for inspection in inspections),
-        unit=first.unit,
-        lengths=lengths,
-        truncated=truncated,
+        unit=inspections[0].unit,
+        lengths=sums_of_lengths(inspections),
+        truncated=sums_of_truncated(inspections),
         found={rule.name: found[rule.name] for rule in RULES if rule.name in found},
         tokens=None if None in tokens else sum(tokens),
     )
+
+
+def sums_of_lengths(inspections: list[Inspection]) -> dict[str, Lengths]:
+    """Role -> how long its texts are, in all datasets."""
+    sums = dict(inspections[0].lengths)
+    for inspection in inspections[1:]:
+        for role in sums:
+            sums[role] = sums[role].plus(inspection.lengths[role])
+    return sums
+
+
+def sums_of_found(inspections: list[Inspection]) -> dict[str, Found]:
+    """Rule -> what was found, in all datasets to which it applies."""
+    sums = {}
+    for inspection in inspections:
+        for name, found in inspection.found.items():
+            sums[name] = sums[name].plus(found) if name in sums else found
+    return sums
+
+
+def sums_of_truncated(inspections: list[Inspection]) -> dict[int, dict[str, Found | None]]:
+    """Max length -> role -> texts that are longer, in all datasets; None where one of them does not know."""
+    sums = {}
+    for limit in MAX_LENGTHS:
+        sums[limit] = {}
+        for role in inspections[0].truncated[limit]:
+            found = [inspection.truncated[limit][role] for inspection in inspections]
+            sums[limit][role] = None
+            if None not in found:
+                sums[limit][role] = reduce(Found.plus, found)
+    return sums
