@@ -67,25 +67,38 @@ def recipes_for(args: Args, stores: list[TokenStore], settings: DatasetSettings)
 
 def _recipe(args: Args, store: TokenStore, said: Settings, changed: tuple[str, ...] = ()) -> Recipe:
     """What the configuration makes of a dataset of which this is said."""
-    losses = said.losses
-    if losses is None:
-        losses = LOSSES if store.task == "retrieval" else ("hard",)
-    asked = said.num_hard_neg
-    if asked is None:
-        asked = args.negatives_for(store.task)
-    negatives = min(asked, store.meta["negatives"]) if "hard" in losses else 0
-    applying = [loss for loss in LOSSES if loss in losses and (loss != "hard" or negatives)]
+    losses = _said_or(said.losses, LOSSES if store.task == "retrieval" else ("hard",))
+    negatives = 0
+    if "hard" in losses:
+        asked = _said_or(said.num_hard_neg, args.negatives_for(store.task))
+        negatives = min(asked, store.meta["negatives"])
+    instruction = said.instruction
+    if instruction is not None:
+        instruction = bare_instruction(instruction)
     return Recipe(
         name=store.name,
         task=store.task,
-        losses=tuple(applying),
+        losses=_that_apply(losses, negatives),
         negatives=negatives,
-        temperature=args.temperature if said.temperature is None else float(said.temperature),
-        max_length=args.max_seq_length if said.max_length is None else said.max_length,
-        sampling_weight=1.0 if said.sampling_weight is None else float(said.sampling_weight),
-        instruction=None if said.instruction is None else bare_instruction(said.instruction),
+        temperature=float(_said_or(said.temperature, args.temperature)),
+        max_length=_said_or(said.max_length, args.max_seq_length),
+        sampling_weight=float(_said_or(said.sampling_weight, 1.0)),
+        instruction=instruction,
         changed=changed,
     )
+
+
+def _said_or(said, usual):
+    """What settings say, or the usual value where they say nothing."""
+    return usual if said is None else said
+
+
+def _that_apply(losses: tuple[str, ...], negatives: int) -> tuple[str, ...]:
+    """The losses in their order, without the hard-negative loss where no negatives are drawn."""
+    applying = [loss for loss in LOSSES if loss in losses]
+    if not negatives and "hard" in applying:
+        applying.remove("hard")
+    return tuple(applying)
 
 
 def describe_recipes(recipes: list[Recipe]) -> list[str]:

@@ -151,13 +151,16 @@ def _characters(texts: pa.Array) -> np.ndarray:
 def _joined(parts: list[_Part]) -> _Part:
     """All parts as one, as wide as the widest."""
     slots = max(part.own.shape[1] for part in parts)
+    of_texts = {}
+    for name in parts[0].of_texts:
+        of_texts[name] = np.concatenate([part.of_texts[name] for part in parts])
     return _Part(
-        np.concatenate([part.rows for part in parts]),
-        np.concatenate([part.kinds for part in parts]),
-        np.concatenate([_widened(part.keys, 2 + slots) for part in parts]),
-        np.concatenate([_widened(part.lengths, 2 + slots) for part in parts]),
-        np.concatenate([_widened(part.own, slots) for part in parts]),
-        {name: np.concatenate([part.of_texts[name] for part in parts]) for name in parts[0].of_texts},
+        rows=np.concatenate([part.rows for part in parts]),
+        kinds=np.concatenate([part.kinds for part in parts]),
+        keys=np.concatenate([_widened(part.keys, 2 + slots) for part in parts]),
+        lengths=np.concatenate([_widened(part.lengths, 2 + slots) for part in parts]),
+        own=np.concatenate([_widened(part.own, slots) for part in parts]),
+        of_texts=of_texts,
     )
 
 

@@ -120,6 +120,15 @@ def is_written(folder: Path, identity: dict) -> bool:
         return False
 
 
+def in_one_order(labels_of_pieces: list[list[str]]) -> list[str]:
+    """All labels once: those of NLI in their own order, then the others by name."""
+    names = set()
+    for labels in labels_of_pieces:
+        names.update(labels)
+    usual = [name for name in (ENTAILMENT, NEUTRAL) if name in names]
+    return usual + sorted(names - set(usual))
+
+
 class Rows:
     """The good rows of a source, of all its pieces in order.
 
@@ -133,11 +142,12 @@ class Rows:
         self.tally = Tally()
         for found in facts:
             self.tally.merge(tally_of(found["tally"]))
-        names = {name for found in facts for name in found["labels"]}
-        usual = [name for name in (ENTAILMENT, NEUTRAL) if name in names]
-        self.labels = usual + sorted(names - set(usual))
-        numbers = {name: number for number, name in enumerate(self.labels)}
-        self._label_maps = [[numbers[name] for name in found["labels"]] for found in facts]
+        labels_of_pieces = [found["labels"] for found in facts]
+        self.labels = in_one_order(labels_of_pieces)
+        number_of = {name: number for number, name in enumerate(self.labels)}
+        self._label_maps = []  # of each piece: the number of its own label i among all
+        for labels in labels_of_pieces:
+            self._label_maps.append([number_of[name] for name in labels])
 
     def __len__(self) -> int:
         """How many pairs there are."""
