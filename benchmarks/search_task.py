@@ -23,7 +23,7 @@ from examples.code_search import corpus, tuples
 from examples.models import minilm, smollm2
 from retrieval.encode import encode
 from retrieval.metrics import score
-from retrieval.search import BM25, search
+from retrieval.search import BM25, search, unit_rows
 from utils import RunError, write_json
 
 NAMES = ("code", "packages")
@@ -240,8 +240,3 @@ def minilm_vectors(texts: list[str], folder: Path) -> np.ndarray:
         raise RunError("all-MiniLM-L6-v2 needs the package: pip install sentence-transformers") from None
     model = SentenceTransformer(str(folder), device="cpu")
     return model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
-
-
-def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Each row divided by its length."""
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

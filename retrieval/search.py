@@ -32,6 +32,11 @@ class Groups(NamedTuple):
     passages: np.ndarray  # int64 [m]
 
 
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Each row of [n, d] divided by its length: what is cut to its first dimensions must be normalised again."""
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
 def search(
     queries: np.ndarray, passages: np.ndarray, k: int, device: str = "cpu", groups: Groups | None = None
 ) -> Ranking:

@@ -7,11 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 
-import numpy as np
+import torch
 from transformers import AutoConfig, AutoModel
 
 from examples.code_search.comparison import embed, score_vectors, with_instruction
 from examples.code_search.corpus import Function
+from retrieval.search import unit_rows
 
 EVALUATED = 2000  # held-out functions that are searched in
 DIMS = (8, 16, 32, 64, 128, 256)  # and the whole width
@@ -45,15 +46,8 @@ def measure(folder: Path, functions: list[Function]) -> Measured:
     return Measured(parameters(folder), len(functions) / seconds, ndcg)
 
 
-def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Each row divided by its length, as users of fewer dimensions do."""
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
 def parameters(folder: Path) -> int:
     """Of the decoder, without a language-model head."""
-    import torch
-
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
     return sum(weight.numel() for weight in model.parameters())
