@@ -57,13 +57,17 @@ def negatives() -> list[Row]:
     for count in (1, 3, 7):
         rows.append(Row(f"{count} by BM25", {"num_hard_neg": count}))
     for mining in ("random", "minilm"):
-        variant = Variant(mining, MINED.negatives)
-        rows.append(Row(f"{HARD_NEGATIVES} by {mining}", {"num_hard_neg": HARD_NEGATIVES}, variant))
+        rows.append(mined_by(mining))
     for count in (3, 7):
         name = f"{count} by BM25"
         timed = Row(f"{name}, time of none", {"num_hard_neg": count}, same_time_as="none", paced_by=name)
         rows.append(timed)
-    return rows
+    return [*rows, mined_by("trained")]
+
+
+def mined_by(mining: str) -> Row:
+    """Both losses, with negatives that are found this way."""
+    return Row(f"{HARD_NEGATIVES} by {mining}", {"num_hard_neg": HARD_NEGATIVES}, Variant(mining, MINED.negatives))
 
 
 def gather() -> list[Row]:

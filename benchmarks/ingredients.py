@@ -12,7 +12,8 @@ measured by nDCG@10, MRR@10 and recall@10 on held-out pairs, and by nDCG@10 of t
 Rows stand in benchmarks/measured/ingredients_DATA.jsonl; what stands there is not measured again, and groups share what
 they have in common. `--row GROUP:NUMBER:SEED` measures one row, so that two can run side by side; of two commands that
 need the same row, one waits for the other. Rows of another machine or of other versions are rows of their own. Before
-the row "3 by minilm" all pairs are embedded once by all-MiniLM-L6-v2, at some forty texts per second on one core.
+the row "3 by minilm" all-MiniLM-L6-v2 mines all pairs, and before "3 by trained", a second round, the model of the
+plain row with seed 0, which is trained for it: both by the mining command with the published rules, once.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from benchmarks.measured_rows import (
 from benchmarks.quality import MEASURED, add_common_flags, say, settings_of
 from benchmarks.search_task import Task, backbone, backbone_folder
 from benchmarks.training_commands import Training, train_here
+from examples.models import minilm
 from utils import RunError, plural, remove
 
 KIND = "ingredient"  # of the rows
@@ -129,7 +131,7 @@ class Ingredients:
         seed = what["seed"]
         steps = self.steps(group, row, seed)
         say(f"{group}: {row.name}, seed {seed}: {plural(steps, 'step')}")
-        training = self.training(row, seed, steps, folder)
+        training = self.training(row, seed, steps, folder, self.miner(row))
         trained = train_here(training, row.changes, row.processes)
         instruction = self.task.instruction if row.variant.instructed else ""
         pairs = self.task.evaluated(self.flags.evaluated)
@@ -155,10 +157,34 @@ class Ingredients:
         seconds_per_step = self.measure(group, by_name[row.paced_by], seed)["seconds_per_step"]
         return max(1, round(seconds / seconds_per_step))
 
-    def training(self, row: Row, seed: int, steps: int, folder: Path) -> Training:
-        """What trains a row, before its changes."""
+    def miner(self, row: Row) -> Path | None:
+        """The model folder that mines a row's negatives, None where no model does."""
+        if row.variant.mining == "minilm":
+            minilm.unpack(self.task.minilm)
+            return self.task.minilm
+        if row.variant.mining == "trained":
+            return self.first_round()
+        return None
+
+    def first_round(self) -> Path:
+        """The model of the plain row with seed 0, trained at the first call and kept."""
+        plain = GROUPS["negatives"][0]
+        what = identity(self.flags, self.conditions, plain, seed=0)
+        kept = self.task.folder / f"miner-{short_digest(what)}"
+        with row_lock(kept):
+            if not kept.exists():
+                say(f"the model that mines: {plain.name}, seed 0: {plural(self.flags.steps, 'step')}")
+                folder = kept.with_name(f"{kept.name}-training")
+                training = self.training(plain, 0, self.flags.steps, folder, miner=None)
+                train_here(training, plain.changes).folders[self.flags.steps].rename(kept)
+                remove(folder)
+        return kept
+
+    def training(self, row: Row, seed: int, steps: int, folder: Path, miner: Path | None) -> Training:
+        """What trains a row, before its changes. `miner`: finds the negatives."""
         flags = self.flags
-        stores = search_task.token_stores(self.task, row.variant, self.model, flags.max_seq_length, flags.threads)
+        length = flags.max_seq_length
+        stores = search_task.token_stores(self.task, row.variant, self.model, length, flags.threads, miner)
         return Training(
             model=str(self.model),
             raw="",

@@ -1,4 +1,4 @@
-"""Pairs of a query and its passage, negatives for them by three ways of mining, and raw training files of both.
+"""Pairs of a query and its passage, negatives for them by words and at random, and raw training files of both.
 
 Every way of mining gives each pair the same number of negatives: where it finds too few, passages drawn at random fill
 up, so that all of them train on the same pairs.
@@ -8,16 +8,14 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from examples.code_search.tuples import instruct
-from retrieval.search import BM25, Ranking, search
+from retrieval.search import BM25, Ranking
 
 RANGE_MIN = 5  # ranks that are left out from the best on: false negatives gather there (F2LLM report)
 RANGE_MAX = 100  # the last rank that is looked at
-RELATIVE_MARGIN = 0.95  # a negative's cosine is at most this share of the positive's (F2LLM report)
 
 
 @dataclass(frozen=True)
@@ -41,32 +39,17 @@ def bm25_negatives(pairs: list[Pair], count: int) -> list[list[str]]:
     return negatives_of_ranking(pairs, found, count)
 
 
-def vector_negatives(pairs: list[Pair], queries: np.ndarray, passages: np.ndarray, count: int) -> list[list[str]]:
-    """For each pair the `count` nearest passages within the published window and margin.
-
-    Args:
-        queries, passages: [n, d] unit vectors of the pairs' texts.
-    """
-    found = search(queries, passages, RANGE_MAX)
-    own = (queries * passages).sum(axis=1)  # [n], each query's cosine with its positive
-    return negatives_of_ranking(pairs, found, count, max_scores=RELATIVE_MARGIN * own)
-
-
-def negatives_of_ranking(
-    pairs: list[Pair], found: Ranking, count: int, max_scores: np.ndarray | None = None
-) -> list[list[str]]:
+def negatives_of_ranking(pairs: list[Pair], found: Ranking, count: int) -> list[list[str]]:
     """The first `count` passages of each ranking that may be negatives, behind its first RANGE_MIN.
 
     Args:
         found: [n, k] for the pairs' queries among the pairs' passages.
-        max_scores: [n], a passage with a higher score is left out; None = no limit.
     """
     mined = []
     for row, pair in enumerate(pairs):
         chosen = []
-        for number, score in zip(found.passages[row, RANGE_MIN:], found.scores[row, RANGE_MIN:], strict=True):
-            too_near = max_scores is not None and score > max_scores[row]
-            if not too_near and pairs[number].group != pair.group:
+        for number in found.passages[row, RANGE_MIN:]:
+            if pairs[number].group != pair.group:
                 chosen.append(pairs[number].passage)
         mined.append(chosen[:count])
     return fill_up(pairs, mined, count)
@@ -94,14 +77,19 @@ def fill_up(pairs: list[Pair], mined: list[list[str]], count: int, seed: int = 0
     return filled
 
 
-def write_raw(path: Path, pairs: list[Pair], negatives: list[list[str]], instruction: str) -> None:
+def write_raw(
+    path: Path, pairs: list[Pair], negatives: list[list[str]], instruction: str, with_group: bool = False
+) -> None:
     """Tuples as Parquet in the published layout: query, passage, negative_1, ...
 
     Args:
         negatives: of each pair, all as many; may be none.
         instruction: stands before each query; "" = none.
+        with_group: a column `group` as well, for the mining command.
     """
     columns = {"query": with_instruction(instruction, pairs), "passage": [pair.passage for pair in pairs]}
+    if with_group:
+        columns["group"] = [pair.group for pair in pairs]
     for number in range(len(negatives[0])):
         columns[f"negative_{number + 1}"] = [texts[number] for texts in negatives]
     path.parent.mkdir(parents=True, exist_ok=True)

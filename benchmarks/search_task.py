@@ -17,8 +17,8 @@ from filelock import FileLock
 
 from benchmarks import packages
 from benchmarks.measured_rows import model_digest, short_digest
-from benchmarks.pairs import Pair, bm25_negatives, random_negatives, vector_negatives, with_instruction, write_raw
-from benchmarks.training_commands import tokenize
+from benchmarks.pairs import Pair, bm25_negatives, random_negatives, with_instruction, write_raw
+from benchmarks.training_commands import mine_by_command, tokenize
 from examples.code_search import corpus, tuples
 from examples.models import minilm, smollm2
 from retrieval.encode import encode
@@ -28,6 +28,7 @@ from utils import RunError, write_json
 
 NAMES = ("code", "packages")
 PREFIXES = (8, 16, 32, 64, 128, 256)  # and the whole width
+BY_MODEL = ("minilm", "trained")  # ways of mining that embed all texts first
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Task:
 class Variant:
     """One way to make training tuples of the pairs."""
 
-    mining: str = "none"  # none, bm25, random, minilm
+    mining: str = "none"  # none, bm25, random, minilm, or trained: by a model that was trained on the same pairs
     negatives: int = 0  # of each tuple
     task: str = "retrieval"  # "clustering" trains with the hard negatives' loss alone
     instructed: bool = True
@@ -153,12 +154,18 @@ def backbone_folder(flags: argparse.Namespace) -> Path:
     return flags.folder / "models" / f"smollm2-{flags.layers}-layers"
 
 
-def raw_file(task: Task, variant: Variant) -> Path:
-    """The variant's raw Parquet file, written at the first call."""
-    path = task.folder / "raw" / variant.name / "search.parquet"
+def raw_file(task: Task, variant: Variant, miner: Path | None = None) -> Path:
+    """The variant's raw Parquet file, written at the first call.
+
+    Args:
+        miner: the model folder that finds the negatives, where the variant's are found by a model.
+    """
+    path = task.folder / "raw" / folder_name(variant, miner) / "search.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(task.folder / f"{variant.name}.lock"):
-        if not path.exists():
+        if not path.exists() and variant.mining in BY_MODEL:
+            mine_by_model(task, variant, miner, path)
+        elif not path.exists():
             instruction = task.instruction if variant.instructed else ""
             whole = path.with_suffix(".partial")
             write_raw(whole, task.training, mine(task, variant), instruction)
@@ -166,26 +173,50 @@ def raw_file(task: Task, variant: Variant) -> Path:
     return path
 
 
-def token_stores(task: Task, variant: Variant, model: Path, max_seq_length: int, threads: int) -> Path:
-    """The folder of token stores that the tokenising command makes of a variant."""
-    raw = raw_file(task, variant)
-    stores = task.folder / f"tokens-{model.name}-{model_digest(model)}-{max_seq_length}" / variant.name
+def folder_name(variant: Variant, miner: Path | None) -> str:
+    """Of what is made for a variant: what one trained model mined is not another's."""
+    if variant.mining == "trained":
+        return f"{variant.name}-{miner.name}"
+    return variant.name
+
+
+def token_stores(
+    task: Task, variant: Variant, model: Path, max_seq_length: int, threads: int, miner: Path | None = None
+) -> Path:
+    """The folder of token stores that the tokenising command makes of a variant. `miner`: see `raw_file`."""
+    raw = raw_file(task, variant, miner)
+    name = folder_name(variant, miner)
+    stores = task.folder / f"tokens-{model.name}-{model_digest(model)}-{max_seq_length}" / name
     with FileLock(task.folder / f"{variant.name}.lock"):
         tokenize(raw, stores, model, max_seq_length, variant.task, threads)  # what is done is not done again
     return stores
 
 
 def mine(task: Task, variant: Variant) -> list[list[str]]:
-    """For each training pair its negatives."""
+    """For each training pair its negatives, where no model is needed to find them."""
     if variant.mining == "none":
         return [[] for _ in task.training]
     if variant.mining == "random":
         return random_negatives(task.training, variant.negatives)
-    if variant.mining == "bm25":
-        return bm25_negatives(task.training, variant.negatives)
-    queries = minilm_vectors([pair.query for pair in task.training], task.minilm)
-    passages = minilm_vectors([pair.passage for pair in task.training], task.minilm)
-    return vector_negatives(task.training, queries, passages, variant.negatives)
+    return bm25_negatives(task.training, variant.negatives)
+
+
+def mine_by_model(task: Task, variant: Variant, miner: Path, path: Path) -> None:
+    """Write the raw tuples whose negatives a model finds, by the mining command with the published rules.
+
+    Passages of a query's own group are none, and random ones fill up, as with the other ways of mining. MiniLM never
+    saw an instruction, and reads queries without.
+    """
+    queries = task.folder / "pairs.parquet"
+    with FileLock(f"{queries}.lock"):
+        if not queries.exists():
+            whole = queries.with_suffix(".partial")
+            write_raw(whole, task.training, mine(task, Variant()), task.instruction, with_group=True)
+            whole.rename(queries)
+    rules = ["--num_negatives", str(variant.negatives), "--too_few", "random", "--group_column", "group"]
+    if variant.mining == "minilm":
+        rules += ["--strip_instruction", "true"]
+    mine_by_command(queries, path, miner, rules)
 
 
 def evaluate(folder: Path, pairs: list[Pair], instruction: str, max_seq_length: int, bf16: bool) -> dict:

@@ -19,6 +19,7 @@ from export.merge import merge_adapter
 from utils import RunError, read_json, remove, write_json
 
 WARMUP_SHARE = 0.1  # of all steps
+MINING_TOKENS = 128  # of a text, at most, that a model mines with
 ADAM_BETAS = (0.9, 0.98)  # of both systems
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -92,6 +93,18 @@ def tokenize(raw: Path, stores: Path, model: Path, max_seq_length: int, task: st
     words += ["--output_dir", str(stores.resolve()), "--max_seq_length", str(max_seq_length), "--task", task]
     words += ["--workers", str(threads)]
     run_command(words, threads, stores.with_name(f"{stores.name}.log"))
+
+
+def mine_by_command(pairs: Path, output: Path, miner: Path, rules: list[str]) -> None:
+    """A raw file gets its hard negatives by the mining command.
+
+    Args:
+        miner: folder of the model that embeds the texts.
+        rules: further words of the command.
+    """
+    words = ["-m", "tools.mine_hard_negatives", "--input", str(pairs.resolve()), "--output", str(output.resolve())]
+    words += ["--model", str(miner.resolve()), "--max_length", str(MINING_TOKENS), "--keep_cache", "false", *rules]
+    run_command(words, 1, output.with_name("mining.log"))
 
 
 def train_here(training: Training, changes: dict | None = None, processes: int = 1) -> Trained:

@@ -477,6 +477,32 @@ def test_rows_change_what_run_py_knows_and_no_two_of_a_group_are_the_same(words)
     assert rates["all weights"] == rates["LoRA"] == [5e-4, 1e-3, 2e-3]
 
 
+@pytest.mark.processes
+def test_a_second_round_is_mined_once_by_the_model_of_the_first(words, folder, toy_world, monkeypatch):
+    trained = []
+
+    def train(training: Training, changes: dict, processes: int = 1) -> Trained:
+        trained.append((training, changes))
+        saved = Path(training.folder) / "step"
+        shutil.copytree(toy_world.backbone, saved)
+        return Trained([1.0, 2.0], {training.steps: saved})
+
+    monkeypatch.setattr(ingredients, "train_here", train)
+    for seed in (0, 1):
+        assert ingredients.main([*words, "--steps", "4", "--row", f"negatives:9:{seed}"]) == 0
+    first, second, of_another_seed = trained
+    assert first[1] == {}
+    assert Path(first[0].stores).name == "bm257-retrieval"
+    assert second[1] == of_another_seed[1] == {"num_hard_neg": 3}
+    assert second[0].stores == of_another_seed[0].stores  # mined once
+    (raw,) = rows_folder(folder).parent.glob("raw/trained7-retrieval-miner-*/search.parquet")
+    settings = read_json(raw.with_name("search.report.json"))["settings"]
+    assert settings["model"]["folder"] == raw.parent.name.partition("retrieval-")[2]
+    columns = pq.read_table(raw).column_names
+    assert columns[:2] == ["query", "passage"]
+    assert len(columns) >= 2 + 7
+
+
 # ------------------------------------------------------------------------------------------------ pairs
 
 
@@ -484,15 +510,13 @@ def numbered(count: int) -> list[Pair]:
     return [Pair(f"query {number}", f"passage {number}", f"g{number // 2}") for number in range(count)]
 
 
-def test_negatives_come_from_the_window_below_the_margin_and_of_other_groups():
+def test_negatives_come_from_the_window_and_of_other_groups():
     made = numbered(20)
     order = np.arange(20)[None].repeat(20, axis=0)  # every query ranks 0, 1, 2, ...
     scores = np.linspace(1, 0.05, 20)[None].repeat(20, axis=0)
     mined = pairs.negatives_of_ranking(made, Ranking(order, scores), 3)
     assert mined[0] == ["passage 5", "passage 6", "passage 7"]  # ranks 6 to 8
     assert mined[6] == ["passage 5", "passage 8", "passage 9"]  # 6 and 7 are one group
-    mined = pairs.negatives_of_ranking(made, Ranking(order, scores), 3, max_scores=np.full(20, 0.51))
-    assert mined[0] == ["passage 10", "passage 11", "passage 12"]  # the eleventh has 0.5
     assert all(len(set(texts)) == 3 for texts in pairs.random_negatives(made, 3))
 
 
