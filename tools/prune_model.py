@@ -28,7 +28,7 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 from export import model_folder
 from modeling.backbone import load_backbone, read_config
 from modeling.pooling import pooling_of
-from modeling.pruning import NORMS, first_layers, importance, keep_units, strongest
+from modeling.pruning import NORMS, first_layers, importance, keep_units, pruned_config, strongest
 from modeling.tokenizer import load_tokenizer, make_encoder, save_tokenizer
 from utils import RunError, aside_of, first_line, publish, read_json, remove
 
@@ -94,7 +94,19 @@ def size_problems(flags: argparse.Namespace, config: PreTrainedConfig) -> list[s
             problems.append(f"--{flag} {wanted}: must be between 1 and {largest}, the model's {key}")
     if all(getattr(flags, flag) is None for flag in SIZES):
         problems.append("nothing to prune: give --num_layers, --hidden_size or --intermediate_size")
+    if not problems:
+        problems += refused_by_transformers(flags, config)
     return problems
+
+
+def refused_by_transformers(flags: argparse.Namespace, config: PreTrainedConfig) -> list[str]:
+    """What Transformers has against a decoder of these sizes: a Llama's hidden size is a multiple of its heads."""
+    sizes = {flag: getattr(flags, flag) for flag in SIZES}
+    try:
+        pruned_config(config, **sizes)
+    except Exception as error:  # a class of huggingface_hub's own, around the ValueError that says why
+        return [f"Transformers refuses these sizes: {first_line(error.__cause__ or error)}"]
+    return []
 
 
 def needs_texts(flags: argparse.Namespace) -> bool:

@@ -10,7 +10,7 @@ import torch
 from conftest import toy_settings, train_here
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel
+from transformers import AutoModel, LlamaConfig
 
 from tools import prune_model
 
@@ -97,6 +97,15 @@ def test_sizes_that_cannot_be_are_refused(toy_world, tmp_path, capsys, message):
     assert prune(toy_world.backbone, tmp_path / "small", *REFUSED[message]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "small").exists()
+
+
+def test_a_hidden_size_that_transformers_refuses_is_refused_before_the_model_is_loaded():
+    config = LlamaConfig(hidden_size=36, num_attention_heads=9, num_key_value_heads=3, intermediate_size=64)
+    words = ["--input", "model", "--output", "small", "--hidden_size"]
+    (said,) = prune_model.size_problems(prune_model.parse([*words, "32"]), config)
+    assert said.startswith("Transformers refuses these sizes: ")
+    assert "(32) is not a multiple of the number of attention heads (9)" in said
+    assert prune_model.size_problems(prune_model.parse([*words, "27"]), config) == []
 
 
 def test_all_problems_are_named_at_once(toy_world, tmp_path, capsys):
