@@ -96,12 +96,23 @@ def rows_of(printed: str) -> dict[str, str]:
 
 def test_the_planned_sizes_are_as_described():
     plan = Cascade()
-    assert plan.quarter == Sizes(4, 192, 768)
+    assert smollm2_parameters(Sizes(plan.layers, 576, 1536)) == 49_552_704
+    for sizes, millions in ((plan.quarter, 12.8), (plan.shallow, 38.9), (plan.narrow, 38.8), (plan.both, 39.0)):
+        assert round(smollm2_parameters(sizes) / 1e6, 1) == millions
+        assert sizes.hidden_size % 9 == 0  # heads: Transformers takes no other Llama
     students = plan.students()
     assert [student.distilled for student in students] == [True, False, False]
     assert len({student.experiment(0) for student in [*students, *plan.cuts()]}) == 6
     assert [plan.seeds_of(student) for student in students] == [(0, 1, 2), (0, 1, 2), (0,)]
     assert plan.seeds_of(plan.cuts()[0]) == (0,)
+
+
+def smollm2_parameters(sizes: Sizes) -> int:
+    """Of a decoder of these sizes with SmolLM2's vocabulary and heads: 9 for queries, 3 for keys and values, of 64."""
+    attention = 2 * sizes.hidden_size * (9 + 3) * 64
+    mlp = 3 * sizes.hidden_size * sizes.intermediate_size
+    norms = 2 * sizes.hidden_size
+    return (49_152 + 1) * sizes.hidden_size + sizes.layers * (attention + mlp + norms)
 
 
 def test_a_table_has_means_and_no_cell_for_dimensions_that_a_model_lacks():
