@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PRUNED, RANDOM = "pruned", "random"
+SEVERAL_SEEDS = ("pruned, distilled", "pruned")  # students whose comparison is decided by more than one
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Student:
     name: str
     sizes: Sizes
     origin: str = PRUNED  # from the teacher's units, or from random weights
-    distilled: bool = False
+    distillation: float = 0.0  # weight of the loss to the teacher's embeddings; 0 = no teacher
 
     def experiment(self, seed: int) -> str:
         """The name of its run."""
@@ -57,7 +58,8 @@ class Cascade:
     def students(self) -> list[Student]:
         """Of a quarter of the teacher's size, trained for equally many steps."""
         return [
-            Student("pruned, distilled", self.quarter, distilled=True),
+            Student("pruned, distilled", self.quarter, distillation=1.0),
+            Student("pruned, distilled by a tenth", self.quarter, distillation=0.1),
             Student("pruned", self.quarter),
             Student("random weights", self.quarter, origin=RANDOM),
         ]
@@ -71,7 +73,7 @@ class Cascade:
         ]
 
     def seeds_of(self, student: Student) -> tuple[int, ...]:
-        """The seeds that a student is trained with: several where a comparison is decided by it."""
-        if student in self.students() and student.origin == PRUNED:
+        """The seeds that a student is trained with."""
+        if student.name in SEVERAL_SEEDS:
             return self.seeds
         return self.seeds[:1]

@@ -67,8 +67,8 @@ def student(cascade: Cascade, student: Student, seed: int, teacher: Path, steps:
     if student.origin == RANDOM:
         start = random_weights(start, seed)
     words = ["--seed", str(seed), *overrides]
-    if student.distilled:
-        words += ["--teacher_model_path", str(teacher)]
+    if student.distillation:
+        words += ["--teacher_model_path", str(teacher), "--kd_weight", str(student.distillation)]
     return train(cascade, student.experiment(seed), start, steps, words)
 
 

@@ -68,6 +68,7 @@ def test_the_whole_cascade_in_small(tmp_path, monkeypatch, commands, capsys):
     assert cascade.main(["--train_batch_size", "8", "--log_interval", "1"]) == 0
     rows = rows_of(capsys.readouterr().out)
     names = {"foundation, untrained", "teacher", "pruned, distilled", "pruned", "random weights"}
+    names.add("pruned, distilled by a tenth")
     for cut in ("depth alone", "width alone", "depth and width"):
         names |= {f"{cut}, before", f"{cut}, after"}
     assert names <= set(rows)
@@ -75,9 +76,9 @@ def test_the_whole_cascade_in_small(tmp_path, monkeypatch, commands, capsys):
     assert "±" not in rows["random weights"]
     assert (tmp_path / "v2_demo" / "matryoshka.png").read_bytes().startswith(b"\x89PNG")
     runs = [command for command in commands if " run.py " in command]
-    assert len(runs) == 1 + 2 + 2 + 1 + 3
+    assert len(runs) == 1 + 2 + 1 + 2 + 1 + 3
     taught = [command for command in runs if "--teacher_model_path v2_demo/output/teacher/step_4" in command]
-    assert len(taught) == 2  # both seeds of the distilled student
+    assert [shlex.split(command)[-1] for command in taught] == ["1.0", "1.0", "0.1"]  # two seeds, and a lighter weight
     assert len([command for command in commands if "tools.prune_model" in command]) == 4
 
     commands.clear()
@@ -101,9 +102,9 @@ def test_the_planned_sizes_are_as_described():
         assert round(smollm2_parameters(sizes) / 1e6, 1) == millions
         assert sizes.hidden_size % 9 == 0  # heads: Transformers takes no other Llama
     students = plan.students()
-    assert [student.distilled for student in students] == [True, False, False]
-    assert len({student.experiment(0) for student in [*students, *plan.cuts()]}) == 6
-    assert [plan.seeds_of(student) for student in students] == [(0, 1, 2), (0, 1, 2), (0,)]
+    assert [student.distillation for student in students] == [1.0, 0.1, 0.0, 0.0]
+    assert len({student.experiment(0) for student in [*students, *plan.cuts()]}) == 7
+    assert [plan.seeds_of(student) for student in students] == [(0, 1, 2), (0,), (0, 1, 2), (0,)]
     assert plan.seeds_of(plan.cuts()[0]) == (0,)
 
 
