@@ -131,11 +131,12 @@ class Searcher:
             tokens, lengths, _ = self.encode(texts)  # [T], [n]
             ends = np.cumsum(lengths)
             batches = list(batches_by_tokens(lengths, self.budget))
+        spare_passes = self._passes_of_longest(len(batches)) - len(batches)
         vectors = torch.zeros(len(texts), self.dims[-1], device=self.device)
         for batch in batches:
             packed = np.concatenate([tokens[ends[text] - lengths[text] : ends[text]] for text in batch])
             vectors[torch.from_numpy(batch).to(self.device)] = self._states(packed, lengths[batch]).float()
-        for _ in range(self._passes_of_longest(len(batches)) - len(batches)):
+        for _ in range(spare_passes):
             self._states(np.zeros(1, np.int32), np.ones(1, np.int64))  # one token, to take part in collectives
         return vectors
 
