@@ -266,11 +266,13 @@ def save_missing_folders(run: Run) -> None:
     steps_per_epoch = run.feed.plan.steps_per_epoch
     last = run.steps_done if run.is_finished else run.schedule.steps
     due = folder_name(run.steps_done, run.args.checkpointing_steps, last, steps_per_epoch)
-    best = run.evaluations.best
     if run.accelerator.is_main_process:
         put_back(run.folder / BEST)
+    best = run.evaluations.best
     if best is not None and best.step == run.steps_done:
-        save(run, BEST, run.steps_done)
+        there = model_folder.is_finished(run.folder / BEST, model_facts(run, best.step))
+        if not resume.from_main(run.accelerator, there):
+            save(run, BEST, best.step)
     if run.steps_done and due and not resume.from_main(run.accelerator, (run.folder / due).exists()):
         save(run, due, run.steps_done)
 
@@ -295,16 +297,9 @@ def save(run: Run, name: str, step: int) -> Path:
         if not model_folder.is_finished(folder, facts):  # it is after a kill before its state was published
             weights = {name.removeprefix("backbone."): weight for name, weight in weights.items()}
             model_folder.save(
-                folder,
-                embedder.backbone,
-                run.tokenizer,
-                facts,
-                dtype,
-                weights,
-                read_back,
-                pooling=embedder.pooling,
-                replace=name == BEST,
-            )
+                folder, embedder.backbone, run.tokenizer, facts, dtype, weights, read_back,
+                pooling=embedder.pooling, replace=name == BEST,
+            )  # fmt: skip
         tqdm.write(f"step {step}/{run.schedule.steps} | saved {folder}, read back and compared")
         model_folder.remove_old(run.folder, run.args.model_folders_limit, step, run.feed.plan.steps_per_epoch)
     accelerator.wait_for_everyone()
