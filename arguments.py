@@ -10,44 +10,19 @@ import re
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 
-from configuration.keys import did_you_mean, free_key, key, normalised, show_default, unwritable, value_problem
+from configuration.keys import free_key, key, normalised, show_default, unwritable, value_problem
+from configuration.other_names import what_it_may_be
 from configuration.sources import read_command_line, read_config
 
 USAGE = "python run.py --config configs/config.json [--key value ...]"
-# What people type who come from the Hugging Face Trainer, and what it is called here.
-ALIASES = {
-    "per_device_train_batch_size": "train_batch_size",
-    "num_train_epochs": "train_epochs",
-    "max_steps": "train_steps",
-    "lr": "learning_rate",
-    "resume_from_checkpoint": "resume",
-    "logging_steps": "log_interval",
-    "save_steps": "checkpointing_steps",
-    "eval_steps": "validation_steps",
-    "lr_scheduler_type": "scheduler_type",
-    "model_name_or_path": "model_path",
-    "max_length": "max_seq_length",
-    "attn_implementation": "attn_backend",
-}
-# What people look for that is no key here, and where it is instead.
-HINTS = {
-    "gradient_accumulation_steps": "a batch of any size runs in parts by itself, with all its in-batch negatives: "
-    "raise train_batch_size (max_tokens_per_forward limits a part)",
-    "bf16": "precision is the launcher's: accelerate launch --mixed_precision bf16, or mixed_precision in its config",
-    "instruction": "it belongs to tokenize_data_qwen.py: --instruction TEXT",
-    "sampling_weight": "it is a setting of a dataset, in dataset_settings.json beside the data",
-    "task": "it belongs to tokenize_data_qwen.py: --task TASK",
-    "fp16": "not supported; train in bf16: accelerate launch --mixed_precision bf16",
-    "fsdp": "the engine is the launcher's: accelerate launch --config_file configs/accelerate_config.yaml",
-    "deepspeed": "the engine is the launcher's: accelerate launch --config_file configs/accelerate_deepspeed.yaml",
-}
 _MODEL = "Model"
 _DATA = "Data"
 _LOSS = "Losses"
 _STEP = "Optimizer and schedule"
 _LORA = "LoRA"
 _OUT = "Output"
-GROUPS = (_MODEL, _DATA, _LOSS, _STEP, _LORA, _OUT)
+_EVALUATION = "Evaluation"
+GROUPS = (_MODEL, _DATA, _LOSS, _STEP, _LORA, _OUT, _EVALUATION)
 
 
 @dataclass
@@ -141,13 +116,34 @@ class Args:
     lora_r: int = key(_LORA, "", "rank of the adapters", 8, low=1)
     lora_alpha: int = key(_LORA, "", "adapters are scaled by lora_alpha / lora_r", 32, low=1)
     lora_dropout: float = key(_LORA, "share", "dropout before the adapters", 0.1, low=0)
-    lora_target_modules: str | list = key(
+    lora_target_modules: str | list[str] = key(
         _LORA, "", "layers to adapt: a list, a comma-separated string, or all-linear", "q_proj,v_proj"
     )
 
     log_interval: int = free_key(_OUT, "steps", "a log line each", 20, low=1)
     validation_steps: int = free_key(
         _OUT, "steps", "validation on the held-out 1 %, and at each epoch's end; 0 = never", 100, low=0
+    )
+    evaluation_data_path: str | None = free_key(
+        _EVALUATION, "folder", "retrieval sets in BEIR's layout: of one, of several, or a list with commas", None
+    )
+    evaluation_steps: int = free_key(
+        _EVALUATION, "steps", "a search in those sets, and one after the last step; 0 = never", 500, low=0
+    )
+    evaluation_dims: int | str | list[int] | None = free_key(
+        _EVALUATION,
+        "dimensions",
+        "what embeddings are cut to beside their whole width, a list or with commas; null = what use_mrl trains",
+        None,
+    )
+    best_metric: str | None = free_key(
+        _EVALUATION,
+        "METRIC, SET/METRIC or SET/DIMENSIONS/METRIC",
+        "the folder best holds the model that had most of it: nDCG@10, the mean of all sets, ...; null = no folder",
+        None,
+    )
+    early_stopping_patience: int = free_key(
+        _EVALUATION, "evaluations", "the run ends after so many in a row without more of best_metric; 0 = off", 0, low=0
     )
     checkpointing_steps: int = free_key(
         _OUT, "steps", "a model folder step_N each; epoch_N and the last step always; 0 = only those", 100, low=0
@@ -257,7 +253,7 @@ def _check_values(values: dict, keys: dict[str, Field]) -> tuple[dict, list[str]
     refused = []
     for name, value in values.items():
         if name not in keys:
-            unheard_of.append(f"{name}: no such key{_what_it_may_be(name, keys)}")
+            unheard_of.append(f"{name}: no such key{what_it_may_be(name, keys)}")
             continue
         problem = value_problem(keys[name], value)
         if problem:
@@ -265,14 +261,6 @@ def _check_values(values: dict, keys: dict[str, Field]) -> tuple[dict, list[str]
         else:
             good[name] = normalised(keys[name], value)
     return good, unheard_of + refused
-
-
-def _what_it_may_be(name: str, keys: dict[str, Field]) -> str:
-    if name in HINTS:
-        return f"; {HINTS[name]}"
-    if name in ALIASES:
-        return f"; did you mean {ALIASES[name]}?"
-    return did_you_mean(name, keys) or "; python run.py --help lists them"
 
 
 def _problems_between_keys(args: Args, unknown: set[str]) -> list[str]:

@@ -57,6 +57,9 @@ RUN = {  # command -> what is appended to it here; on two CPU processes where th
     OWN_DATA: "",
     "python run.py --config configs/config.json --cache_only true": "",
     "python run.py --config configs/config.json --learning_rate 2e-5 --use_mrl true": A_RUN_OF_ITS_OWN,
+    "python run.py --config configs/config.json --evaluation_data_path my_sets --evaluation_steps 500 "
+    "--evaluation_dims 64,256 --best_metric nDCG@10 --early_stopping_patience 5": "--experiment_id evaluated "
+    "--train_steps 2 --evaluation_dims 8,16 --evaluation_steps 1",
     WITHOUT_LAUNCHER: "--experiment_id without_launcher --train_steps 2",
     "python -m tools.plot_run output/first_run": "",
     f"{TOKENIZE} --input_dir training_data --output_dir training_data/joined --part 1/2": "",
@@ -354,6 +357,7 @@ def test_the_commands_and_the_python_of_the_pages_run(laid_out, monkeypatch, cap
         assert (output / path).exists(), path
     assert (output / "my_run" / "epoch_2" / "modules.json").exists()
     assert (laid_out / "mined" / "questions.parquet").exists()
+    assert (output / "evaluated" / "best" / "modules.json").exists()
     prompts = json.loads((output / "my_run" / "epoch_2" / "config_sentence_transformers.json").read_text())["prompts"]
     assert prompts["query"] == f"Instruct: {OWN_INSTRUCTION}\nQuery: "  # only the tokenising was told
     assert (laid_out / "merged" / "model.safetensors").exists()

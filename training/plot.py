@@ -1,4 +1,4 @@
-"""A picture of a run: losses and measures by task, learning rate and gradient norm over the steps."""
+"""A picture of a run over its steps: losses and measures by task, evaluations, learning rate and gradient norm."""
 
 import json
 import math
@@ -29,18 +29,22 @@ def draw(run: Path) -> str | None:
     lines = read_lines(run / "metrics.jsonl")
     trained = [line for line in lines if line["kind"] == "train"]
     validated = [line for line in lines if line["kind"] == "validation"]
+    evaluated = [line for line in lines if line["kind"] == "evaluation"]
     if not trained:
         raise ValueError(f"{run / 'metrics.jsonl'}: no training step was logged yet")
     tasks = read_tasks(run, trained)
     names = [task for task in (*TASKS, "all") if task in tasks.values()]
-    rows = math.ceil((len(names) + 1) / 2)
+    rows = math.ceil((len(names) + 1 + bool(evaluated)) / 2)
     figure, grid = pyplot.subplots(rows, 2, figsize=(13, 4.6 * rows), layout="constrained", squeeze=False)
     panels = list(grid.flat)
     for panel, task in zip(panels, names, strict=False):
         members = [name for name, own in tasks.items() if own == task]
         _draw_task(panel, task, members, trained, validated)
-    _draw_schedule(panels[len(names)], trained)
-    for unused in panels[len(names) + 1 :]:
+    others = panels[len(names) :]
+    if evaluated:
+        _draw_evaluations(others.pop(0), evaluated)
+    _draw_schedule(others.pop(0), trained)
+    for unused in others:
         unused.set_visible(False)
     figure.savefig(run / "training.png", dpi=120)
     pyplot.close(figure)
@@ -121,6 +125,34 @@ def _draw_members(axes, members: list[str], trained: list[dict], kind: str, colo
             axes.plot(steps, values, linestyle=styles[number], color=colour, linewidth=0.9, label=f"{kind}, {name}")
         else:
             axes.plot(steps, values, color=colour, linewidth=0.4, alpha=0.25)
+
+
+def _draw_evaluations(axes, evaluated: list[dict]) -> None:
+    """nDCG@10 of each set, at the whole width as a thick line, at shorter ones as thin ones."""
+    for number, name in enumerate(evaluated[-1]["sets"]):
+        for dim, (steps, values) in evaluation_curves(evaluated, name).items():
+            whole = dim == max(map(int, evaluated[-1]["sets"][name]))
+            axes.plot(
+                steps,
+                values,
+                "o-" if whole else ".:",
+                color=f"C{number % 10}",
+                linewidth=2 if whole else 0.8,
+                label=f"{name}, {dim}",
+            )
+    axes.set(xlabel="step", ylabel="nDCG@10", title="evaluation, by set and dimensions")
+    axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)
+
+
+def evaluation_curves(evaluated: list[dict], name: str) -> dict[int, tuple[list[int], list[float]]]:
+    """Dimensions -> steps and nDCG@10 of one set, the most dimensions first."""
+    curves: dict[int, tuple[list[int], list[float]]] = {}
+    for line in evaluated:
+        for dim, values in line["sets"].get(name, {}).items():
+            steps, found = curves.setdefault(int(dim), ([], []))
+            steps.append(line["step"])
+            found.append(values["nDCG@10"])
+    return dict(sorted(curves.items(), reverse=True))
 
 
 def _draw_schedule(axes, trained: list[dict]) -> None:

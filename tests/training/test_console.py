@@ -11,7 +11,7 @@ from PIL import Image
 
 from training.advice import PUBLISHED_INSTRUCTION, choose_query_instruction, unexpected
 from training.console import end_lines, format_means, format_seconds, format_train_line, how_to_go_on
-from training.plot import curve, draw, read_tasks
+from training.plot import curve, draw, evaluation_curves, read_tasks
 from training.schedule import Schedule
 
 ALL = [
@@ -73,6 +73,8 @@ def test_the_last_lines_say_what_to_use_and_how():
         "use it:   SentenceTransformer('out/epoch_2')",
         "plot:     out/training.png",
     ]
+    lines = end_lines(60, 3723, {}, "out/epoch_2", adapter=False, picture=None, best="out/best: nDCG@10 0.5 at step 9")
+    assert lines[-1] == "best:     out/best: nDCG@10 0.5 at step 9"
     lines = end_lines(1, 59, {}, "out/step_1", adapter=True, picture=None)
     assert lines[-1] == "merge it: python -m tools.merge_adapter out/step_1 out/step_1-merged"
     assert "the same command goes on" in how_to_go_on(3, 9, resumable=True)
@@ -178,6 +180,20 @@ def test_a_picture_has_a_panel_for_each_task(tmp_path, datasets):
     assert wide == 1560
     assert high == (552 if datasets == 1 else 1104)  # one row of two panels, or two rows
     assert colours > 50  # something is drawn
+
+
+def test_evaluations_have_a_panel_of_their_own(tmp_path):
+    write_run(tmp_path, 1)  # one task, and the schedule: one row of two panels
+    lines = []
+    for step in (10, 20):
+        sets = {"a": {"8": {"nDCG@10": 0.1 * step}, "32": {"nDCG@10": 0.2 * step}}}
+        lines.append({"step": step, "kind": "evaluation", "sets": sets})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    assert evaluation_curves(lines, "a") == {32: ([10, 20], [2.0, 4.0]), 8: ([10, 20], [1.0, 2.0])}
+    assert evaluation_curves(lines, "b") == {}
+    with Image.open(draw(tmp_path)) as picture:
+        assert picture.size == (1560, 1104)
 
 
 def test_an_older_run_has_one_panel(tmp_path):
