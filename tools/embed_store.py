@@ -34,8 +34,8 @@ from data.embedding_store import DTYPES, texts_of
 from data.embedding_writer import RowWriter, TextBatches, longest_text
 from data.token_store import TokenStore, deep_check
 from model import FrozenEmbedder
-from modeling.attention import backend_candidates, head_shape, try_kernels
-from modeling.backbone import attention_window, check_backbone
+from modeling.attention import head_shape, try_kernels
+from modeling.backbone import check_backbone
 from modeling.tokenizer import fitting_tokenizer
 from runtime import engine, launcher, processes
 from runtime.verdict import refused_elsewhere
@@ -187,14 +187,11 @@ def embed_stores(asked: Asked, stores: list[TokenStore], accelerator: Accelerato
 def load(asked: Asked, accelerator: Accelerator) -> FrozenEmbedder:
     """The teacher as training loads it."""
     config, _ = check_backbone(asked.model, 0, 0, "auto", revision=asked.model_revision)
-    on_cpu = accelerator.device.type == "cpu"
-    half = accelerator.mixed_precision == "bf16"
-    if half and not on_cpu:
+    on_gpu = accelerator.device.type != "cpu"
+    if on_gpu and accelerator.mixed_precision == "bf16":
         for line in try_kernels(accelerator.device, [head_shape(config)]):
             accelerator.print(f"warning: attention kernel left out: {line}")
-    windowed = attention_window(config) is not None
-    candidates = backend_candidates("auto", on_cpu, windowed, engine.is_sharded(accelerator), half)
-    return load_teacher(asked.model, accelerator, candidates, asked.model_revision)
+    return load_teacher(asked.model, accelerator, "auto", asked.model_revision)
 
 
 def facts_of(asked: Asked, stores: list[TokenStore], teacher: FrozenEmbedder, precision: str) -> dict[str, dict]:

@@ -149,13 +149,22 @@ def test_everything_that_stands_against_it_is_said_at_once(folders, toy_world, t
 
 
 def test_a_teacher_whose_numbers_are_not_finite_writes_nothing(folders, tmp_path, capsys):
+    """Whether all its numbers are broken, which is seen at once, or those of one token that its trial does not have."""
     teacher = AutoModel.from_pretrained(folders[0], dtype=torch.float32)
-    teacher.norm.weight.data[3] = torch.nan
-    teacher.save_pretrained(tmp_path / "broken")
-    toy.make_tokenizer(tmp_path / "broken")
-    assert embed(tmp_path / "broken", folders[1], tmp_path / "output") == 1
-    assert "the teacher's embedding is not finite" in capsys.readouterr().err
-    assert not (tmp_path / "output" / "toy_classification").exists()
+    used = int(open_store(folders[1] / NAMES[0]).tokens.max())
+    damages = {
+        "the weights are damaged": teacher.norm.weight.data[3:4],
+        "the teacher's embedding is not finite": teacher.embed_tokens.weight.data[used],
+    }
+    for number, (said, weights) in enumerate(damages.items()):
+        sound = weights.clone()
+        weights.fill_(torch.nan)
+        teacher.save_pretrained(tmp_path / f"broken{number}")
+        weights.copy_(sound)
+        toy.make_tokenizer(tmp_path / f"broken{number}")
+        assert embed(tmp_path / f"broken{number}", folders[1], tmp_path / f"output{number}") == 1
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / f"output{number}" / "toy_classification").exists()
 
 
 def door(rank: int, world: int, teacher, stores, output) -> int:
