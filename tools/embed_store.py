@@ -39,7 +39,7 @@ from modeling.backbone import check_backbone
 from modeling.tokenizer import fitting_tokenizer
 from runtime import engine, launcher, processes
 from runtime.verdict import refused_elsewhere
-from training.identity import weights_digest
+from training.identity import config_digest, weights_digest
 from training.models import load_teacher
 from utils import RunError, plural
 
@@ -203,6 +203,7 @@ def facts_of(asked: Asked, stores: list[TokenStore], teacher: FrozenEmbedder, pr
             "name": store.name,
             "model": asked.model,
             "teacher": named,
+            "teacher_config": config_digest(teacher.decoder().config),
             "precision": precision,
             "store": texts_of(store),
             "max_seq_length": asked.max_length(store),

@@ -3,6 +3,9 @@
 python -m pytest tests/tools/test_embed_store.py
 """
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,7 @@ from data.embedding_store import read_meta
 from data.embedding_writer import RowWriter, TextBatches
 from data.token_store import open_store
 from tools import embed_store
+from utils import seal, write_json
 
 LENGTH = 24
 NAMES = ("toy_classification", "toy_clustering")
@@ -90,6 +94,22 @@ def test_what_is_finished_is_left_alone_and_another_is_refused(folders, capsys, 
         assert f"{folders[2] / name}: made otherwise (teacher {{" in said
     assert "dtype 'float32' -> 'float16'" in said
     assert {path: path.stat().st_mtime_ns for path in folders[2].rglob("*")} == before
+
+
+def test_another_config_of_the_same_weights_is_another_teacher(folders, tmp_path, capsys):
+    other = shutil.copytree(folders[0], tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 123.0
+    (other / "config.json").write_text(json.dumps(config))
+    assert embed(other, *folders[1:]) == 2
+    assert "made otherwise (teacher_config '" in capsys.readouterr().err
+    older = shutil.copytree(folders[2], tmp_path / "older")  # before configs were named
+    for name in NAMES:
+        meta = json.loads((older / name / "meta.json").read_text())
+        del meta["teacher_config"], meta["check"]
+        write_json(older / name / "meta.json", seal(meta))
+    assert embed(*folders[:2], older) == 0
+    assert capsys.readouterr().out.count("finished before") == 2
 
 
 def batches(folders) -> dict[str, int]:
