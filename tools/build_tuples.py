@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     """Check everything, then build.
 
     Returns:
-        the exit status: 0; 1 the disk is full; 2 refused, and no data set was written; 130 interrupted by Ctrl-C.
+        the exit status: 0; 1 the disk is full; 2 refused, and no dataset was written; 130 interrupted by Ctrl-C.
     """
     flags = parse(argv)
     try:
