@@ -23,6 +23,7 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 import torch
 import transformers
 
+from configuration.words import boolean
 from data import raw_files
 from data.raw_rows import RawError
 from modeling import hub
@@ -162,13 +163,7 @@ def _add_rules(group) -> None:
 
 
 def _add_boolean(group, name: str, default: bool, words: str) -> None:
-    group.add_argument(name, type=_boolean, default=default, help=f"{words} (default {str(default).lower()})")
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() == "true"
+    group.add_argument(name, type=boolean, default=default, help=f"{words} (default {str(default).lower()})")
 
 
 def _number(text: str) -> float | None:
