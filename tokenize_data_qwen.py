@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from configuration import dataset_settings
 from configuration.dataset_settings import DatasetSettings
+from configuration.words import boolean, in_words, number_of
 from data import jobs, joining, parts, raw_files, raw_formats, token_store
 from data.declarations import (
     ALL_FILES,
@@ -32,7 +33,6 @@ from data.declarations import (
 )
 from data.jobs import Job, Order, RawFile
 from data.joining import Join
-from data.parts import Part
 from data.store_report import FILES_SHOWN, last_lines, not_read_lines, some, store_line
 from data.token_store import StoreError
 from data.tokenising import tokenize_with_fallback
@@ -137,14 +137,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add(
         "--skip_bad_rows",
-        type=_boolean,
+        type=boolean,
         default=False,
         help="leave out rows with an empty query or positive, or nothing to learn from, "
         "instead of refusing the file (default false)",
     )
-    add("--overwrite", type=_boolean, default=False, help="replace stores made from other inputs (default false)")
-    add("--part", type=_part, metavar="I/N", help="tokenise the I-th of N parts of all files; then --join N")
-    add("--join", type=_count, metavar="N", help="make the stores of N parts, with the flags that they were made with")
+    add("--overwrite", type=boolean, default=False, help="replace stores made from other inputs (default false)")
+    part = in_words(parts.read_part)
+    add("--part", type=part, metavar="I/N", help="tokenise the I-th of N parts of all files; then --join N")
+    add("--join", type=number_of("parts"), metavar="N", help="make the stores of N parts, with the flags of the parts")
     return parser.parse_args(argv)
 
 
@@ -152,25 +153,6 @@ def _folder(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("must not be empty; . is the current folder")
     return Path(text).expanduser()
-
-
-def _part(text: str) -> Part:
-    try:
-        return parts.read_part(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of parts")
-    return int(text)
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() == "true"
 
 
 def plan_jobs(flags: argparse.Namespace, tokenizer_print: str) -> tuple[list[Job], list[str]]:

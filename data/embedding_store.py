@@ -153,12 +153,18 @@ def are_cut_alike(one: int, other: int, longest: int) -> bool:
 
 
 def other_teachers(folder: Path, names: list[str]) -> list[str]:
-    """One line where datasets have embeddings of different teachers, or of one in different precisions."""
+    """One line where datasets have embeddings of different teachers, or of one in different precisions.
+
+    The teachers' configs are compared where all datasets say something of them: older folders do not.
+    """
+    metas = {name: read_meta(folder / name) for name in names}
+    with_config = all("teacher_config" in meta for meta in metas.values())
     datasets: dict[str, list[str]] = {}
-    for name in names:
-        meta = read_meta(folder / name)
-        teacher = f"{meta['model']} (weights {meta['teacher']['weights']}, precision {meta['precision']})"
-        datasets.setdefault(teacher, []).append(name)
+    for name, meta in metas.items():
+        words = [f"weights {meta['teacher']['weights']}", f"precision {meta['precision']}"]
+        if with_config:
+            words.insert(1, f"config {meta['teacher_config']}")
+        datasets.setdefault(f"{meta['model']} ({', '.join(words)})", []).append(name)
     if len(datasets) < 2:
         return []
     told = [f"{teacher} for {', '.join(of[:3])}{' ...' if len(of) > 3 else ''}" for teacher, of in datasets.items()]

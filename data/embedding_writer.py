@@ -22,6 +22,7 @@ from data.embedding_store import ARRAY, DTYPES, FORMAT, read_meta, size_problem
 from data.token_store import HEADER, StoreError, TokenStore, npy_header
 from utils import aside_of, file_digest, publish, read_json, remove, seal, write_json
 
+_NEWER_FACTS = {"teacher_config"}  # folders that were written before there was such a fact say nothing of it, and stand
 WINDOW = 2**14  # texts that are sorted by length together: rows lie near each other on the disk, and memory is bounded
 
 
@@ -77,7 +78,8 @@ def is_done(folder: Path, facts: dict) -> tuple[bool, list[str]]:
     size = size_problem(folder, meta)
     if size:
         return False, [size]
-    names = [name for name in _what_counts(facts) if meta.get(name) != facts[name]]
+    unsaid = _NEWER_FACTS - meta.keys()
+    names = [name for name in _what_counts(facts) if name not in unsaid and meta.get(name) != facts[name]]
     if names:
         changes = "; ".join(f"{name} {meta.get(name)!r} -> {facts[name]!r}" for name in names)
         return False, [f"{folder}: made otherwise ({changes}): choose another --output, or delete it"]

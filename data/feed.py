@@ -113,24 +113,30 @@ def describe(stores: list[TokenStore], listing: Path | None = None) -> list[str]
     Args:
         listing: a file that gets the lines of all datasets where not all are shown; None writes none.
     """
-    tuples = sum(len(store.tuples) for store in stores)
-    nbytes = sum(store.nbytes for store in stores)
-    lines = [f"data ready: {plural(len(stores), 'dataset')}, {tuples:,} tuples, {nbytes / 1e6:,.1f} MB"]
     shown = stores
     if len(stores) > DATASETS_SHOWN:
         shown = largest(stores)
-        lines[0] += "; the largest:"
-    longest_name = max(len(store.name) for store in shown)
-    lines += [_describe_one(store, longest_name) for store in shown]
+    lines = [_summary(stores), *_describe_each(shown)]
     others = len(stores) - len(shown)
     if others:
-        line = f"  and {others:,} more"
-        if listing is not None:
-            longest_name = max(len(store.name) for store in stores)
-            write_lines(listing, [_describe_one(store, longest_name) for store in stores])
-            line += f", in {listing}"
-        lines.append(line)
+        lines[0] += "; the largest:"
+        lines.append(f"  and {others:,} more")
+    if others and listing is not None:
+        write_lines(listing, _describe_each(stores))
+        lines[-1] += f", in {listing}"
     return lines
+
+
+def _summary(stores: list[TokenStore]) -> str:
+    tuples = sum(len(store.tuples) for store in stores)
+    nbytes = sum(store.nbytes for store in stores)
+    return f"data ready: {plural(len(stores), 'dataset')}, {tuples:,} tuples, {nbytes / 1e6:,.1f} MB"
+
+
+def _describe_each(stores: list[TokenStore]) -> list[str]:
+    """A line about each dataset."""
+    longest_name = max(len(store.name) for store in stores)
+    return [_describe_one(store, longest_name) for store in stores]
 
 
 def _describe_one(store: TokenStore, width: int) -> str:

@@ -1,6 +1,7 @@
 """What is said about datasets, for people: the largest of many on the screen, all of them in a file."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,16 +36,30 @@ def some(names: Iterable[str]) -> str:
 
 def store_line(store: TokenStore, width: int) -> str:
     """One line about a store that was written; `width` is that of the column of names."""
-    meta, stats = store.meta, store.meta["stats"]
-    own = stats.get("own", 0)
+    counts = _counts(store)
+    truncated = store.meta["stats"].get("truncated", 0) / max(counts["texts"], 1)
     parts = [
         f"{store.name:{width}}  {store.task:14}",
-        f"{meta['rows']:>11,} rows  {meta['texts']:>11,} texts  {meta['tokens']:>14,} tokens",
-        f"{stats.get('truncated', 0) / max(meta['texts'], 1):6.1%} truncated  {stats.get('skipped', 0):,} skipped",
-        f"{plural(own, 'negative')} equal to the positive left out",
-        f"{store.nbytes / 1e6:,.1f} MB",
+        f"{counts['rows']:>11,} rows  {counts['texts']:>11,} texts  {counts['tokens']:>14,} tokens",
+        f"{truncated:6.1%} truncated  {_left_out(counts)}",
     ]
     return "  ".join(parts)
+
+
+def _counts(store: TokenStore) -> Counter:
+    """What is in a store, what was left out of it, and its bytes."""
+    counts = Counter(bytes=store.nbytes)
+    for name in ("rows", "texts", "tokens"):
+        counts[name] = store.meta[name]
+    for name in ("skipped", "own"):
+        counts[name] = store.meta["stats"].get(name, 0)
+    return counts
+
+
+def _left_out(counts: Counter) -> str:
+    """The last words of a line about one store or many."""
+    own = f"{plural(counts['own'], 'negative')} equal to the positive left out"
+    return f"{counts['skipped']:,} skipped  {own}  {counts['bytes'] / 1e6:,.1f} MB"
 
 
 def report_lines(stores: list[TokenStore]) -> list[str]:
@@ -62,15 +77,12 @@ def report_lines(stores: list[TokenStore]) -> list[str]:
 
 def total_line(stores: list[TokenStore]) -> str:
     """One line about all stores together."""
-    totals = {name: sum(store.meta[name] for store in stores) for name in ("rows", "texts", "tokens")}
-    stats = [store.meta["stats"] for store in stores]
-    skipped = sum(counts.get("skipped", 0) for counts in stats)
-    own = sum(counts.get("own", 0) for counts in stats)
-    nbytes = sum(store.nbytes for store in stores)
+    counts = Counter()
+    for store in stores:
+        counts.update(_counts(store))
     return (
-        f"{plural(len(stores), 'dataset')}  {totals['rows']:,} rows  {totals['texts']:,} texts  "
-        f"{totals['tokens']:,} tokens  {skipped:,} skipped  "
-        f"{plural(own, 'negative')} equal to the positive left out  {nbytes / 1e6:,.1f} MB"
+        f"{plural(len(stores), 'dataset')}  {counts['rows']:,} rows  {counts['texts']:,} texts  "
+        f"{counts['tokens']:,} tokens  {_left_out(counts)}"
     )
 
 

@@ -5,6 +5,7 @@ Each distinct text is tokenised once. An interrupted file continues where it was
 
 import math
 from collections.abc import Callable
+from itertools import chain
 
 import numpy as np
 from tqdm import tqdm
@@ -86,12 +87,22 @@ def add_tuples(writer: StoreWriter, columns: list[list[str | None]], encode: Cal
     Args:
         columns: queries, positives, and a list for each slot of negatives; all of one length.
     """
-    keys = [[text_key(text.encode()) if text else None for text in column] for column in columns]
+    keys = [keys_of(column) for column in columns]  # 2 + K lists of [rows]
     texts = new_texts(columns, keys, writer.numbers)
     tokens, lengths, is_cut = encode(list(texts.values()))
     writer.add_texts(list(texts), tokens, lengths, is_cut)
-    numbers = [[writer.numbers[key] if key else -1 for key in column] for column in keys]
-    writer.add_tuples(np.array(numbers, np.int32).T)
+    numbers = [numbers_of(column, writer.numbers) for column in keys]  # 2 + K lists of [rows]
+    writer.add_tuples(np.array(numbers, np.int32).T)  # [rows, 2 + K]
+
+
+def keys_of(column: list[str | None]) -> list[bytes | None]:
+    """The key of each text; None where there is none."""
+    return [text_key(text.encode()) if text else None for text in column]
+
+
+def numbers_of(keys: list[bytes | None], known: dict[bytes, int]) -> list[int]:
+    """The text number of each key; -1 where there is no text."""
+    return [known[key] if key else -1 for key in keys]
 
 
 def new_texts(columns: list[list[str | None]], keys: list[list[bytes | None]], known: dict) -> dict[bytes, str]:
@@ -99,9 +110,10 @@ def new_texts(columns: list[list[str | None]], keys: list[list[bytes | None]], k
 
     Row by row, so that the texts' numbers do not depend on where batches begin.
     """
+    texts_by_row = chain.from_iterable(zip(*columns, strict=True))
+    keys_by_row = chain.from_iterable(zip(*keys, strict=True))
     texts = {}
-    for row, row_keys in zip(zip(*columns, strict=True), zip(*keys, strict=True), strict=True):
-        for text, key in zip(row, row_keys, strict=True):
-            if key and key not in known:
-                texts[key] = text
+    for text, key in zip(texts_by_row, keys_by_row, strict=True):
+        if key and key not in known:
+            texts[key] = text
     return texts

@@ -11,6 +11,7 @@ A folder is written under another name and renamed when it is whole, so under it
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -73,7 +74,7 @@ def save(
         save_weights(aside, backbone, weights, dtype, facts.matryoshka_dims)
     save_tokenizer(tokenizer, aside, facts.max_seq_length)
     write_sentence_transformers_files(aside, facts, pooling)
-    _let_others_read(aside)
+    let_others_read(aside)
     if check is not None:
         problems = check(aside)
         if problems:
@@ -133,6 +134,49 @@ def write_sentence_transformers_files(folder: Path, facts: Facts, pooling: str =
     (folder / "README.md").write_text(model_card(facts, pooling), encoding="utf-8")
 
 
+def copy_sentence_transformers_files(source: Path, folder: Path, hidden_size: int) -> None:
+    """Pooling, normalisation and prompts of a folder that another program wrote, for a narrower decoder.
+
+    Args:
+        source: has a modules.json that `modules_to_cut` has nothing against.
+        hidden_size: of the decoder in `folder`.
+    """
+    for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+    for module in read_json(source / "modules.json"):
+        if not module["path"]:
+            continue  # the decoder itself
+        own = folder / module["path"]
+        own.mkdir()
+        if (source / module["path"] / "config.json").exists():  # of normalisation there is none
+            config = read_json(source / module["path"] / "config.json")
+            sizes = {key: hidden_size for key in ("word_embedding_dimension", "embedding_dimension") if key in config}
+            write_json(own / "config.json", config | sizes)
+
+
+def modules_to_cut(source: Path) -> list[str]:
+    """Why the modules of a Sentence Transformers folder cannot follow a narrower decoder, one line each."""
+    if not (source / "modules.json").exists():
+        return []
+    try:
+        modules = read_json(source / "modules.json")
+        found = [(module["type"].rpartition(".")[2], module["path"]) for module in modules]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        found = []
+    if not found:
+        return [f"{source / 'modules.json'}: not a list of modules"]
+    problems = []
+    for kind, path in found:
+        if kind not in ("Transformer", "Pooling", "Normalize"):
+            problems.append(
+                f"{source}: its module {kind} has weights for the decoder's width: only pooling can be kept"
+            )
+        if path != Path(path).name:
+            problems.append(f"{source / 'modules.json'}: {path!r} is not the name of a folder beside it")
+    return problems
+
+
 def _write_modules(folder: Path) -> None:
     """modules.json: the three steps from a text to its embedding, and where the settings of each lie."""
     folder_of_module = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
@@ -186,7 +230,7 @@ def _save_adapter(folder: Path, backbone: PeftModel, weights: dict) -> None:
     write_json(folder / "adapter_config.json", config)
 
 
-def _let_others_read(folder: Path) -> None:
+def let_others_read(folder: Path) -> None:
     """Give the weights the permissions that any new file would have: safetensors writes files for their owner alone."""
     mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)

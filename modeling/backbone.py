@@ -33,22 +33,25 @@ def check_backbone(
         return None, problems
     problems = _weight_problems(path)
     problems += _vocabulary_problems(config, max_token_id, "tokenise again with the tokenizer of this model")
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit and max_seq_length > limit:
-        problems.append(f"max_seq_length {max_seq_length} is above the model's max_position_embeddings {limit}")
-    window = attention_window(config)
-    if window and window < max_seq_length and is_packed(backend):
-        problems.append(f"its tokens see no further than {window} tokens back: set attn_backend to auto or buckets")
+    problems += _length_problems(config, max_seq_length, backend)
     return config, problems + _lora_problems(config, lora_targets)
 
 
-def check_teacher(path: str, student: PreTrainedConfig, max_token_id: int, revision: str | None = None) -> list[str]:
-    """Why the model at `path` cannot teach this student, one line each."""
+def check_teacher(
+    path: str,
+    student: PreTrainedConfig,
+    max_token_id: int,
+    max_seq_length: int,
+    backend: str,
+    revision: str | None = None,
+) -> list[str]:
+    """Why the model at `path` cannot teach this student, one line each. It reads the texts that the student reads."""
     config, problems = read_config(path, revision)
     if config is None:
         return problems
     problems = _weight_problems(path)
     problems += _vocabulary_problems(config, max_token_id, "take a teacher with the student's vocabulary")
+    problems += _length_problems(config, max_seq_length, backend)
     if student.hidden_size > config.hidden_size:
         problems.append(
             f"hidden size {config.hidden_size}, but the student's is {student.hidden_size}: a student learns the first "
@@ -82,6 +85,18 @@ def _vocabulary_problems(config: PreTrainedConfig, max_token_id: int, remedy: st
     return [
         f"the data hold token id {max_token_id}, but the model's vocabulary has {config.vocab_size} entries: {remedy}"
     ]
+
+
+def _length_problems(config: PreTrainedConfig, max_seq_length: int, backend: str) -> list[str]:
+    """Why texts of this length cannot go through the decoder in this way, one line each."""
+    problems = []
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit and max_seq_length > limit:
+        problems.append(f"max_seq_length {max_seq_length} is above the model's max_position_embeddings {limit}")
+    window = attention_window(config)
+    if window and window < max_seq_length and is_packed(backend):
+        problems.append(f"its tokens see no further than {window} tokens back: set attn_backend to auto or buckets")
+    return problems
 
 
 def _weight_problems(path: str) -> list[str]:

@@ -235,6 +235,9 @@ def pruned_config(
     settings["head_dim"] = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if hidden_size is not None:
         settings["hidden_size"] = hidden_size
+        if settings.get("matryoshka_dimensions"):
+            narrower = [dim for dim in settings["matryoshka_dimensions"] if dim < hidden_size]
+            settings["matryoshka_dimensions"] = [*narrower, hidden_size]
     if intermediate_size is not None:
         settings["intermediate_size"] = intermediate_size
     if num_layers is not None:

@@ -265,16 +265,19 @@ def compute_in(dtype: torch.dtype) -> None:
         Qwen3RMSNorm.forward = lambda self, x: F.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon)
 
 
-def train_steps(rank: int, world: int, configs: list[dict], dtype: torch.dtype) -> list[dict]:
+def train_steps(rank: int, world: int, configs: list[dict], dtype: torch.dtype, stop: int = 0) -> list[dict]:
     """Run each configuration through run.setup and run.train_step, in `dtype`, and report from the main process.
+
+    Args:
+        stop: after this step a state is saved and everything is set up anew from it; 0 = never.
 
     Returns:
         For each configuration: "gradients", one dict of arrays by parameter a step, before clipping; "norms"; "losses",
         the meter's; "before" and "weights", before the first step and after the last; "engine", the wrapper's class;
-        "teacher", the class of its parameters.
+        "teacher", the class of its parameters; "passes", forward passes of the student (not counted: after `stop`).
     """
     compute_in(dtype)
-    return [_train(config) for config in configs]
+    return [_train(config, stop) for config in configs]
 
 
 def live_run(config: dict) -> run.Run:
@@ -283,7 +286,7 @@ def live_run(config: dict) -> run.Run:
     path.write_text(json.dumps(config))
     args, problems, unknown = run.arguments.parse(["--config", str(path)])
     stores, recipes, tokenizer, problems = run.find_problems(args, problems, unknown)
-    assert problems == []
+    assert not problems, problems
     AcceleratorState._reset_state()
     GradientState._reset_state()
     accelerator = engine.start([], args.tb_dir)
@@ -293,27 +296,55 @@ def live_run(config: dict) -> run.Run:
     return live
 
 
-def _train(config: dict) -> dict:
+def _train(config: dict, stop: int) -> dict:
     live = live_run(config)
-    accelerator = live.accelerator
     found = {"gradients": [], "norms": [], "engine": type(live.model).__name__}
-    clip = accelerator.clip_grad_norm_
-
-    def recorded(parameters, limit):
-        found["gradients"].append(_whole({name: p.grad for name, p in live.model.named_parameters()}))
-        return clip(parameters, limit)
-
-    accelerator.clip_grad_norm_ = recorded
+    record_gradients(live, found["gradients"])
+    passes = []
+    live.model.register_forward_hook(lambda *_: passes.append(1))
     found["before"] = _whole(dict(live.model.named_parameters()))
     for step in range(1, live.schedule.steps + 1):
         found["norms"].append(float(run.train_step(live, step)[1]))
-    found["losses"] = live.meter.read(accelerator.num_processes)[0]
+        live.steps_done = step
+        if step == stop:
+            live = _stop_and_go_on(live, config)
+            record_gradients(live, found["gradients"])
+    found["losses"] = live.meter.read(live.accelerator.num_processes)[0]
     found["weights"] = _whole(dict(live.model.named_parameters()))
     found["teacher"] = None if live.teacher is None else type(next(live.teacher.parameters())).__name__
+    found["passes"] = len(passes)
+    _leave(live)
+    return found if live.accelerator.is_main_process else {}
+
+
+def record_gradients(live: run.Run, gradients: list[dict]) -> None:
+    """From now on each step adds its gradients before clipping, as arrays by parameter name."""
+    accelerator = live.accelerator
+    clip = accelerator.clip_grad_norm_
+
+    def recorded(parameters, limit):
+        gradients.append(_whole({name: p.grad for name, p in live.model.named_parameters()}))
+        return clip(parameters, limit)
+
+    accelerator.clip_grad_norm_ = recorded
+
+
+def _stop_and_go_on(live: run.Run, config: dict) -> run.Run:
+    """Save a state and forget everything else; returns what a new start of the same configuration makes of it."""
+    run.save_state(live, live.steps_done)
+    with live.states:
+        live.states.wait()
+    _leave(live)
+    again = live_run(config)
+    assert again.steps_done == live.steps_done
+    return again
+
+
+def _leave(live: run.Run) -> None:
+    """Let another run have the folder."""
     live.metrics.close()
     if live.lock:
         live.lock.release()
-    return found if accelerator.is_main_process else {}
 
 
 def _whole(tensors: dict[str, torch.Tensor | None]) -> dict[str, np.ndarray]:

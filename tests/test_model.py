@@ -268,9 +268,9 @@ def test_missing_and_damaged_weights_are_found_before_they_are_loaded(toy_world,
 def test_a_student_wider_than_its_teacher_is_refused(toy_world, tmp_path):
     toy.config(hidden_size=16).save_pretrained(tmp_path)
     student = AutoConfig.from_pretrained(toy_world.backbone)
-    assert "hidden size 16, but the student's is 32" in check_teacher(str(tmp_path), student, 0)[-1]
-    assert check_teacher(str(toy_world.backbone), student, 511) == []
-    assert "token id 512" in check_teacher(str(toy_world.backbone), student, 512)[0]
+    assert "hidden size 16, but the student's is 32" in check_teacher(str(tmp_path), student, 0, 64, "auto")[-1]
+    assert check_teacher(str(toy_world.backbone), student, 511, 64, "auto") == []
+    assert "token id 512" in check_teacher(str(toy_world.backbone), student, 512, 64, "auto")[0]
 
 
 @pytest.mark.parametrize(("every", "again"), [(False, 0), (True, 4), (1, 4), (2, 2), (3, 2)])

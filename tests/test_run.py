@@ -253,11 +253,8 @@ def test_a_lone_held_out_tuple_has_an_in_batch_measure_of_zero(train, toy_world,
 
 
 def test_missing_negatives_train(train, toy_world, tmp_path):
-    rows = toy.raw_rows(30, 4)
-    for i, row in enumerate(rows):
-        row |= {f"negative_{k}": None for k in range(1 + i % 5, 5)}  # 0 to 4 negatives a tuple
-    toy.write_parquet(tmp_path / "raw" / "gappy.parquet", rows)
-    assert tokenize(tmp_path / "raw", tmp_path / "gappy", toy_world.backbone, "--task", "retrieval") == 0
+    raw = toy.write_gappy(tmp_path / "raw", {"gappy": 30})
+    assert tokenize(raw, tmp_path / "gappy", toy_world.backbone) == 0
     folder = train(train_data_path=str(tmp_path / "gappy"), validation_steps=2)
     assert all(np.isfinite(line["grad_norm"]) for line in read_metrics(folder, "train"))
     assert read_metrics(folder, "validation")

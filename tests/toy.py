@@ -99,6 +99,21 @@ def write_raw(folder: Path, rows: int = 200) -> Path:
     return folder
 
 
+def write_gappy(folder: Path, rows: dict[str, int], negatives: int = 4) -> Path:
+    """Raw datasets of so many tuples each, by name, in which tuple i has i mod (negatives + 1) negatives.
+
+    The one called clustering is declared clustering, all others retrieval.
+    """
+    for name, count in rows.items():
+        table = raw_rows(count, negatives, seed=count)
+        for i, row in enumerate(table):
+            row |= {f"negative_{k}": None for k in range(1 + i % (negatives + 1), negatives + 1)}
+        write_parquet(folder / f"{name}.parquet", table)
+    tasks = {name: "clustering" if name == "clustering" else "retrieval" for name in rows}
+    (folder / "tasks.json").write_text(json.dumps(tasks))
+    return folder
+
+
 def write_many(folder: Path, datasets: int) -> Path:
     """Raw datasets set_00, set_01, ... of 3, 4, ... tuples, all of one task: too many for a line about each."""
     for number in range(datasets):

@@ -18,6 +18,7 @@ if not __package__:  # run as a file, from any folder: import from the repositor
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from configuration.keys import unwritable
+from configuration.words import in_words, number_of
 from tuples.sources import parts as sources_parts
 from tuples.sources.description import Source, read_description
 from tuples.sources.reading import Input, Piece, find_inputs, pieces_of
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     """Check everything, then build.
 
     Returns:
-        the exit status: 0; 1 the disk is full; 2 refused, and no data set was written; 130 interrupted by Ctrl-C.
+        the exit status: 0; 1 the disk is full; 2 refused, and no dataset was written; 130 interrupted by Ctrl-C.
     """
     flags = parse(argv)
     try:
@@ -66,22 +67,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--output_dir", type=Path, required=True, help="folder of the raw tuples; what else lies there stays")
     add("--overwrite", action="store_true", help="replace files of these names that were not built by this tool")
     shares = parser.add_mutually_exclusive_group()
-    shares.add_argument("--part", type=_part, metavar="I/N", help="only read the share of job I of N, from 1")
-    shares.add_argument("--join", type=_count, metavar="N", help="only build, of what N jobs have read")
+    shares.add_argument(
+        "--part",
+        type=in_words(sources_parts.parse_part),
+        metavar="I/N",
+        help="only read the share of job I of N, from 1",
+    )
+    shares.add_argument("--join", type=number_of("jobs"), metavar="N", help="only build, of what N jobs have read")
     return parser.parse_args(argv)
-
-
-def _part(text: str) -> tuple[int, int]:
-    try:
-        return sources_parts.parse_part(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of jobs")
-    return int(text)
 
 
 def complain(line: str) -> None:

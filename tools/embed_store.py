@@ -34,12 +34,12 @@ from data.embedding_store import DTYPES, texts_of
 from data.embedding_writer import RowWriter, TextBatches, longest_text
 from data.token_store import TokenStore, deep_check
 from model import FrozenEmbedder
-from modeling.attention import backend_candidates, head_shape, try_kernels
-from modeling.backbone import attention_window, check_backbone
+from modeling.attention import head_shape, try_kernels
+from modeling.backbone import check_backbone
 from modeling.tokenizer import fitting_tokenizer
 from runtime import engine, launcher, processes
 from runtime.verdict import refused_elsewhere
-from training.identity import weights_digest
+from training.identity import config_digest, weights_digest
 from training.models import load_teacher
 from utils import RunError, plural
 
@@ -187,14 +187,11 @@ def embed_stores(asked: Asked, stores: list[TokenStore], accelerator: Accelerato
 def load(asked: Asked, accelerator: Accelerator) -> FrozenEmbedder:
     """The teacher as training loads it."""
     config, _ = check_backbone(asked.model, 0, 0, "auto", revision=asked.model_revision)
-    on_cpu = accelerator.device.type == "cpu"
-    half = accelerator.mixed_precision == "bf16"
-    if half and not on_cpu:
+    on_gpu = accelerator.device.type != "cpu"
+    if on_gpu and accelerator.mixed_precision == "bf16":
         for line in try_kernels(accelerator.device, [head_shape(config)]):
             accelerator.print(f"warning: attention kernel left out: {line}")
-    windowed = attention_window(config) is not None
-    candidates = backend_candidates("auto", on_cpu, windowed, engine.is_sharded(accelerator), half)
-    return load_teacher(asked.model, accelerator, candidates, asked.model_revision)
+    return load_teacher(asked.model, accelerator, "auto", asked.model_revision)
 
 
 def facts_of(asked: Asked, stores: list[TokenStore], teacher: FrozenEmbedder, precision: str) -> dict[str, dict]:
@@ -206,6 +203,7 @@ def facts_of(asked: Asked, stores: list[TokenStore], teacher: FrozenEmbedder, pr
             "name": store.name,
             "model": asked.model,
             "teacher": named,
+            "teacher_config": config_digest(teacher.decoder().config),
             "precision": precision,
             "store": texts_of(store),
             "max_seq_length": asked.max_length(store),

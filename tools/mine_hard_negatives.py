@@ -23,6 +23,7 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 import torch
 import transformers
 
+from configuration.words import boolean
 from data import raw_files
 from data.raw_rows import RawError
 from modeling import hub
@@ -101,15 +102,10 @@ def _add_files(group) -> None:
     add("--corpus_column", help="the column of their texts (default passage, text, document, positive or contents)")
     add("--instruction", help="put before every query that carries none, in the output too")
     add("--group_column", help="of input and corpus: passages of a query's own group, as its class, are no negatives")
-    add(
-        "--keep_negatives",
-        type=_boolean,
-        default=True,
-        help="negatives that the input has come first, mined ones fill up (default true)",
-    )
-    add("--skip_bad_rows", type=_boolean, default=False, help="leave out rows without query or passage (default false)")
+    _add_boolean(group, "--keep_negatives", True, "negatives that the input has come first, mined ones fill up")
+    _add_boolean(group, "--skip_bad_rows", False, "leave out rows without query or passage")
     add("--cache_dir", type=Path, help="for vectors and what is half done (default .NAME.mining beside the output)")
-    add("--keep_cache", type=_boolean, default=True, help="keep it when all is done (default true)")
+    _add_boolean(group, "--keep_cache", True, "keep it when all is done")
 
 
 def _add_model(group) -> None:
@@ -120,12 +116,8 @@ def _add_model(group) -> None:
     add("--precision", choices=("fp32", "bf16"), help="of the model (default bf16 on a GPU that has it, else fp32)")
     add("--query_prompt", help="before queries without an instruction, for the model alone (default the model's own)")
     add("--corpus_prompt", help="before passages, for the model alone (default the model's own)")
-    add(
-        "--strip_instruction",
-        type=_boolean,
-        default=False,
-        help="show queries without their instruction to a model that never saw any (default false)",
-    )
+    words = "show queries without their instruction to a model that never saw any"
+    _add_boolean(group, "--strip_instruction", False, words)
     add("--vectors", choices=("float32", "float16"), default="float32", help="on the disk (default %(default)s)")
     add("--cross_encoder", help="folder or hub id; the rules then look at its scores")
 
@@ -170,10 +162,8 @@ def _add_rules(group) -> None:
     add("--seed", type=int, default=usual.seed, help="of what is drawn at random (default %(default)s)")
 
 
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() == "true"
+def _add_boolean(group, name: str, default: bool, words: str) -> None:
+    group.add_argument(name, type=boolean, default=default, help=f"{words} (default {str(default).lower()})")
 
 
 def _number(text: str) -> float | None:

@@ -8,7 +8,8 @@ section 3.3). Depth is cut first, so that units are judged by the layers that st
 nor which texts; l2 weighs a unit by the energy that it carries. Texts should be like those that the model will read:
 each line of the file is a JSON string, an object with "text", or a raw tuple with "query" and "passage".
 
-The result is a decoder to train from. A model folder of this project keeps its pooling, prompts and card.
+The result is a decoder to train from. A model folder of this project keeps its pooling, prompts and card, and one of
+Sentence Transformers its pooling and prompts. An adapter is merged first (python -m tools.merge_adapter).
 """
 
 import argparse
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> int:
     config, problems = read_config(flags.input)
     tokenizer, tokenizer_problems = load_tokenizer(flags.input)
     problems += tokenizer_problems
+    problems += model_folder.modules_to_cut(Path(flags.input))
     if config is not None:
         problems += size_problems(flags, config)
     if Path(flags.output).exists():
@@ -169,7 +171,8 @@ def prune(model: PreTrainedModel, tokenizer, texts: list[str], flags: argparse.N
 
 
 def write(model: PreTrainedModel, tokenizer, flags: argparse.Namespace, dtype: torch.dtype) -> None:
-    """The folder: of a model of this project with pooling, prompts and card, otherwise decoder and tokenizer."""
+    """The folder: of a model of this project with pooling, prompts and card; otherwise decoder and tokenizer, and the
+    pooling and prompts of a Sentence Transformers folder."""
     source = Path(flags.input)
     if (source / "f2llm.json").is_file():
         facts = model_folder.Facts(**read_json(source / "f2llm.json"))
@@ -184,6 +187,9 @@ def write(model: PreTrainedModel, tokenizer, flags: argparse.Namespace, dtype: t
     aside.mkdir(parents=True)
     model_folder.save_weights(aside, model, model.state_dict(), dtype)
     save_tokenizer(tokenizer, aside, model.config.max_position_embeddings)
+    if (source / "modules.json").is_file():
+        model_folder.copy_sentence_transformers_files(source, aside, model.config.hidden_size)
+    model_folder.let_others_read(aside)
     publish(flags.output)
 
 

@@ -9,8 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedConfig
 
 from arguments import Args, defaults, keys_that_may_change
+from data.embedding_store import texts_of
 from data.plan import Plan
 from data.token_store import TokenStore
 from modeling.tokenizer import fingerprint
@@ -20,6 +22,24 @@ from training.recipes import Recipe
 from training.schedule import Schedule
 
 _SAMPLED = 64  # numbers of each weight
+_WITHOUT_EFFECT = {  # keys of a config that change no embedding; the weights' sizes are in their digest
+    "_name_or_path",
+    "architectures",
+    "attention_dropout",  # a teacher is never in training mode
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "initializer_range",
+    "matryoshka_dimensions",
+    "pad_token_id",
+    "pretraining_tp",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "transformers_version",
+    "unk_token_id",
+    "use_cache",
+    "vocab_size",
+}
 
 
 def run_identity(
@@ -39,6 +59,8 @@ def run_identity(
     identity = {key: value for key, value in asdict(args).items() if key not in free_to_change}
     for store in stores:
         identity[f"dataset {store.name}"] = store.meta["sha256"]["tuples"][:16]
+        identity[f"texts of {store.name}"] = _texts_digest(store)
+        identity[f"task of {store.name}"] = store.task
     for recipe in recipes:
         if recipe.changed:
             identity[f"settings of {recipe.name}"] = recipe.words()
@@ -49,6 +71,14 @@ def run_identity(
     identity["global batch"] = plan.global_batch
     identity["steps"] = None if schedule.constant else schedule.steps  # a cosine depends on where it ends
     return identity
+
+
+def _texts_digest(store: TokenStore) -> str:
+    """Names the texts that tuples point at: 16 hex digits. Tokenised with another instruction the tuples are the same.
+
+    meta.json has the checksums of tokens and offsets, so nothing is read for it.
+    """
+    return hashlib.sha256(json.dumps(texts_of(store), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @torch.no_grad()
@@ -81,7 +111,24 @@ def _sample(weight: Tensor) -> Tensor:
     return found
 
 
+def config_digest(config: PreTrainedConfig) -> str:
+    """Names what a decoder's config says of how its weights are used (rope, epsilon, windows, ...): 16 hex digits.
+
+    What changes no embedding is left out, so a folder that was saved again, in another dtype or by another version of
+    Transformers, has the same.
+    """
+    settings = config.to_diff_dict()  # only what is not as in every config
+    told = {name: value for name, value in settings.items() if name not in _WITHOUT_EFFECT}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
 def what_old_states_stand_for(identity: dict) -> dict:
-    """Name -> what a state that says nothing of it stands for: it was written before there was such a key."""
-    stands_for = defaults() | {"weights": identity["weights"]}
-    return {name: value for name, value in stands_for.items() if name in identity}
+    """Name -> what a state that says nothing of it stands for: it was written before there was such a key.
+
+    For weights, texts and tasks, which cannot be known any more, that is what is there now.
+    """
+    stands_for = {name: value for name, value in defaults().items() if name in identity}
+    for name, value in identity.items():
+        if name == "weights" or name.startswith(("texts of ", "task of ")):
+            stands_for[name] = value
+    return stands_for

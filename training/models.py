@@ -54,7 +54,7 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
         model.multiple = MULTIPLE
     teacher = None
     if args.teacher_model_path:
-        teacher = load_teacher(args.teacher_model_path, accelerator, candidates, args.teacher_revision)
+        teacher = load_teacher(args.teacher_model_path, accelerator, args.attn_backend, args.teacher_revision)
     attention = f"{model.backend} ({explain_backend(model.backend, args.attn_backend, on_cpu, windowed, half)})"
     if args.compile:
         attention += ", layers compiled around it"
@@ -146,16 +146,31 @@ def trained_share(model: nn.Module) -> float:
 
 
 def load_teacher(
-    path: str | Path, accelerator: Accelerator, candidates: list[str], revision: str | None = None
+    path: str | Path, accelerator: Accelerator, backend: str, revision: str | None = None
 ) -> FrozenEmbedder:
-    """A teacher in the precision of the training, in parts over the processes where the student is."""
-    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    """A teacher in the precision of the training, in parts over the processes where the student is; a collective.
+
+    Args:
+        backend: its attention, as `attn_backend` has it; "auto" finds the best that is exact for this decoder, whose
+            layers may have windows where the student's have none.
+
+    Raises:
+        RunError: on every process: it cannot be read, its weights are damaged, or it is no causal decoder: packed
+            texts are embedded with causal attention, whatever the model was trained with.
+    """
+    half = accelerator.mixed_precision == "bf16"
+    on_cpu = accelerator.device.type == "cpu"
+    dtype = torch.bfloat16 if half else torch.float32
     backbone = read_backbone(accelerator, path, dtype, "teacher_model_path", revision)
     teacher = engine.place(accelerator, FrozenEmbedder(backbone, pooling=pooling_of(Path(path))), frozen=True)
     register_fsdp_forward_method(teacher, "states")
+    windowed = attention_window(backbone.config) is not None
+    candidates = backend_candidates(backend, on_cpu, windowed, engine.is_sharded(accelerator), half)
     with engine.trials(accelerator, teacher):
-        choose_backend(teacher, candidates, agree=agreement(accelerator))
-    if accelerator.device.type == "cpu" and dtype == torch.bfloat16:
+        problems = choose_backend(teacher, candidates, agree=agreement(accelerator))
+    if problems:
+        raise RunError("\n".join(f"{path}: it cannot be a teacher: {line}" for line in problems))
+    if on_cpu and half:
         teacher.multiple = MULTIPLE
     return teacher
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedConfig
 
 from arguments import Args
 from configuration import dataset_settings
@@ -180,7 +181,7 @@ def check_models(
         problems = problems + tokenizer_problems
     problems = [f"model_path: {problem}" for problem in problems]
     if config and args.teacher_model_path and "teacher_model_path" not in unknown:
-        problems += teacher_problems(args.teacher_model_path, config, largest_id, stores, args.teacher_revision)
+        problems += teacher_problems(args, config, stores, largest_id, length)
     if args.teacher_embeddings and "teacher_embeddings" not in unknown:
         width = config.hidden_size if config else 0
         problems += embedding_problems(args, stores, settings, length, width)
@@ -220,10 +221,16 @@ def verify_embeddings(args: Args, stores: list[TokenStore]) -> list[str]:
 
 
 def teacher_problems(
-    path: str, student_config, largest_id: int, stores: list[TokenStore], revision: str | None = None
+    args: Args, student: PreTrainedConfig, stores: list[TokenStore], largest_id: int, length: int
 ) -> list[str]:
-    """What in a teacher does not fit its student or the data, one line each."""
-    problems = check_teacher(path, student_config, largest_id, revision)
+    """What in a live teacher does not fit its student or the data, one line each.
+
+    Args:
+        largest_id: token id in the data.
+        length: max_seq_length; 0 = not known.
+    """
+    path, revision = args.teacher_model_path, args.teacher_revision
+    problems = check_teacher(path, student, largest_id, length, args.attn_backend, revision)
     if not problems:
         _, problems = fitting_tokenizer(path, stores, "take a teacher with the student's tokenizer", revision)
     return [f"teacher_model_path: {problem}" for problem in problems]

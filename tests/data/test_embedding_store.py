@@ -162,6 +162,12 @@ def test_all_datasets_have_one_teacher(toy_world, store, tmp_path):
     (problem,) = other_teachers(tmp_path, names)
     assert "different teachers" in problem
     assert "precision bf16" in problem
+    write_json(own / "meta.json", seal(meta | {"teacher_config": "0123"}))
+    assert other_teachers(tmp_path, names) == []  # the other one is older, and says nothing of its teacher's config
+    of_first = embedding_store.read_meta(tmp_path / store.name)
+    del of_first["check"]
+    write_json(tmp_path / store.name / "meta.json", seal(of_first | {"teacher_config": "4567"}))
+    assert "config 0123" in other_teachers(tmp_path, names)[0]
 
 
 # ------------------------------------------------------------------------------------------ writing

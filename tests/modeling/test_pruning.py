@@ -134,10 +134,34 @@ def test_importance_is_the_norm_over_all_tokens_of_what_each_norm_puts_out(norm)
     assert all(of_layer.min() > 0 for of_layer in found.mlp)
 
 
-def test_depth_is_the_first_layers_and_lists_are_cut_with_them():
-    model = decoder(CONFIGS["qwen3"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_heads_their_norms_and_the_vocabulary_stay_as_they_are(name):
+    model = decoder(CONFIGS[name])
+    hidden, mlp = all_units(model)
+    small = pruning.keep_units(model, hidden[:20], [units[:10] for units in mlp])
+    own = [name for name in model.state_dict() if ".q_norm." in name or ".k_norm." in name]
+    assert len(own) == (2 * 3 if name == "qwen3" else 0)
+    for weight in own:
+        assert torch.equal(small.state_dict()[weight], model.state_dict()[weight])
+    for key in ("num_attention_heads", "num_key_value_heads", "vocab_size"):
+        assert getattr(small.config, key) == SIZES[key]
+    assert small.layers[0].self_attn.q_proj.weight.shape == model.layers[0].self_attn.q_proj.weight[:, :20].shape
+    assert small.embed_tokens.weight.shape == (97, 20)
+
+
+def test_matryoshka_prefixes_are_none_of_units_that_are_gone():
+    config = Qwen3Config(**SIZES, matryoshka_dimensions=[8, 16, 32])
+    assert pruning.pruned_config(config, hidden_size=24).matryoshka_dimensions == [8, 16, 24]
+    assert pruning.pruned_config(config, hidden_size=32).matryoshka_dimensions == [8, 16, 32]
+    assert pruning.pruned_config(config, num_layers=1).matryoshka_dimensions == [8, 16, 32]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_depth_is_the_first_layers_and_lists_are_cut_with_them(name):
+    model = decoder(CONFIGS[name])
     small = pruning.first_layers(model, 2)
-    assert small.config.num_hidden_layers == len(small.config.layer_types) == len(small.layers) == 2
+    assert small.config.num_hidden_layers == len(small.layers) == 2
+    assert len(getattr(small.config, "layer_types", None) or range(2)) == 2
     with torch.no_grad():
         between = model(input_ids=TOKENS[None], use_cache=False, output_hidden_states=True).hidden_states
         assert torch.equal(states(small), model.norm(between[2])[0])

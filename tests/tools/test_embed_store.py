@@ -3,6 +3,9 @@
 python -m pytest tests/tools/test_embed_store.py
 """
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,7 @@ from data.embedding_store import read_meta
 from data.embedding_writer import RowWriter, TextBatches
 from data.token_store import open_store
 from tools import embed_store
+from utils import seal, write_json
 
 LENGTH = 24
 NAMES = ("toy_classification", "toy_clustering")
@@ -92,6 +96,22 @@ def test_what_is_finished_is_left_alone_and_another_is_refused(folders, capsys, 
     assert {path: path.stat().st_mtime_ns for path in folders[2].rglob("*")} == before
 
 
+def test_another_config_of_the_same_weights_is_another_teacher(folders, tmp_path, capsys):
+    other = shutil.copytree(folders[0], tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 123.0
+    (other / "config.json").write_text(json.dumps(config))
+    assert embed(other, *folders[1:]) == 2
+    assert "made otherwise (teacher_config '" in capsys.readouterr().err
+    older = shutil.copytree(folders[2], tmp_path / "older")  # before configs were named
+    for name in NAMES:
+        meta = json.loads((older / name / "meta.json").read_text())
+        del meta["teacher_config"], meta["check"]
+        write_json(older / name / "meta.json", seal(meta))
+    assert embed(*folders[:2], older) == 0
+    assert capsys.readouterr().out.count("finished before") == 2
+
+
 def batches(folders) -> dict[str, int]:
     """How many batches each dataset is embedded in."""
     return {name: len(TextBatches(open_store(folders[1] / name), LENGTH, 300)) for name in NAMES}
@@ -149,13 +169,22 @@ def test_everything_that_stands_against_it_is_said_at_once(folders, toy_world, t
 
 
 def test_a_teacher_whose_numbers_are_not_finite_writes_nothing(folders, tmp_path, capsys):
+    """Whether all its numbers are broken, which is seen at once, or those of one token that its trial does not have."""
     teacher = AutoModel.from_pretrained(folders[0], dtype=torch.float32)
-    teacher.norm.weight.data[3] = torch.nan
-    teacher.save_pretrained(tmp_path / "broken")
-    toy.make_tokenizer(tmp_path / "broken")
-    assert embed(tmp_path / "broken", folders[1], tmp_path / "output") == 1
-    assert "the teacher's embedding is not finite" in capsys.readouterr().err
-    assert not (tmp_path / "output" / "toy_classification").exists()
+    used = int(open_store(folders[1] / NAMES[0]).tokens.max())
+    damages = {
+        "the weights are damaged": teacher.norm.weight.data[3:4],
+        "the teacher's embedding is not finite": teacher.embed_tokens.weight.data[used],
+    }
+    for number, (said, weights) in enumerate(damages.items()):
+        sound = weights.clone()
+        weights.fill_(torch.nan)
+        teacher.save_pretrained(tmp_path / f"broken{number}")
+        weights.copy_(sound)
+        toy.make_tokenizer(tmp_path / f"broken{number}")
+        assert embed(tmp_path / f"broken{number}", folders[1], tmp_path / f"output{number}") == 1
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / f"output{number}" / "toy_classification").exists()
 
 
 def door(rank: int, world: int, teacher, stores, output) -> int:

@@ -4,7 +4,9 @@ python -m pytest tests/tools/test_prune_model.py
 """
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import toy_settings, train_here
@@ -47,16 +49,114 @@ def test_a_pruned_folder_is_consistent_and_trains_on_the_stores_of_the_larger_on
     assert (trained / "step_4" / "model.safetensors").exists()
 
 
-def test_a_trained_folder_stays_one_that_sentence_transformers_loads(toy_world, texts, tmp_path):
+@pytest.fixture(scope="module")
+def trained(toy_world, tmp_path_factory):
+    """A model folder that run.py has written."""
     settings = {"use_mrl": True, "train_steps": 2, "attn_backend": "segments"}
-    trained = train_here(toy_settings(toy_world, tmp_path) | settings) / "step_2"
-    assert prune(trained, tmp_path / "small", "--hidden_size", 24, "--calibration", texts) == 0
-    model = SentenceTransformer(str(tmp_path / "small"), device="cpu")
+    return train_here(toy_settings(toy_world, tmp_path_factory.mktemp("trained")) | settings) / "step_2"
+
+
+@pytest.mark.parametrize("author", ["written here", "written elsewhere"])
+def test_a_trained_folder_stays_one_that_sentence_transformers_loads(trained, texts, tmp_path, author):
+    source = trained
+    if author == "written elsewhere":
+        source = shutil.copytree(trained, tmp_path / "source")
+        (source / "f2llm.json").unlink()
+    assert prune(source, tmp_path / "small", "--hidden_size", 24, "--num_layers", 1, "--calibration", texts) == 0
+    whole, model = (SentenceTransformer(str(folder), device="cpu") for folder in (source, tmp_path / "small"))
     assert model.get_embedding_dimension() == 24
-    assert model.encode(["a river"]).shape == (1, 24)
+    assert [type(module) for module in model] == [type(module) for module in whole]
+    assert model[1].pooling_mode == whole[1].pooling_mode == "lasttoken"
+    assert model.prompts == whole.prompts
+    assert model.prompts["query"].startswith("Instruct: ")
+    assert model.max_seq_length == whole.max_seq_length
+    found = model.encode_query(["a river"])
+    assert found.shape == (1, 24)
+    assert np.linalg.norm(found) == pytest.approx(1, abs=1e-5)
+    assert abs(found - model.encode_document(["a river"])).max() > 1e-3  # the prompt is in it
     pooling = json.loads((tmp_path / "small" / "1_Pooling" / "config.json").read_text())
     assert pooling["word_embedding_dimension"] == 24
-    assert json.loads((tmp_path / "small" / "config.json").read_text())["matryoshka_dimensions"] == [8, 16, 24]
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert config["matryoshka_dimensions"] == [8, 16, 24]
+    assert (config["num_hidden_layers"], len(config["layer_types"])) == (1, 1)
+    read_strictly(tmp_path / "small")
+
+
+def test_modules_with_weights_of_the_old_width_are_refused(trained, tmp_path, capsys):
+    source = shutil.copytree(trained, tmp_path / "source")
+    modules = json.loads((source / "modules.json").read_text())
+    modules.append({"idx": 3, "name": "3", "path": "../3_Dense", "type": "sentence_transformers.models.Dense"})
+    (source / "modules.json").write_text(json.dumps(modules))
+    assert prune(source, tmp_path / "small", "--num_layers", 1) == 2
+    said = capsys.readouterr().err
+    assert "its module Dense has weights for the decoder's width" in said
+    assert "'../3_Dense' is not the name of a folder beside it" in said
+    for text in ("{}", '[{"type": 1}]', "["):
+        (source / "modules.json").write_text(text)
+        assert prune(source, tmp_path / "small", "--num_layers", 1) == 2
+        assert "modules.json: not a list of modules" in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+
+
+@pytest.fixture(scope="module")
+def llama(toy_world, tmp_path_factory):
+    """A Llama folder with the toy tokenizer; a hidden size that its heads divide is all that Transformers takes."""
+    folder = tmp_path_factory.mktemp("llama") / "model"
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, rope_theta=777.0, initializer_range=0.2)
+    AutoModel.from_config(config).save_pretrained(folder)
+    copy_tokenizer(toy_world.backbone, folder)
+    return folder
+
+
+def copy_tokenizer(source, target) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (target / name).write_bytes((source / name).read_bytes())
+
+
+def read_strictly(folder):
+    """A decoder whose files hold all its weights, and no others."""
+    model, found = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(found.values()), found
+    return model
+
+
+def test_a_llama_is_cut_in_all_directions_and_every_reader_takes_it(llama, toy_world, texts, tmp_path, capsys):
+    small = tmp_path / "small"
+    sizes = ("--hidden_size", 20, "--intermediate_size", 16, "--num_layers", 2, "--calibration", texts)
+    assert prune(llama, small, *sizes) == 0
+    model = read_strictly(small)
+    layer = model.layers[1]
+    assert model.embed_tokens.weight.shape == (512, 20)
+    assert layer.self_attn.q_proj.weight.shape == (4 * 8, 20)  # heads keep their width of 8: 4 x 8 is no longer hidden
+    assert layer.self_attn.k_proj.weight.shape == (2 * 8, 20)
+    assert layer.mlp.down_proj.weight.shape == (20, 16)
+    config = json.loads((small / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["head_dim"], config["rope_theta"]) == (2, 8, 777.0)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    assert f"-> {parameters:,} (" in capsys.readouterr().out
+    assert SentenceTransformer(str(small), device="cpu").encode(["a river"]).shape == (1, 20)
+    assert (small / "model.safetensors").stat().st_mode == (small / "config.json").stat().st_mode
+    trained = train_here(toy_settings(toy_world, tmp_path) | {"model_path": str(small), "train_steps": 1})
+    assert (trained / "step_1" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_a_folder_of_which_nothing_is_cut_is_the_same_decoder(llama, toy_world, texts, tmp_path, kind):
+    source = {"llama": llama, "qwen3": toy_world.backbone}[kind]
+    assert prune(source, tmp_path / "same", "--hidden_size", 32, "--calibration", texts) == 0
+    tokens = torch.arange(3, 40)[None]
+    before, after = (read_strictly(folder).eval()(tokens).last_hidden_state for folder in (source, tmp_path / "same"))
+    assert torch.equal(before, after)
+
+
+def test_an_adapter_is_refused_with_the_command_that_merges_it(toy_world, tmp_path, capsys):
+    settings = toy_settings(toy_world, tmp_path) | {"use_lora": True, "train_steps": 1}
+    adapter = train_here(settings) / "step_1"
+    assert prune(adapter, tmp_path / "small", "--num_layers", 1) == 2
+    assert "it holds a LoRA adapter: make a model of it with python -m tools.merge_adapter" in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
 
 
 def test_the_same_command_gives_the_same_weights_and_another_norm_or_sample_others(toy_world, texts, tmp_path):
@@ -75,8 +175,7 @@ def test_depth_alone_needs_no_texts_and_keeps_bf16(toy_world, tmp_path):
     half = tmp_path / "half"
     model = AutoModel.from_pretrained(toy_world.backbone, dtype=torch.bfloat16)
     model.save_pretrained(half)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (half / name).write_bytes((toy_world.backbone / name).read_bytes())
+    copy_tokenizer(toy_world.backbone, half)
     assert prune(half, tmp_path / "small", "--num_layers", 1) == 0
     weights = load_file(tmp_path / "small" / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}

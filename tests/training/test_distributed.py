@@ -7,8 +7,6 @@ Every process runs run.setup and run.train_step under DDP or FSDP2. The toy has 
 all on some of 3 and 4), and tuples with 0 to 4 negatives.
 """
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -55,15 +53,8 @@ STILL = 1e-30  # no weight moves: six steps show six gradients at the same weigh
 def world_of_toys(toy_world, tmp_path_factory):
     """Data of unequal sizes with missing negatives, and a teacher wider than the student."""
     root = tmp_path_factory.mktemp("distributed")
-    for name, rows in (("retrieval", 31), ("clustering", 15), ("tiny", 3)):
-        table = toy.raw_rows(rows, 4, seed=rows)
-        for i, row in enumerate(table):
-            row |= {f"negative_{k}": None for k in range(1 + i % 5, 5)}  # 0 to 4 negatives a tuple
-        toy.write_parquet(root / "raw" / f"{name}.parquet", table)
-    (root / "raw" / "tasks.json").write_text(
-        json.dumps({"retrieval": "retrieval", "clustering": "clustering", "tiny": "retrieval"})
-    )
-    assert tokenize(root / "raw", root / "stores", toy_world.backbone) == 0
+    raw = toy.write_gappy(root / "raw", {"retrieval": 31, "clustering": 15, "tiny": 3})
+    assert tokenize(raw, root / "stores", toy_world.backbone) == 0
     toy.make_backbone(root / "teacher", hidden_size=48, seed=7)
     return root
 

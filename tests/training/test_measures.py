@@ -3,8 +3,6 @@
 python -m pytest tests/training/test_measures.py
 """
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -26,13 +24,8 @@ TEMPERATURE = 0.05
 def stores(toy_world, tmp_path_factory):
     """Three held-out tuples with missing negatives, so that one of two processes has two of them."""
     root = tmp_path_factory.mktemp("measured")
-    for name, rows in (("retrieval", 310), ("clustering", 120)):
-        table = toy.raw_rows(rows, 3, seed=rows)
-        for i, row in enumerate(table):
-            row |= {f"negative_{k}": None for k in range(1 + i % 4, 4)}  # 0 to 3 negatives a tuple
-        toy.write_parquet(root / "raw" / f"{name}.parquet", table)
-    (root / "raw" / "tasks.json").write_text(json.dumps({"retrieval": "retrieval", "clustering": "clustering"}))
-    assert tokenize(root / "raw", root / "stores", toy_world.backbone) == 0
+    raw = toy.write_gappy(root / "raw", {"retrieval": 310, "clustering": 120}, negatives=3)
+    assert tokenize(raw, root / "stores", toy_world.backbone) == 0
     return root / "stores"
 
 

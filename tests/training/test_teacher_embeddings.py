@@ -32,13 +32,8 @@ STEPS = 6
 def world(toy_world, tmp_path_factory):
     """Data, a teacher, its embeddings in fp32 and in fp16."""
     root = tmp_path_factory.mktemp("taught")
-    for name, rows in (("retrieval", 31), ("clustering", 15)):
-        table = toy.raw_rows(rows, 4, seed=rows)
-        for i, row in enumerate(table):
-            row |= {f"negative_{k}": None for k in range(1 + i % 5, 5)}  # 0 to 4 negatives a tuple
-        toy.write_parquet(root / "raw" / f"{name}.parquet", table)
-    (root / "raw" / "tasks.json").write_text(json.dumps({"retrieval": "retrieval", "clustering": "clustering"}))
-    assert tokenize(root / "raw", root / "stores", toy_world.backbone) == 0
+    raw = toy.write_gappy(root / "raw", {"retrieval": 31, "clustering": 15})
+    assert tokenize(raw, root / "stores", toy_world.backbone) == 0
     toy.make_backbone(root / "teacher", hidden_size=48, seed=7)
     assert embed(root, "float32") == 0
     assert embed(root, "float16", "--dtype", "float16") == 0

@@ -264,41 +264,49 @@ def texts_longer_than(table: Table, lengths: dict[str, Lengths], limit: int) -> 
 
 def together(inspections: list[Inspection], path: Path) -> Inspection:
     """The sums of all datasets. Rules are broken by datasets, not by their sum."""
-    found = sums_of_found(inspections)
-    tokens = [inspection.tokens for inspection in inspections]
+    kinds = sorted({inspection.kind for inspection in inspections})
     return Inspection(
         name="all",
         path=path,
-        kind=" and ".join(sorted({inspection.kind for inspection in inspections})),
+        kind=" and ".join(kinds),
         task=None,
-        file_rows=sum(inspection.file_rows for inspection in inspections),
-        tuples=sum(inspection.tuples for inspection in inspections),
-        texts=sum(inspection.texts for inspection in inspections),
-        negatives=sum(inspection.negatives for inspection in inspections),
+        **sums_of_counts(inspections),
         slots=max(inspection.slots for inspection in inspections),
         unit=inspections[0].unit,
         lengths=sums_of_lengths(inspections),
         truncated=sums_of_truncated(inspections),
-        found={rule.name: found[rule.name] for rule in RULES if rule.name in found},
-        tokens=None if None in tokens else sum(tokens),
+        found=sums_of_found(inspections),
+        tokens=sum_of_tokens(inspections),
     )
+
+
+def sums_of_counts(inspections: list[Inspection]) -> dict[str, int]:
+    """Name of a count -> its sum over all datasets."""
+    names = ("file_rows", "tuples", "texts", "negatives")
+    return {name: sum(getattr(inspection, name) for inspection in inspections) for name in names}
+
+
+def sum_of_tokens(inspections: list[Inspection]) -> int | None:
+    """Tokens of the first pass over all datasets; None where one of them does not know."""
+    tokens = [inspection.tokens for inspection in inspections]
+    return None if None in tokens else sum(tokens)
 
 
 def sums_of_lengths(inspections: list[Inspection]) -> dict[str, Lengths]:
     """Role -> how long its texts are, in all datasets."""
-    sums = dict(inspections[0].lengths)
-    for inspection in inspections[1:]:
-        for role in sums:
-            sums[role] = sums[role].plus(inspection.lengths[role])
+    sums = {}
+    for role in inspections[0].lengths:
+        sums[role] = reduce(Lengths.plus, [inspection.lengths[role] for inspection in inspections])
     return sums
 
 
 def sums_of_found(inspections: list[Inspection]) -> dict[str, Found]:
-    """Rule -> what was found, in all datasets to which it applies."""
+    """Rule -> what was found in all datasets to which it applies, in the order of the rules."""
     sums = {}
-    for inspection in inspections:
-        for name, found in inspection.found.items():
-            sums[name] = sums[name].plus(found) if name in sums else found
+    for rule in RULES:
+        of_rule = [inspection.found[rule.name] for inspection in inspections if rule.name in inspection.found]
+        if of_rule:
+            sums[rule.name] = reduce(Found.plus, of_rule)
     return sums
 
 

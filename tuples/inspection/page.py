@@ -122,26 +122,48 @@ def broken_line(inspection: Inspection, broken: Broken) -> str:
 
 def screen_lines(report: Report) -> list[str]:
     """What is printed: the largest datasets, the sum, what training will take, and the broken rules."""
+    return [
+        *_dataset_lines(report),
+        *_undeclared_lines(report.inspections),
+        *_evaluation_lines(report.evaluation),
+        *_training_lines(report.forecast),
+        *_broken_lines(report),
+        _verdict(report),
+    ]
+
+
+def _dataset_lines(report: Report) -> list[str]:
+    """A line for each of the largest datasets, and one for all together where there are several."""
     inspections = report.inspections
     largest = sorted(inspections, key=lambda inspection: (-inspection.tuples, inspection.name))[:DATASETS_SHOWN]
     width = max(len(inspection.name) for inspection in largest)
     lines = [_dataset_line(inspection, width) for inspection in largest]
     if len(inspections) > 1:
         lines.append(f"{plural(len(inspections), 'dataset')}: {_dataset_line(report.total, 0).strip()}")
+    return lines
+
+
+def _undeclared_lines(inspections: list[Inspection]) -> list[str]:
     undeclared = [inspection.name for inspection in inspections if inspection.task is None]
-    if undeclared:
-        lines.append(f"no task is declared for {some(undeclared)}: looked at as retrieval; --task NAME=TASK says it")
-    lines += _evaluation_lines(report.evaluation)
-    lines += _training_lines(report.forecast)
-    broken = [broken_line(inspection, rule) for inspection, rule in report.broken]
-    lines += broken[:_BROKEN_SHOWN]
-    if len(broken) > _BROKEN_SHOWN:
-        lines.append(f"and {len(broken) - _BROKEN_SHOWN:,} more, on the page and in the JSON")
-    broken_in = len({inspection.name for inspection, _ in report.broken})
-    verdict = "no rule is broken"
-    if broken:
-        verdict = f"{plural(len(broken), 'rule')} broken in {plural(broken_in, 'dataset')}"
-    return [*lines, verdict]
+    if not undeclared:
+        return []
+    return [f"no task is declared for {some(undeclared)}: looked at as retrieval; --task NAME=TASK says it"]
+
+
+def _broken_lines(report: Report) -> list[str]:
+    """A line for each broken rule; of many for the first."""
+    lines = [broken_line(inspection, rule) for inspection, rule in report.broken[:_BROKEN_SHOWN]]
+    others = len(report.broken) - len(lines)
+    if others:
+        lines.append(f"and {others:,} more, on the page and in the JSON")
+    return lines
+
+
+def _verdict(report: Report) -> str:
+    if not report.broken:
+        return "no rule is broken"
+    datasets = {inspection.name for inspection, _ in report.broken}
+    return f"{plural(len(report.broken), 'rule')} broken in {plural(len(datasets), 'dataset')}"
 
 
 def _dataset_line(inspection: Inspection, width: int) -> str:

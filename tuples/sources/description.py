@@ -56,12 +56,12 @@ _WHERE, _WHAT, _HOW, _ABOUT = "where the rows lie", "what they mean", "how tuple
 class Source:
     """A description that was read; its fields are the keys."""
 
-    name: str = key(_WHERE, "", "the data set is called so, and its file NAME.parquet")
+    name: str = key(_WHERE, "", "the dataset is called so, and its file NAME.parquet")
     kind: str = key(_WHAT, "", "how rows become tuples", choices=tuple(KINDS))
     files: str | list | None = key(
-        _WHERE, "", "a file or several, * allowed, beside the description; null = a hub data set", default=None
+        _WHERE, "", "a file or several, * allowed, beside the description; null = a hub dataset", default=None
     )
-    hub: str | None = key(_WHERE, "", "a data set's id on the hub, or a folder that `datasets` loads", default=None)
+    hub: str | None = key(_WHERE, "", "a dataset's id on the hub, or a folder that `datasets` loads", default=None)
     config: str | None = key(_WHERE, "", "its configuration; null = the only one", default=None)
     split: str | list = key(_WHERE, "", "its split, or several, which are read one after the other", default="train")
     revision: str | None = key(_WHERE, "", "its commit, tag or branch; null = the main branch", default=None)
@@ -101,7 +101,7 @@ class Source:
 
     @property
     def splits(self) -> list[str]:
-        """The splits of a hub data set."""
+        """The splits of a hub dataset."""
         return [self.split] if isinstance(self.split, str) else list(self.split)
 
     @property

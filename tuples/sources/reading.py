@@ -6,6 +6,7 @@ batch that is being read.
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -27,7 +28,7 @@ _LOOKED_AT = 1000  # rows of a file without a schema in which its columns are lo
 
 @dataclass(frozen=True)
 class Input:
-    """A file of a source, or its hub data set."""
+    """A file of a source, or its hub dataset."""
 
     name: str  # in reports
     path: Path | None  # None = of the hub
@@ -73,18 +74,28 @@ def find_inputs(source: Source, folder: Path) -> tuple[list[Input], list[str]]:
     inputs = []
     problems = []
     for pattern in patterns:
-        names = _names_that_fit(pattern, folder)
-        if not names:
-            problems.append(f"files: {pattern}: no such file in {folder}")
-        for name in names:
-            path = folder / name
-            found = _file_problems(path, source)
-            problems += [f"files: {path}: {problem}" for problem in found]
-            if not found:
-                stat = path.stat()
-                inputs.append(Input(name, path, stat.st_size, stat.st_mtime_ns))
-    names = [found.name for found in inputs]
-    problems += [f"files: {name}: given twice" for name in sorted({name for name in names if names.count(name) > 1})]
+        found, found_problems = _inputs_of(pattern, source, folder)
+        inputs += found
+        problems += found_problems
+    times = Counter(found.name for found in inputs)
+    problems += [f"files: {name}: given twice" for name in sorted(times) if times[name] > 1]
+    return inputs, problems
+
+
+def _inputs_of(pattern: str, source: Source, folder: Path) -> tuple[list[Input], list[str]]:
+    """The inputs of one pattern, and why some of its files cannot be read."""
+    names = _names_that_fit(pattern, folder)
+    if not names:
+        return [], [f"files: {pattern}: no such file in {folder}"]
+    inputs = []
+    problems = []
+    for name in names:
+        path = folder / name
+        found = _file_problems(path, source)
+        problems += [f"files: {path}: {problem}" for problem in found]
+        if not found:
+            stat = path.stat()
+            inputs.append(Input(name, path, stat.st_size, stat.st_mtime_ns))
     return inputs, problems
 
 
@@ -248,14 +259,14 @@ def _row_or_problem(table: pa.Table, number: int) -> dict | str:
 
 
 def _open_hub(source: Source, split: str):
-    """The rows of a hub data set as they come, without the whole of it on this machine. Code of the hub never runs."""
+    """The rows of a hub dataset as they come, without the whole of it on this machine. Code of the hub never runs."""
     from datasets import load_dataset  # the only use of the package, which takes a second to import
 
     return load_dataset(source.hub, source.config, split=split, revision=source.revision, streaming=True)
 
 
 def _rows_of_hub(source: Source) -> Iterator[Row]:
-    """The rows of all splits of a hub data set, numbered on from one to the next."""
+    """The rows of all splits of a hub dataset, numbered on from one to the next."""
     rows = 0
     try:
         for values in chain.from_iterable(_open_hub(source, split) for split in source.splits):
@@ -267,7 +278,7 @@ def _rows_of_hub(source: Source) -> Iterator[Row]:
 
 
 def _hub_problems(source: Source) -> list[str]:
-    """Why a hub data set cannot be read as the description says; each split is opened, and its first row is read."""
+    """Why a hub dataset cannot be read as the description says; each split is opened, and its first row is read."""
     problems = []
     for split in source.splits:
         try:

@@ -21,12 +21,12 @@ _BLOCK = 1024  # tuples written together
 
 
 def tuples_path(folder: Path, name: str) -> Path:
-    """The file of a data set's raw tuples."""
+    """The file of a dataset's raw tuples."""
     return folder / f"{name}.parquet"
 
 
 def report_path(folder: Path, name: str) -> Path:
-    """The file that says how a data set was built."""
+    """The file that says how a dataset was built."""
     return folder / f"{name}.build.json"
 
 
@@ -95,7 +95,7 @@ def _write_tuples(path: Path, source: Source, rows: Rows, made: Recipe, chosen: 
 
 
 def task_problems(folder: Path, tasks: dict[str, str]) -> list[str]:
-    """Why the tasks of some data sets cannot be added to tasks.json."""
+    """Why the tasks of some datasets cannot be added to tasks.json."""
     path = folder / TASKS
     if not path.exists():
         return []
@@ -104,7 +104,7 @@ def task_problems(folder: Path, tasks: dict[str, str]) -> list[str]:
     except (OSError, ValueError) as error:
         return [f"{path}: not JSON ({error}): mend it, or move it away"]
     if not isinstance(declared, dict):
-        return [f"{path}: must be one object of data set names and tasks"]
+        return [f"{path}: must be one object of dataset names and tasks"]
     problems = []
     for name, task in tasks.items():
         if declared.get(name, task) != task:

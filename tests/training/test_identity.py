@@ -1,0 +1,86 @@
+"""What a resume notices, and what names a teacher.
+
+python -m pytest tests/training/test_identity.py
+"""
+
+import json
+
+import pytest
+import toy
+from conftest import door_here, tokenize, train_here
+
+from data.token_store import open_store
+from runtime.resume import IDENTITY_KEY
+from training.identity import config_digest
+from utils import seal, write_json
+
+
+@pytest.fixture(scope="module")
+def stores(toy_world, tmp_path_factory):
+    """One dataset, tokenised three times: as it is, with another instruction, as another task."""
+    root = tmp_path_factory.mktemp("again")
+    rows = toy.raw_rows(30, 3)
+    for row in rows:
+        row["query"] = row["query"].rpartition("Query: ")[2]
+    toy.write_parquet(root / "raw" / "questions.parquet", rows)
+    words = {
+        "first": ["--instruction", "Find it.", "--task", "retrieval"],
+        "instruction": ["--instruction", "Seek it.", "--task", "retrieval"],
+        "task": ["--instruction", "Find it.", "--task", "clustering"],
+    }
+    for name, said in words.items():
+        assert tokenize(root / "raw", root / name, toy_world.backbone, *said) == 0
+    sums = {name: open_store(root / name / "questions").meta["sha256"] for name in words}
+    assert sums["first"]["tuples"] == sums["instruction"]["tuples"]
+    assert sums["first"]["tokens"] != sums["instruction"]["tokens"]
+    assert sums["first"] == sums["task"]
+    return root
+
+
+@pytest.fixture
+def config(settings, stores) -> dict:
+    longer = {"train_data_path": str(stores / "first"), "scheduler_type": "constant_with_warmup", "train_steps": 2}
+    return settings | longer
+
+
+@pytest.mark.parametrize(("name", "line"), [
+    ("instruction", "texts of questions: "),
+    ("task", "task of questions: 'retrieval' then, 'clustering' now"),
+])  # fmt: skip
+def test_data_whose_tuples_alone_are_the_same_are_refused(config, stores, capsys, name, line):
+    folder = train_here(config)
+    before = (folder / "metrics.jsonl").read_bytes()
+    assert door_here(config | {"train_steps": 3, "train_data_path": str(stores / name)}) == 1
+    said = capsys.readouterr().err
+    assert "cannot go on, because this has changed" in said
+    assert line in said
+    assert "dataset questions" not in said
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_state_from_before_texts_and_tasks_were_named_goes_on(config, capsys):
+    path = train_here(config) / "state" / "step_2" / "state.json"
+    state = json.loads(path.read_text())
+    del state["check"]
+    named = state["facts"][IDENTITY_KEY]
+    newer = [name for name in named if name.startswith(("texts of ", "task of "))]
+    assert newer == ["texts of questions", "task of questions"]
+    for name in newer:
+        del named[name]
+    write_json(path, seal(state))
+    train_here(config | {"train_steps": 3})
+    assert "going on after step 2" in capsys.readouterr().out
+
+
+def test_a_config_is_named_by_what_it_does_to_an_embedding():
+    def digest(**changes) -> str:
+        config = toy.config()
+        for name, value in changes.items():
+            setattr(config, name, value)
+        return config_digest(config)
+
+    same = [{}, {"dtype": "bfloat16"}, {"use_cache": False}, {"architectures": ["Other"]}, {"vocab_size": 9}]
+    assert len({digest(**changes) for changes in same}) == 1
+    other = [{}, {"rms_norm_eps": 1e-5}, {"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}},
+             {"hidden_act": "gelu"}, {"num_attention_heads": 2}, {"sliding_window": 16}]  # fmt: skip
+    assert len({digest(**changes) for changes in other}) == len(other)
