@@ -20,6 +20,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
+from transformers import AutoConfig
 
 from export.model_card import Facts, model_card, query_prompt
 from modeling.pooling import DEFAULT as DEFAULT_POOLING
@@ -82,6 +83,8 @@ def save(
 def save_around(folder: Path, tokenizer, facts: Facts, pooling: str) -> None:
     """Everything of a model folder but config.json and the weights: tokenizer, pooling, prompts, card."""
     save_tokenizer(tokenizer, folder, facts.max_seq_length)
+    if (folder / "config.json").exists():
+        _name_special_tokens(folder / "config.json", tokenizer)
     write_sentence_transformers_files(folder, facts, pooling)
     _let_others_read(folder)
 
@@ -210,6 +213,19 @@ def _complete_config(folder: Path, dtype: torch.dtype, matryoshka_dims: list[int
     if matryoshka_dims:
         config["matryoshka_dimensions"] = sorted(matryoshka_dims)
     write_json(folder / "config.json", config)
+
+
+def _name_special_tokens(path: Path, tokenizer) -> None:
+    """Make the ids of special tokens in a config.json numbers or absent, where they are null: TEI reads no null.
+
+    The id of padding is left out rather than named: a decoder that knows it never trains that token's embedding.
+    """
+    config = read_json(path)
+    if config.get("eos_token_id") is None:
+        config["eos_token_id"] = tokenizer.eos_token_id
+    if AutoConfig.for_model(config["model_type"]).pad_token_id is None and config.get("pad_token_id") is None:
+        config.pop("pad_token_id", None)
+    write_json(path, config)
 
 
 def _save_adapter(folder: Path, backbone: PeftModel, weights: dict) -> None:
