@@ -19,7 +19,7 @@ from export.merge import base_problems, load_adapter
 from export.model_card import Facts
 from model import Embedder
 from modeling.backbone import load_backbone, read_config
-from modeling.pooling import pooling_of
+from modeling.pooling import cut_of, pooling_of
 from modeling.tokenizer import load_tokenizer
 from utils import aside_of, first_line, publish, read_json, remove
 
@@ -70,9 +70,11 @@ def read(folder: Path) -> Source:
     """Load a model folder, or an adapter folder with its base, and embed the probe texts with it.
 
     Raises:
-        ValueError: its weights do not fit its config, its pooling is not known, or it has no tokenizer.
+        ValueError: its weights do not fit its config, its pooling or cut is not known, or it has no tokenizer.
     """
     facts = read_facts(folder)
+    if cut_of(folder) != facts.cut_to:
+        raise ValueError(f"{folder}: modules.json cuts to {cut_of(folder)}, f2llm.json to {facts.cut_to} dimensions")
     tokenizer, problems = load_tokenizer(str(folder))
     if problems:
         raise ValueError(problems[0])

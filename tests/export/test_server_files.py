@@ -2,8 +2,8 @@
 
     python -m pytest tests/export/test_server_files.py
 
-The keys are those that vLLM, text-embeddings-inference (TEI), SGLang and llama.cpp read in the versions of 2025 and 2026
-whose sources were looked at; docs/serving.md says how to start them. A server that does run here is asked in
+The keys are those that vLLM, text-embeddings-inference (TEI), SGLang and llama.cpp read in versions of 2025 and 2026,
+by their sources; docs/serving.md says how to start them. A server that does run here is asked in
 tests/serving/test_server.py.
 """
 
