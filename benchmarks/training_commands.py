@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from data.plan import batch_bounds, batch_count, split_sizes
-from export.merge import merge_adapter
+from export.convert import merge_adapter
 from utils import RunError, read_json, remove, write_json
 
 WARMUP_SHARE = 0.1  # of all steps

@@ -4,29 +4,27 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel
-from transformers import AutoTokenizer
 
-from export import model_folder
-from modeling.backbone import load_backbone
-from modeling.pooling import pooling_of
-from utils import read_json
+from modeling.backbone import load_backbone, read_config
+from utils import first_line, read_json
 
 
-def merge_adapter(adapter: Path, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a plain model folder from an adapter folder and the base model that it names.
+def load_adapter(adapter: Path) -> PeftModel:
+    """An adapter around the base model that it names, in fp32, whatever the base was saved in.
 
-    Merging is done in fp32, whatever the base was saved in: bf16 rounds most of an adapter away.
-
-    Args:
-        dtype: of the merged weights; only fp32 keeps the vectors of the adapter.
-
-    Raises:
-        FileExistsError: there is something at `folder` already.
-        FileNotFoundError: `adapter` is no adapter folder of this project.
+    bf16 would round most of an adapter away when it is merged.
     """
-    facts = model_folder.Facts(**read_json(adapter / "f2llm.json"))
     config = PeftConfig.from_pretrained(adapter)
     base = load_backbone(config.base_model_name_or_path, torch.float32, revision=config.revision)
-    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
-    tokenizer = AutoTokenizer.from_pretrained(adapter)
-    model_folder.save(folder, merged, tokenizer, facts, dtype, pooling=pooling_of(adapter))
+    return PeftModel.from_pretrained(base, adapter)
+
+
+def base_problems(adapter: Path) -> list[str]:
+    """Why the base model of an adapter cannot be loaded; the adapter may have been moved away from it."""
+    try:
+        config = read_json(adapter / "adapter_config.json")
+        base = config["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        return [f"{adapter / 'adapter_config.json'}: names no base model ({first_line(error)})"]
+    _, problems = read_config(str(base), config.get("revision"))
+    return [f"the base model of {adapter}: {problem}" for problem in problems]

@@ -31,6 +31,7 @@ class Facts:
     matryoshka_dims: list[int]  # empty without Matryoshka
     training: dict  # hyper-parameter -> value
     datasets: dict  # dataset -> number of training tuples
+    cut_to: int | None = None  # dimensions that the folder's readers cut embeddings to; None = all of them
 
 
 def model_card(facts: Facts, pooling: str = DEFAULT_POOLING) -> str:
@@ -39,6 +40,7 @@ def model_card(facts: Facts, pooling: str = DEFAULT_POOLING) -> str:
     dataset_rows = _dataset_rows(facts.datasets)
     training = "\n".join(training_rows)
     datasets = "\n".join(dataset_rows)
+    dimensions = facts.cut_to or facts.hidden_size
     pooling_words = f"{_POOLING_IN_WORDS[pooling]} pooling"
     return f"""---
 library_name: sentence-transformers
@@ -49,7 +51,7 @@ base_model: {json.dumps(facts.base_model)}
 
 # Text embeddings from {facts.base_model}
 
-{facts.hidden_size} dimensions, at most {facts.max_seq_length} tokens, cosine similarity, {pooling_words}.
+{dimensions} dimensions, at most {facts.max_seq_length} tokens, cosine similarity, {pooling_words}.
 The tokenizer appends the EOS itself; do not append another.
 
 ```python

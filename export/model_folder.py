@@ -2,7 +2,8 @@
 
     config.json, model.safetensors            or adapter_config.json, adapter_model.safetensors under LoRA
     tokenizer.json, tokenizer_config.json     a tokenizer that appends the training's EOS itself, once
-    modules.json, 1_Pooling/, 2_Normalize/    pooling and normalisation, in the layout that every reader knows
+    modules.json, 1_Pooling/, 2_Normalize/    pooling and normalisation, in the layout that every reader knows;
+                                              2_Dense/ and 3_Normalize/ where embeddings are cut
     sentence_bert_config.json, config_sentence_transformers.json, README.md
     f2llm.json                                what the folder says about its model, for this project
 
@@ -18,7 +19,9 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from torch import nn
+from transformers import AutoConfig
 
 from export.model_card import Facts, model_card, query_prompt
 from modeling.pooling import DEFAULT as DEFAULT_POOLING
@@ -72,14 +75,21 @@ def save(
         _save_adapter(aside, backbone, weights)
     else:
         save_weights(aside, backbone, weights, dtype, facts.matryoshka_dims)
-    save_tokenizer(tokenizer, aside, facts.max_seq_length)
-    write_sentence_transformers_files(aside, facts, pooling)
-    let_others_read(aside)
+    save_around(aside, tokenizer, facts, pooling)
     if check is not None:
         problems = check(aside)
         if problems:
             raise ValueError("\n".join(problems))
     publish(folder)
+
+
+def save_around(folder: Path, tokenizer, facts: Facts, pooling: str) -> None:
+    """Everything of a model folder but config.json and the weights: tokenizer, pooling, prompts, card."""
+    save_tokenizer(tokenizer, folder, facts.max_seq_length)
+    if (folder / "config.json").exists():
+        _name_special_tokens(folder / "config.json", tokenizer)
+    write_sentence_transformers_files(folder, facts, pooling)
+    let_others_read(folder)
 
 
 def is_finished(folder: Path, facts: Facts) -> bool:
@@ -121,9 +131,13 @@ def write_sentence_transformers_files(folder: Path, facts: Facts, pooling: str =
     """
     if pooling not in _BOOLEAN_OF_POOLING:
         raise ValueError(f"pooling {pooling!r} is none of Sentence Transformers': {', '.join(_BOOLEAN_OF_POOLING)}")
-    _write_modules(folder)
+    names = ["Transformer", "Pooling", "Normalize"]
+    if facts.cut_to is not None:
+        names.insert(2, "Dense")  # before Normalize, so that what is left is a unit vector
+    _write_modules(folder, names)
     _write_pooling(folder / "1_Pooling", facts.hidden_size, pooling)
-    (folder / "2_Normalize").mkdir()  # normalisation has no settings; the layout has a folder for it all the same
+    if facts.cut_to is not None:
+        _write_cut(folder / "2_Dense", facts.hidden_size, facts.cut_to)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": facts.max_seq_length, "do_lower_case": False})
     prompts = {"query": query_prompt(facts.query_instruction), "document": ""}
     write_json(
@@ -177,19 +191,35 @@ def modules_to_cut(source: Path) -> list[str]:
     return problems
 
 
-def _write_modules(folder: Path) -> None:
-    """modules.json: the three steps from a text to its embedding, and where the settings of each lie."""
-    folder_of_module = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+def _write_modules(folder: Path, names: list[str]) -> None:
+    """modules.json: the steps from a text to its embedding, and where the settings of each lie."""
     modules = []
-    for number, (name, path) in enumerate(folder_of_module.items()):
+    for number, name in enumerate(names):
+        path = f"{number}_{name}" if number else ""  # the decoder lies in the folder itself
         kind = f"sentence_transformers.models.{name}"
         modules.append({"idx": number, "name": str(number), "path": path, "type": kind})
+        (folder / path).mkdir(exist_ok=True)  # also for Normalize, which has no settings: the layout has it
     write_json(folder / "modules.json", modules)
+
+
+def _write_cut(folder: Path, hidden_size: int, dimension: int) -> None:
+    """2_Dense/: a linear map [dimension, hidden_size] that keeps the first dimensions.
+
+    Sentence Transformers' own `truncate_dim` cuts behind Normalize and leaves vectors shorter than one. A Dense module
+    is also what vLLM and TEI read; the activation must be named, since without a name Sentence Transformers takes tanh.
+    """
+    config = {
+        "in_features": hidden_size,
+        "out_features": dimension,
+        "bias": False,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
+    write_json(folder / "config.json", config)
+    save_file({"linear.weight": torch.eye(dimension, hidden_size)}, folder / "model.safetensors")
 
 
 def _write_pooling(folder: Path, hidden_size: int, pooling: str) -> None:
     """1_Pooling/config.json: the pooling in the old spelling, a boolean per pooling, and in the new one, a name."""
-    folder.mkdir()
     config = {"word_embedding_dimension": hidden_size}
     for name, boolean in _BOOLEAN_OF_POOLING.items():
         config[boolean] = name == pooling
@@ -201,22 +231,47 @@ def _write_pooling(folder: Path, hidden_size: int, pooling: str) -> None:
 def save_weights(
     folder: Path, backbone: nn.Module, weights: dict, dtype: torch.dtype, matryoshka_dims: list[int] = ()
 ) -> None:
-    """config.json and the weights in `dtype`.
-
-    The config gets what readers other than Transformers 5 need: rope_theta at the top level (without it Transformers
-    4.57 takes another base in silence), the true dtype, and the Matryoshka dimensions (vLLM serves shorter vectors only
-    where they are named).
-    """
+    """config.json and the weights in `dtype`."""
     converted = {name: weight.detach().to("cpu", dtype) for name, weight in weights.items()}
     backbone.save_pretrained(folder, state_dict=converted)
+    _complete_config(folder, dtype, matryoshka_dims)
+
+
+def save_config(folder: Path, backbone: nn.Module, facts: Facts) -> None:
+    """config.json alone, of a model in fp32 whose weights lie in another form."""
+    backbone.config.architectures = [type(backbone).__name__]
+    backbone.config.save_pretrained(folder)
+    _complete_config(folder, torch.float32, facts.matryoshka_dims)
+
+
+def _complete_config(folder: Path, dtype: torch.dtype, matryoshka_dims: list[int] = ()) -> None:
+    """Put into config.json what readers other than Transformers 5 need.
+
+    These are rope_theta at the top level (without it Transformers 4.57 takes another base in silence), the true dtype,
+    and the Matryoshka dimensions (vLLM serves shorter vectors only where they are named).
+    """
     config = read_json(folder / "config.json")
     config["dtype"] = str(dtype).removeprefix("torch.")
     rope_parameters = config.get("rope_parameters") or {}
     if rope_parameters.get("rope_theta"):
         config["rope_theta"] = rope_parameters["rope_theta"]
+    config.pop("matryoshka_dimensions", None)  # of the folder that this one was made from
     if matryoshka_dims:
         config["matryoshka_dimensions"] = sorted(matryoshka_dims)
     write_json(folder / "config.json", config)
+
+
+def _name_special_tokens(path: Path, tokenizer) -> None:
+    """Make the ids of special tokens in a config.json numbers or absent, where they are null: TEI reads no null.
+
+    The id of padding is left out rather than named: a decoder that knows it never trains that token's embedding.
+    """
+    config = read_json(path)
+    if config.get("eos_token_id") is None:
+        config["eos_token_id"] = tokenizer.eos_token_id
+    if AutoConfig.for_model(config["model_type"]).pad_token_id is None and config.get("pad_token_id") is None:
+        config.pop("pad_token_id", None)
+    write_json(path, config)
 
 
 def _save_adapter(folder: Path, backbone: PeftModel, weights: dict) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from modeling.backbone import load_backbone
-from modeling.pooling import POOLINGS, pooling_of
+from modeling.pooling import POOLINGS, cut_of, pooling_of
 from modeling.tokenizer import make_encoder
 
 PROBE_TEXTS = (
@@ -22,7 +22,7 @@ PROBE_TEXTS = (
 _LONGEST = 64  # tokens: cutting is the same at any length, and a 14B model is read back on the CPU
 _CAUSAL_TOLERANCE = 1e-2  # relative; loose, since the saved weights may be bf16
 # Limits of the distance between unit vectors, which is at most 2; a wrong pooling or a lost EOS is off by about 1.
-_EXACT = 1e-3  # a GPU rounds fp32 otherwise than a CPU, through all layers
+EXACT = 1e-3  # a GPU rounds fp32 otherwise than a CPU, through all layers
 _ROUNDED = 1e-2
 _WORSE = 1.5  # times the distance of plain bf16
 
@@ -49,24 +49,26 @@ def read_back(folder: Path, tokens: Tensor, cu_seqlens: Tensor, live: Tensor, ro
 
     Args:
         tokens, cu_seqlens: from `probe_batch`.
-        live: [n, d] the live model's embeddings of them, not normalised.
+        live: [n, cut] the live model's embeddings of them, not normalised; `cut` is the folder's dimensions, d where
+            it cuts nothing.
         rounded: bf16 had a part in `live` or in the folder's weights.
 
     Raises:
-        ValueError: the folder names a pooling that is not known here, or its weights do not fit its config.
+        ValueError: the folder has a pooling or a cut that is not known here, or its weights do not fit its config.
     """
+    cut = cut_of(folder)
     lengths = cu_seqlens.diff().tolist()
     texts = [text.tolist() for text in tokens.cpu().split(lengths)]  # token ids of each text
     model = load_backbone(str(folder), torch.float32).eval()
     states = [_states(model, text) for text in texts]  # each [L, d]
-    saved = _pool(states, pooling_of(folder))  # [n, d]
-    limit = _EXACT
+    saved = _pool(states, pooling_of(folder))[:, :cut]  # [n, cut]
+    limit = EXACT
     if rounded:
         with torch.autocast("cpu", torch.bfloat16):
-            in_bf16 = _pool([_states(model, text) for text in texts], pooling_of(folder))  # [n, d]
+            in_bf16 = _pool([_states(model, text) for text in texts], pooling_of(folder))[:, :cut]
         limit = _ROUNDED + _WORSE * _largest_distance(saved, in_bf16)
     return (
-        _tokenizer_problems(folder, texts)
+        tokenizer_problems(folder, texts)
         + _embedding_problems(folder, saved, live, limit)
         + _causality_problems(folder, model, texts, states)
     )
@@ -86,8 +88,12 @@ def _pool(states: list[Tensor], pooling: str) -> Tensor:
     return POOLINGS[pooling](torch.cat(states), ends - lengths, ends - 1)
 
 
-def _tokenizer_problems(folder: Path, texts: list[list[int]]) -> list[str]:
-    """Probe texts that the saved tokenizer turns into other ids than training had."""
+def tokenizer_problems(folder: Path, texts: list[list[int]]) -> list[str]:
+    """Probe texts that the saved tokenizer turns into other ids than training had.
+
+    Args:
+        texts: the ids that training has of each.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     longest = max(len(text) for text in texts)
     problems = []
@@ -116,6 +122,8 @@ def _id_at(ids: list[int], place: int) -> str:
 
 def _embedding_problems(folder: Path, saved: Tensor, live: Tensor, limit: float) -> list[str]:
     """Whether some text's embedding, [n, d] both, is further from the live model's than `limit`."""
+    if saved.shape != live.shape:
+        return [f"{folder}: its embeddings have {saved.shape[1]} dimensions, the live model's {live.shape[1]}"]
     difference = _largest_distance(saved, live)
     if difference <= limit:
         return []

@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -125,7 +126,7 @@ def merge(folders: list[Path], weights: list[float], target: Path) -> None:
     shares = [weight / sum(weights) for weight in weights]
     aside = aside_of(target)
     remove(aside)
-    shutil.copytree(folders[0], aside, ignore=shutil.ignore_patterns("*.safetensors", "*.bin", "*.pt", RECORD))
+    shutil.copytree(folders[0], aside, ignore=partial(_weights_of, folders[0]))
     with ExitStack() as stack:
         readers = [_Reader(folder, stack) for folder in folders]
         for path, names in _files_of(folders[0]):
@@ -133,6 +134,13 @@ def merge(folders: list[Path], weights: list[float], target: Path) -> None:
             save_file(averaged, aside / path.name, metadata={"format": "pt"})
     write_json(aside / RECORD, {"folders": [str(folder) for folder in folders], "shares": shares})
     publish(target)
+
+
+def _weights_of(model: Path, folder: str, names: list[str]) -> list[str]:
+    """What is not copied of `folder`: the model's own weights. Those of its modules, as 2_Dense, are."""
+    if Path(folder) != model:
+        return []
+    return [name for name in names if name == RECORD or name.endswith((".safetensors", ".bin", ".pt"))]
 
 
 def average(tensors: list[Tensor], shares: list[float]) -> Tensor:

@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
 from torch import Tensor
 
 
@@ -47,3 +49,37 @@ def pooling_of(folder: Path) -> str:
     if name not in POOLINGS:
         raise ValueError(f"{path}: pooling {name!r} is none of {', '.join(POOLINGS)}")
     return name
+
+
+def cut_of(folder: Path) -> int | None:
+    """To how many of their first dimensions a model folder cuts its embeddings, before it normalises them.
+
+    The cut is a Dense module of Sentence Transformers whose weight [cut, d] is the first rows of the identity
+    (export/model_folder.py writes it).
+
+    Returns:
+        None where nothing is cut.
+
+    Raises:
+        ValueError: the folder has a Dense module that does anything else.
+    """
+    path = folder / "modules.json"
+    if not path.exists():
+        return None
+    modules = json.loads(path.read_text(encoding="utf-8"))
+    dense = [module for module in modules if module["type"].endswith(".Dense")]
+    if not dense:
+        return None
+    weight = _weight_of_cut(folder / dense[0]["path"])
+    if len(dense) > 1 or weight is None or not torch.equal(weight, torch.eye(*weight.shape)):
+        raise ValueError(f"{path}: a Dense module that does more than cut embeddings is not known here")
+    return len(weight)
+
+
+def _weight_of_cut(folder: Path) -> Tensor | None:
+    """The weight [cut, d] of a Dense module without bias and activation; None of any other."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config["bias"] or not config["activation_function"].endswith(".Identity"):
+        return None
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return file.get_tensor("linear.weight").float()

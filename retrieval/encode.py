@@ -11,7 +11,7 @@ from tqdm import tqdm
 from model import Embedder
 from modeling.backbone import load_backbone
 from modeling.packing import MULTIPLE
-from modeling.pooling import pooling_of
+from modeling.pooling import cut_of, pooling_of
 from modeling.tokenizer import load_tokenizer, make_encoder
 
 TEXTS = 8192  # that are tokenised and sorted by length at once
@@ -47,6 +47,8 @@ def encode(folder: Path, texts: list[str], max_length: int, bf16: bool = False) 
 class DecoderEncoder:
     """A causal decoder that embeds texts of all lengths in one packed row.
 
+    Its `width` is d, the dimensions of its vectors: all of the decoder's, or those that the folder cuts them to.
+
     Args:
         folder, max_length, bf16: as of `encode`.
         device: where it computes.
@@ -61,6 +63,7 @@ class DecoderEncoder:
         if problems:
             raise ValueError(problems[0])
         self.model = load_embedder(folder).to(device)
+        self.width = cut_of(folder) or self.model.hidden_size  # d
         if bf16:
             self.model.multiple = MULTIPLE
         self.tokenize = make_encoder(tokenizer, max_length, end=end)
@@ -68,11 +71,6 @@ class DecoderEncoder:
         self.bf16 = bf16
         self.device = torch.device(device)
         self.words = "a decoder without padding"
-
-    @property
-    def width(self) -> int:
-        """d."""
-        return self.model.hidden_size
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> tuple[np.ndarray, int]:
@@ -93,8 +91,8 @@ class DecoderEncoder:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             states = self.model(
                 torch.from_numpy(tokens).long().to(self.device), cu_seqlens.to(self.device), lengths
-            )  # [b, d]
-        return F.normalize(states, dim=-1).cpu().numpy()
+            )  # [b, hidden size]
+        return F.normalize(states[:, : self.width], dim=-1).cpu().numpy()
 
 
 def batches_by_tokens(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:

@@ -2,7 +2,8 @@
 
     python -m tools.merge_adapter output/EXPERIMENT_ID/step_100 merged
 
-The base model is the one that the adapter names; merging is done, and saved, in fp32.
+The base model is the one that the adapter names; merging is done, and saved, in fp32. Other types of weights, fewer
+dimensions and other formats: python -m tools.export.
 """
 
 import argparse
@@ -12,9 +13,8 @@ from pathlib import Path
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from export.merge import merge_adapter
-from modeling.backbone import read_config
-from utils import first_line, read_json
+from export.convert import merge_adapter
+from export.merge import base_problems
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +29,11 @@ def main(argv: list[str]) -> int:
     if problems:
         print("\n".join(problems), file=sys.stderr)
         return 2
-    merge_adapter(given.adapter, given.folder)
+    try:
+        merge_adapter(given.adapter, given.folder)
+    except ValueError as error:  # read back, the folder is another model
+        print(error, file=sys.stderr)
+        return 2
     print(f"merged into {given.folder}")
     return 0
 
@@ -41,21 +45,10 @@ def find_problems(adapter: Path, folder: Path) -> list[str]:
     if missing:
         problems.append(f"{adapter}: no {missing[0]} in it")
     else:
-        problems += _base_problems(adapter)
+        problems += base_problems(adapter)
     if folder.exists():
         problems.append(f"{folder}: exists already")
     return problems
-
-
-def _base_problems(adapter: Path) -> list[str]:
-    """Why the base model of an adapter cannot be loaded; the adapter may have been moved away from it."""
-    try:
-        config = read_json(adapter / "adapter_config.json")
-        base = config["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError) as error:
-        return [f"{adapter / 'adapter_config.json'}: names no base model ({first_line(error)})"]
-    _, problems = read_config(str(base), config.get("revision"))
-    return [f"the base model of {adapter}: {problem}" for problem in problems]
 
 
 if __name__ == "__main__":

@@ -179,7 +179,9 @@ def write(model: PreTrainedModel, tokenizer, flags: argparse.Namespace, dtype: t
         dims = [dim for dim in facts.matryoshka_dims if dim < model.config.hidden_size]
         if facts.matryoshka_dims:
             dims.append(model.config.hidden_size)
-        facts = replace(facts, hidden_size=model.config.hidden_size, matryoshka_dims=dims, base_model=str(source))
+        facts = replace(
+            facts, hidden_size=model.config.hidden_size, matryoshka_dims=dims, base_model=str(source), cut_to=None
+        )
         model_folder.save(flags.output, model, tokenizer, facts, dtype, pooling=pooling_of(source))
         return
     aside = aside_of(flags.output)

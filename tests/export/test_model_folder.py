@@ -10,29 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toy
-from peft import PeftModel
+from model_folders import LIMIT, TEXTS, assert_same_vectors, facts, make_adapted, training_vectors
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from export import model_folder, probe
-from export.model_card import Facts, model_card
+from export.model_card import model_card
 from model import Embedder
 from modeling.backbone import add_lora, load_backbone
 from modeling.pooling import POOLINGS, pooling_of
 from modeling.tokenizer import make_encoder
 from tools import merge_adapter
-
-LIMIT = 24
-TEXTS = ["The river is old.", "价格 — naïve café?", "one two three " * 50, "a"]
-
-
-def facts(**changes) -> Facts:
-    values = {
-        "hidden_size": 32, "max_seq_length": LIMIT, "query_instruction": "Find it.", "base_model": "toy",
-        "matryoshka_dims": [], "training": {"steps": 3}, "datasets": {"toy": 1234},
-    }  # fmt: skip
-    return Facts(**values | changes)
 
 
 @pytest.fixture
@@ -56,20 +45,6 @@ def test_the_card_of_many_datasets_names_the_ten_largest_and_counts_the_others()
     assert rows == [f"| {name} | {count:,} |" for name, count in few.items()]
 
 
-def training_vectors(backbone, tokenizer, texts: list[str]) -> torch.Tensor:
-    """What the training forward makes of these texts, cut to LIMIT tokens, as unit vectors."""
-    tokens, lengths, _ = make_encoder(tokenizer, LIMIT)(texts)
-    cu_seqlens = F.pad(torch.from_numpy(lengths).cumsum(0), (1, 0)).int()
-    with torch.no_grad():
-        embeddings = Embedder(backbone, "segments").eval()(torch.from_numpy(tokens).long(), cu_seqlens, lengths)
-        return F.normalize(embeddings, dim=-1)
-
-
-def assert_same_vectors(found: torch.Tensor, expected: torch.Tensor) -> None:
-    assert expected.std() > 0.05  # not all the same
-    assert (found.cpu() - expected).abs().max() <= 1e-5
-
-
 def test_sentence_transformers_gives_the_training_vectors(backbone, tokenizer, tmp_path, recwarn):
     model_folder.save(tmp_path / "m", backbone, tokenizer, facts(), torch.float32)
     loaded = SentenceTransformer(str(tmp_path / "m"), device="cpu")
@@ -83,16 +58,6 @@ def test_sentence_transformers_gives_the_training_vectors(backbone, tokenizer, t
     assert_same_vectors(
         loaded.encode_document(TEXTS, convert_to_tensor=True), training_vectors(backbone, tokenizer, TEXTS)
     )
-
-
-def test_transformers_gives_the_training_vectors(backbone, tokenizer, tmp_path):
-    model_folder.save(tmp_path / "m", backbone, tokenizer, facts(), torch.float32)
-    model, read = AutoModel.from_pretrained(tmp_path / "m"), AutoTokenizer.from_pretrained(tmp_path / "m")
-    batch = read(TEXTS, padding=True, truncation=True, max_length=LIMIT, return_tensors="pt")
-    with torch.no_grad():
-        states = model(**batch).last_hidden_state
-    pooled = states[torch.arange(len(TEXTS)), batch["attention_mask"].sum(1) - 1]
-    assert_same_vectors(F.normalize(pooled, dim=-1), training_vectors(backbone, tokenizer, TEXTS))
 
 
 def test_files_say_what_every_reader_looks_for(backbone, tokenizer, tmp_path):
@@ -153,42 +118,20 @@ def test_others_may_read_what_is_saved(backbone, tokenizer, tmp_path):
 @pytest.fixture
 def adapted(toy_world):
     """A backbone with adapters that are not zero."""
-    torch.manual_seed(3)
-    model = add_lora(
-        load_backbone(str(toy_world.backbone), torch.float32), 4, 8, 0.1, ["q_proj", "v_proj", "down_proj"]
-    )
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.2)
-    return model.eval()
+    return make_adapted(toy_world.backbone)
 
 
-def test_an_adapter_and_its_merge_reload_to_the_same_vectors(adapted, backbone, tokenizer, tmp_path):
-    expected = training_vectors(adapted, tokenizer, TEXTS)
-    assert (expected - training_vectors(backbone, tokenizer, TEXTS)).abs().max() > 0.05  # the adapters do something
+def test_an_adapter_names_its_base_and_its_merge_is_a_model(adapted, tokenizer, tmp_path):
+    """Their vectors: tests/export/test_round_trip.py."""
     model_folder.save(tmp_path / "adapter", adapted, tokenizer, facts(), torch.float32)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["task_type"] == "FEATURE_EXTRACTION"
+    assert Path(config["base_model_name_or_path"]).is_absolute()  # the adapter is loaded from anywhere
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
-
-    in_peft = PeftModel.from_pretrained(
-        load_backbone(config["base_model_name_or_path"], torch.float32), tmp_path / "adapter"
-    )
-    assert_same_vectors(training_vectors(in_peft, tokenizer, TEXTS), expected)
-    in_st = SentenceTransformer(str(tmp_path / "adapter"), device="cpu")
-    assert_same_vectors(in_st.encode(TEXTS, convert_to_tensor=True), expected)
-
     assert merge_adapter.main([str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 0
     assert (tmp_path / "merged" / "model.safetensors").exists()
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
-    merged = SentenceTransformer(str(tmp_path / "merged"), device="cpu")
-    assert_same_vectors(merged.encode(TEXTS, convert_to_tensor=True), expected)
-    assert_same_vectors(
-        training_vectors(load_backbone(str(tmp_path / "merged"), torch.float32), tokenizer, TEXTS), expected
-    )
     assert merge_adapter.main([str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 2  # exists already
-    assert Path(config["base_model_name_or_path"]).is_absolute()  # the adapter is loaded from anywhere
     assert merge_adapter.main([str(tmp_path / "nowhere"), str(tmp_path / "other")]) == 2
 
 
