@@ -117,15 +117,19 @@ def evaluate(asked: Asked) -> None:
     problems += override_problems(asked.prompt_overrides, overrides, tasks)
     refuse(problems)
 
+    import transformers
+
     from tools.evaluation.model import FolderModel, Prompts
     from tools.evaluation.runner import evaluate_all
 
+    transformers.utils.logging.disable_progress_bar()
     way = way_of(asked)
     prompts = Prompts(way, own_prompts | overrides if way == "published" else overrides)
     model = FolderModel(
         asked.model, prompts, revision(asked, way, overrides), asked.max_seq_length, asked.dtype, asked.device
     )
     refuse([f"--dims {dim}: the model's vectors have {model.width}" for dim in asked.dims if dim > model.width])
+    refuse(model.long_prompts(tasks))
     dims = sorted({model.width, *asked.dims}, reverse=True)
     asked.output.mkdir(parents=True, exist_ok=True)
     scores = evaluate_all(model, tasks, dims, asked.output, asked.batch_size)
@@ -236,6 +240,7 @@ def facts(asked: Asked, model, way: str, tasks: list) -> dict:
         metadata = task.metadata
         of_tasks[metadata.name] = {
             "type": metadata.type,
+            "main_metric": metadata.main_score,
             "texts": metadata.revision,
             "prompts": model.prompts_of(metadata),
         }

@@ -42,7 +42,7 @@ class Task:
     @property
     def size(self) -> int:
         """Rows of what is evaluated."""
-        return len(self.rows["corpus" if self.relevant else "test"])
+        return len(self.rows["corpus" if "corpus" in self.rows else "test"])
 
 
 def code_search(functions: list[Function], most: int) -> Task:

@@ -1,6 +1,7 @@
 """A model folder as mteb sees it: each task with its instruction, at any of its dimensions."""
 
 import hashlib
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from modeling.prompts import query_prompt
 from utils import RunError, first_line
 
-WAYS = ("published", "own", "none")
+MANY = 10_000  # texts that take long enough for a progress bar
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,19 @@ class FolderModel(AbsEncoder):
             return {"both": self.prompt(task_metadata, None)}
         return {side.value: self.prompt(task_metadata, side) for side in PromptType}
 
+    def long_prompts(self, tasks: list) -> list[str]:
+        """Prompts that leave nothing of a text, one line each: the text behind them would be cut away."""
+        problems = []
+        for metadata in (task.metadata for task in tasks):
+            for prompt in set(self.prompts_of(metadata).values()):
+                tokens = len(self.model.tokenizer(prompt, verbose=False)["input_ids"])
+                if self.max_length is not None and tokens >= self.max_length:
+                    problems.append(
+                        f"{metadata.name}: {prompt!r} takes {tokens} tokens, EOS included, and texts are cut to "
+                        f"{self.max_length}: raise --max_seq_length, or give a shorter instruction"
+                    )
+        return problems
+
     def own_prompt(self, side: PromptType | None) -> str:
         """What the folder itself wants before a side where nobody gave words; nothing but in the way `own`."""
         if self.prompts.way != "own" or side is None:
@@ -123,7 +137,11 @@ class FolderModel(AbsEncoder):
             if path.exists():
                 return np.load(path)
         vectors = self.model.encode(
-            texts, prompt=prompt, batch_size=batch_size, convert_to_numpy=False, convert_to_tensor=True
+            texts,
+            prompt=prompt,
+            batch_size=batch_size,
+            convert_to_tensor=True,
+            show_progress_bar=sys.stderr.isatty() and len(texts) > MANY,
         )
         vectors = vectors.float().cpu().numpy()
         if path is not None:

@@ -1,26 +1,28 @@
 """mteb's scores as results.json, task -> dimension -> metric -> value, and as a table."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 Scores = dict[str, dict[str, dict[str, float]]]  # task -> dimension -> metric -> value
 MAIN = "main_score"
+DECIMALS = 6  # of mteb's files
 
 
 def metrics_of(scores: Mapping[str, list[dict]]) -> dict[str, float]:
     """Every metric of a task that is a finite number, as the mean over its splits and subsets.
 
     Args:
-        scores: mteb's TaskResult.scores: split -> a dictionary for each subset.
+        scores: mteb's TaskResult.scores: split -> a dictionary for each subset. Values are rounded as in mteb's files,
+            so a task that was finished before has the same ones.
     """
     parts = [part for parts in scores.values() for part in parts]
     means = {}
     for metric in parts[0]:
         values = [part.get(metric) for part in parts]
         if all(is_finite(value) for value in values):
-            means[metric] = float(np.mean(values))
+            means[metric] = round(float(np.mean([round(value, DECIMALS) for value in values])), DECIMALS)
     return means
 
 
@@ -37,13 +39,22 @@ def table(scores: Scores, main_metrics: dict[str, str]) -> str:
     """
     dimensions = list(next(iter(scores.values())))
     rows = [["task", "metric", *dimensions]]
-    for task, by_dimension in scores.items():
-        values = [f"{by_dimension[dimension][MAIN]:.4f}" for dimension in dimensions]
-        rows.append([task, main_metrics[task], *values])
+    found = {task: [of[dimension].get(MAIN) for dimension in dimensions] for task, of in scores.items()}
+    for task, values in found.items():
+        rows.append([task, main_metrics[task], *map(cell, values)])
     if len(scores) > 1:
-        means = [np.mean([found[dimension][MAIN] for found in scores.values()]) for dimension in dimensions]
-        rows.append(["mean of tasks", "", *(f"{mean:.4f}" for mean in means)])
+        rows.append(["mean of tasks", "", *(cell(mean(values)) for values in zip(*found.values(), strict=True))])
     return markdown(rows)
+
+
+def cell(value: float | None) -> str:
+    """A value in a table; a dash where mteb found no number, as for the correlation of vectors that are all alike."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean, or None where a value is missing."""
+    return None if None in values else float(np.mean(values))
 
 
 def markdown(rows: list[list[str]]) -> str:

@@ -1,6 +1,9 @@
 """Every task at every dimension through mteb, whose files say what was done before."""
 
+import contextlib
 import logging
+import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -94,20 +97,16 @@ def is_finished(task: AbsTask, model: FolderModel, cache: mteb.ResultCache) -> b
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without mteb's log lines and the progress bars of the packages below it."""
-    import datasets
-
+    """Without mteb's log lines and warnings; off a terminal also without the progress bars below it."""
     logger = logging.getLogger("mteb")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    bars = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="mteb")
-            warnings.filterwarnings("ignore", module="sklearn")
+        with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+            warnings.simplefilter("ignore")
+            if not sys.stderr.isatty():
+                nowhere = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stderr(nowhere))
             yield
     finally:
         logger.setLevel(level)
-        if bars:
-            datasets.enable_progress_bars()

@@ -21,7 +21,6 @@ from mteb.abstasks import (
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from configuration.keys import did_you_mean
 from retrieval.beir import RetrievalSet
 from tools.evaluation.folders import LocalTask
 from utils import first_line, plural
@@ -112,16 +111,15 @@ def official_tasks(names: list[str], benchmark: str | None) -> tuple[list[AbsTas
     tasks = []
     problems = []
     if benchmark is not None:
-        known = [found.name for found in mteb.get_benchmarks()]
-        if benchmark in known:
+        try:
             tasks += list(mteb.get_benchmark(benchmark).tasks)
-        else:
-            problems.append(f"--benchmark {benchmark}: mteb has none of this name{did_you_mean(benchmark, known)}")
+        except KeyError as error:
+            problems.append(f"--benchmark: {error.args[0]}")
     for name in names:
         try:
             tasks.append(mteb.get_task(name))
         except (KeyError, ValueError) as error:
-            problems.append(f"--tasks {name}: no folder, and no task of mteb ({first_line(error)[:200]})")
+            problems.append(f"--tasks {name}: no folder, and no task of mteb ({error.args[0].removeprefix('KeyError: ')})")
     return tasks, problems
 
 
