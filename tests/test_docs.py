@@ -72,6 +72,7 @@ RUN = {  # command -> what is appended to it here; on two CPU processes where th
     "python -m tools.build_tuples --source my_sources/banking.json --output_dir my_tuples": "",
     f"{TOKENIZE} --input_dir my_tuples --output_dir my_tuples/tokenized": "",
     MINE: "--num_negatives 2 --relative_margin 0 --max_score none",
+    "python -m tools.evaluate --model output/my_run/epoch_2 --tasks my_sets --output evaluation": "",
 }
 NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "make quickstart": "nine minutes; tests/examples/test_code_search.py runs it in small",
@@ -101,6 +102,10 @@ NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "python -m tools.build_tuples --source 'six_kinds": "needs what the command before it gathers",
     "python -m tools.build_tuples --source 'configs/sources": "needs the hub; the tool's own tests run parts",
     "python -m tools.build_tuples --source configs/sources": "needs the hub",
+    "python -m tools.evaluate --model output/0.6b": "needs the hub; tests/tools/test_evaluate.py evaluates local tasks",
+    "python -m tools.evaluate --model foundation": "needs models; tests/tools/test_evaluate.py evaluates others",
+    "python -m examples.local_tasks.make": "reads a whole machine; tests/examples/test_local_tasks.py runs it in small",
+    "python -m examples.local_tasks.compare": "needs two evaluations; tests/examples/test_local_tasks.py makes them",
     "python -m tools.configuration_page": "rewrites a page, which a test of its own compares",
 }
 
@@ -371,3 +376,4 @@ def test_the_commands_and_the_python_of_the_pages_run(laid_out, monkeypatch, cap
     prompts = json.loads((output / "my_run" / "epoch_2" / "config_sentence_transformers.json").read_text())["prompts"]
     assert prompts["query"] == f"Instruct: {OWN_INSTRUCTION}\nQuery: "  # only the tokenising was told
     assert (laid_out / "merged" / "model.safetensors").exists()
+    assert list(json.loads((laid_out / "evaluation" / "results.json").read_text())) == ["questions"]
