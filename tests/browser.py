@@ -1,0 +1,166 @@
+"""A real browser for tests: Chromium without a window, asked over DevTools' pipe. Imported by tests only.
+
+    with Browser() as browser:
+        page = browser.open(path, width=1280)
+        page.evaluate("document.title"), page.screenshot(path), page.errors, page.requests
+
+The pipe is two file descriptors with a JSON object and a zero byte for each message: no package is needed for it.
+"""
+
+import base64
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+PATIENCE = 120.0  # seconds for one answer; on one busy core the start alone takes several
+
+
+def find() -> str | None:
+    """The path of a Chromium: of CHROMIUM, or one that is installed; None where there is none."""
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class Browser:
+    """A Chromium with a profile of its own, which is removed with it."""
+
+    def __init__(self):
+        self.profile = tempfile.mkdtemp(prefix="browser-")
+        requests_read, self.requests = os.pipe()
+        self.answers, answers_write = os.pipe()
+        flags = [
+            "--headless=new",
+            "--no-sandbox",  # root, as in containers, has none
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--hide-scrollbars",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={self.profile}",
+            "about:blank",
+        ]
+        # The browser reads from descriptor 3 and writes to 4.
+        script = f'exec "$@" 3<&{requests_read} 4>&{answers_write}'
+        self.process = subprocess.Popen(
+            ["sh", "-c", script, "sh", find(), *flags],
+            pass_fds=(requests_read, answers_write),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        os.close(requests_read)
+        os.close(answers_write)
+        self.number = 0
+        self.buffer = b""
+        self.events: list[dict] = []
+
+    def __enter__(self) -> "Browser":
+        return self
+
+    def __exit__(self, *_) -> None:
+        os.close(self.requests)
+        os.close(self.answers)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        shutil.rmtree(self.profile, ignore_errors=True)
+
+    def ask(self, method: str, session: str | None = None, **named) -> dict:
+        """The result of one DevTools command; events that come before it are kept."""
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": named}
+        if session:
+            message["sessionId"] = session
+        os.write(self.requests, json.dumps(message).encode() + b"\0")
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            answer = self._read(deadline)
+            if answer.get("id") == self.number:
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                return answer["result"]
+            self.events.append(answer)
+
+    def _read(self, deadline: float) -> dict:
+        while b"\0" not in self.buffer:
+            ready, _, _ = select.select([self.answers], [], [], max(deadline - time.monotonic(), 0))
+            assert ready, "the browser does not answer"
+            data = os.read(self.answers, 1 << 20)
+            assert data, "the browser has ended"
+            self.buffer += data
+        message, _, self.buffer = self.buffer.partition(b"\0")
+        return json.loads(message)
+
+    def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> "Page":
+        """A file in a tab of its own, laid out and drawn."""
+        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+        session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.ask(f"{domain}.enable", session)
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.ask("Emulation.setEmulatedMedia", session, features=scheme)
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.ask("Emulation.setDeviceMetricsOverride", session, **size)
+        page = Page(self, session)
+        self.ask("Page.navigate", session, url=path.resolve().as_uri())
+        page.wait("document.readyState === 'complete'")
+        page.settle()
+        return page
+
+
+class Page:
+    """An open tab."""
+
+    def __init__(self, browser: Browser, session: str):
+        self.browser = browser
+        self.session = session
+
+    def ask(self, method: str, **named) -> dict:
+        """A DevTools command to this tab."""
+        return self.browser.ask(method, self.session, **named)
+
+    def evaluate(self, expression: str):
+        """The JSON value of an expression in the page."""
+        answer = self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def wait(self, expression: str) -> None:
+        """Until an expression is true."""
+        deadline = time.monotonic() + PATIENCE
+        while not self.evaluate(expression):
+            assert time.monotonic() < deadline, f"never came true: {expression}"
+            time.sleep(0.05)
+
+    def settle(self) -> None:
+        """Until two frames have been drawn: observers have been called by then."""
+        self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
+
+    def screenshot(self, path: Path, whole: bool = False) -> Path:
+        """A PNG of what is in sight, or of the whole page."""
+        data = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
+        path.write_bytes(base64.b64decode(data))
+        return path
+
+    def _events(self, method: str) -> list[dict]:
+        self.evaluate("1")  # what happened before this is answered has been told
+        mine = [event for event in self.browser.events if event.get("sessionId") == self.session]
+        return [event["params"] for event in mine if event["method"] == method]
+
+    @property
+    def errors(self) -> list[str]:
+        """What went wrong: exceptions, console errors, refusals by the content security policy."""
+        found = [str(one["exceptionDetails"]) for one in self._events("Runtime.exceptionThrown")]
+        found += [str(one["args"]) for one in self._events("Runtime.consoleAPICalled") if one["type"] == "error"]
+        return found + [str(one["entry"]) for one in self._events("Log.entryAdded") if one["entry"]["level"] == "error"]
+
+    @property
+    def requests(self) -> list[str]:
+        """The addresses that were asked for, the file's own first."""
+        return [one["request"]["url"] for one in self._events("Network.requestWillBeSent")]
