@@ -29,6 +29,7 @@ class Chart:
     x: str = "step"  # or dimension, or length
     from_zero: bool = False  # the axis of values begins at 0
     may_be_log: bool = False
+    is_noisy: bool = False  # smoothing helps
     bars: bool = False
     limit: float | None = None  # a vertical mark on the axis of lengths
 
@@ -76,7 +77,7 @@ def loss_section(runs: list[RunLog]) -> Section:
             note = f"mean of {largest} datasets" if largest > 1 else ""
             if any(run.configuration.get("use_mrl") for run in runs):
                 note = f"{note}; trained: weighted sum over prefixes".removeprefix("; ")
-            charts.append(Chart(title, series, note, from_zero=True, may_be_log=True))
+            charts.append(Chart(title, series, note, from_zero=True, may_be_log=True, is_noisy=True))
     note = f"Zero throughout, and so without a chart: {', '.join(unused)}." if unused else ""
     return Section("Losses", charts, note)
 
@@ -174,14 +175,14 @@ def optimiser_section(runs: list[RunLog]) -> Section:
     """Learning rate, gradient norm, throughput, memory, padding."""
     charts = []
     rows = [
-        ("Learning rate", "lr", "after warm-up and schedule", "", False),
-        ("Gradient norm", "grad_norm", "before clipping", "", True),
-        ("Padding", "padding", "of the positions computed", "%", False),
-        ("Imbalance", "imbalance", "the fullest process above the mean", "%", False),
+        ("Learning rate", "lr", "after warm-up and schedule", ""),
+        ("Gradient norm", "grad_norm", "before clipping", ""),
+        ("Padding", "padding", "of the positions computed", "%"),
+        ("Imbalance", "imbalance", "the fullest process above the mean", "%"),
     ]
-    for title, key, note, unit, may_be_log in rows:
+    for title, key, note, unit in rows:
         series = [Series(index, thin(plain_curve(run.trained, key), POINTS)) for index, run in enumerate(runs)]
-        chart = _plain_chart(title, series, note, unit, may_be_log)
+        chart = _plain_chart(title, series, note, unit)
         if unit != "%" or any((value or 0) >= NOTABLE for one in series for _, value in one.points):
             charts.append(chart)
     rows = [
@@ -196,14 +197,16 @@ def optimiser_section(runs: list[RunLog]) -> Section:
     return Section("Optimiser and machine", charts)
 
 
-def _plain_chart(title: str, series: list[Series], note: str, unit: str, may_be_log: bool = False) -> Chart:
+def _plain_chart(title: str, series: list[Series], note: str, unit: str) -> Chart:
     """Series without a value are left out; of updates without a gradient norm the note says how many."""
     left_out = sum(value is None for one in series for _, value in one.points)
     if left_out:
         note = f"{note}; {left_out} without a finite value" if note else f"{left_out} without a finite value"
     with_values = [one for one in series if any(value is not None for _, value in one.points)]
     has_any = any(value for one in with_values for _, value in one.points)
-    return Chart(title, with_values if has_any else [], note, unit, from_zero=True, may_be_log=may_be_log)
+    is_noisy = title not in ("Learning rate", "Peak memory")
+    is_norm = title == "Gradient norm"
+    return Chart(title, with_values if has_any else [], note, unit, "step", True, is_norm, is_noisy)
 
 
 def dataset_section(runs: list[RunLog]) -> Section:
@@ -216,5 +219,5 @@ def dataset_section(runs: list[RunLog]) -> Section:
             series = _losses(runs, [[name]] * len(runs), kind, FEWER_POINTS)
             if any(value for one in series for _, value in one.points):
                 title = f"{name} · {LOSSES[kind]}"
-                charts.append(Chart(title, series, everywhere[name], from_zero=True, may_be_log=True))
+                charts.append(Chart(title, series, everywhere[name], from_zero=True, may_be_log=True, is_noisy=True))
     return Section("Losses by dataset", charts, closed=True)

@@ -79,28 +79,31 @@ def results(run: RunLog) -> dict[Key, float]:
     return found
 
 
-def chosen(run: RunLog) -> tuple[str, Points] | None:
-    """What the run is judged by, in words and over the steps: its best_metric, or the main metric of its first set.
+def chosen(run: RunLog, best_metric: str | None) -> tuple[str, Points]:
+    """What runs are judged by, in words and over the steps of this one: best_metric, or its first set's main metric.
 
-    A best_metric is METRIC, SET/METRIC, DIMENSIONS/METRIC or SET/DIMENSIONS/METRIC; without a set it is their mean,
-    without dimensions that of the whole embedding.
+    Args:
+        best_metric: METRIC, SET/METRIC, DIMENSIONS/METRIC or SET/DIMENSIONS/METRIC; without a set it is the mean of all
+            sets, without dimensions that of the whole embedding.
+
+    Returns:
+        ("", []) where the run was never evaluated.
     """
     found = history(run)
     if not found:
-        return None
+        return "", []
     whole = widest(found)
-    name, metric = next(iter(main_metrics(found).items()))
-    given = run.configuration.get("best_metric")
-    if not isinstance(given, str):
+    if best_metric is None:
+        name, metric = next(iter(main_metrics(found).items()))
         return f"{name} · {metric}", found.get((name, whole[name], metric), [])
-    *place, word = given.split("/")
-    sets = [part for part in place if part in whole] or list(whole)
-    dimensions = [int(part) for part in place if part.isdecimal() and part not in whole]
+    *place, word = best_metric.split("/")
+    sets = [part for part in place[:1] if part in whole] or list(whole)
+    dimensions = [int(part) for part in place[-1:] if part.isdecimal() and [part] != sets]
     curves = []
     for one in sets:
         wanted = dimensions[0] if dimensions else whole[one]
         curves += [points for (*of, metric), points in found.items() if of == [one, wanted] and _same(metric, word)]
-    return given, _mean(curves)
+    return best_metric, _mean(curves)
 
 
 def _same(metric: str, word: str) -> bool:

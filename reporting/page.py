@@ -87,6 +87,7 @@ def embedded(runs: list[RunLog], drawn: list[Chart]) -> dict:
                 "x": chart.x,
                 "fromZero": chart.from_zero,
                 "log": chart.may_be_log,
+                "noisy": chart.is_noisy,
                 "bars": chart.bars,
                 "limit": chart.limit,
                 "series": series,

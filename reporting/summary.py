@@ -79,15 +79,16 @@ def _last_of(charts: list, runs: int) -> list[Tile]:
 
 
 def _best_evaluation(runs: list[RunLog]) -> list[Tile]:
-    """The best value of what the first run that was evaluated is judged by, and when it was."""
-    judged = [chosen(run) for run in runs]
-    label = next((one[0] for one in judged if one), None)
+    """The best value, and when it was, of what the runs are judged by: the first best_metric that one of them has."""
+    given = [run.configuration.get("best_metric") for run in runs]
+    judged = [chosen(run, next((one for one in given if isinstance(one, str)), None)) for run in runs]
+    label = next((words for words, _ in judged if words), None)
     if label is None:
         return []
     values: list[tuple[str, str] | None] = []
-    for one in judged:
-        points = one[1] if one and one[0] == label else []
-        step, value = max(points, key=lambda point: point[1], default=(0, None))
+    for words, points in judged:
+        of_label = points if words == label else []
+        step, value = max(of_label, key=lambda point: point[1], default=(0, None))
         values.append(None if value is None else (show(value), f"step {step:,}"))
     return [Tile(f"{label}, best", values)]
 

@@ -15,11 +15,20 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+START = """
+import fcntl, os, sys
+pipes = [fcntl.fcntl(int(word), fcntl.F_DUPFD, 10) for word in sys.argv[1:3]]
+os.dup2(pipes[0], 3)
+os.dup2(pipes[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""  # the browser reads from descriptor 3 and writes to 4; a shell's redirections end at descriptor 9
+SCHEME = "prefers-color-scheme"
 PATIENCE = 120.0  # seconds for one answer; on one busy core the start alone takes several
 
 
@@ -46,10 +55,8 @@ class Browser:
             f"--user-data-dir={self.profile}",
             "about:blank",
         ]
-        # The browser reads from descriptor 3 and writes to 4.
-        script = f'exec "$@" 3<&{requests_read} 4>&{answers_write}'
         self.process = subprocess.Popen(
-            ["sh", "-c", script, "sh", find(), *flags],
+            [sys.executable, "-c", START, str(requests_read), str(answers_write), find(), *flags],
             pass_fds=(requests_read, answers_write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -60,6 +67,7 @@ class Browser:
         self.number = 0
         self.buffer = b""
         self.events: list[dict] = []
+        self.session: str | None = None  # of its one tab
 
     def __enter__(self) -> "Browser":
         return self
@@ -98,24 +106,27 @@ class Browser:
         return json.loads(message)
 
     def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> "Page":
-        """A file in a tab of its own, laid out and drawn."""
-        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self.ask(f"{domain}.enable", session)
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.ask("Emulation.setEmulatedMedia", session, features=scheme)
+        """A file in the one tab, laid out and drawn; what was open before is gone."""
+        if self.session is None:
+            target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+            self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            for domain in ("Page", "Runtime", "Network", "Log"):
+                self.ask(f"{domain}.enable", self.session)
+        page = Page(self, self.session)
+        page.ask("Page.navigate", url="about:blank")
+        page.wait("document.readyState === 'complete' && location.href === 'about:blank'")
+        self.events.clear()
+        page.ask("Emulation.setEmulatedMedia", features=[{"name": SCHEME, "value": "dark" if dark else "light"}])
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.ask("Emulation.setDeviceMetricsOverride", session, **size)
-        page = Page(self, session)
-        self.ask("Page.navigate", session, url=path.resolve().as_uri())
-        page.wait("document.readyState === 'complete'")
+        page.ask("Emulation.setDeviceMetricsOverride", **size)
+        page.ask("Page.navigate", url=path.resolve().as_uri())
+        page.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
         page.settle()
         return page
 
 
 class Page:
-    """An open tab."""
+    """What is open in the tab."""
 
     def __init__(self, browser: Browser, session: str):
         self.browser = browser
@@ -150,8 +161,7 @@ class Page:
 
     def _events(self, method: str) -> list[dict]:
         self.evaluate("1")  # what happened before this is answered has been told
-        mine = [event for event in self.browser.events if event.get("sessionId") == self.session]
-        return [event["params"] for event in mine if event["method"] == method]
+        return [event["params"] for event in self.browser.events if event["method"] == method]
 
     @property
     def errors(self) -> list[str]:
@@ -162,5 +172,9 @@ class Page:
 
     @property
     def requests(self) -> list[str]:
-        """The addresses that were asked for, the file's own first."""
-        return [one["request"]["url"] for one in self._events("Network.requestWillBeSent")]
+        """The addresses that were asked for, the file's own first; without those that the page's policy refused."""
+        refused = {
+            one["requestId"] for one in self._events("Network.loadingFailed") if one.get("blockedReason") == "csp"
+        }
+        asked = {one["requestId"]: one["request"]["url"] for one in self._events("Network.requestWillBeSent")}
+        return [address for number, address in asked.items() if number not in refused]

@@ -24,7 +24,7 @@ function visible(chart, view) {
   return shown.map((series) => {
     const perEpoch = chart.x === "step" && view.x === "epoch" ? DATA.runs[series.run].stepsPerEpoch : 1;
     const xs = perEpoch === 1 ? series.x : series.x.map((x) => x / (perEpoch || 1));
-    const weight = chart.x === "step" && !series.heldOut ? view.smooth : 0;
+    const weight = chart.noisy && !series.heldOut ? view.smooth : 0;
     return { ...series, x: xs, drawn: smoothed(series.y, weight), isSmoothed: weight > 0 };
   });
 }
@@ -66,7 +66,7 @@ function valueScale(chart, ys, isLog) {
   let low = Math.min(...ys);
   let high = Math.max(...ys);
   if (isLog) {
-    if (chart.fromZero && low === high) high = 1;
+    if (low === 0 && high === 0) high = 1;
   if (low === high) [low, high] = [low / 2, high * 2];
     const span = Math.log(high / low);
     const from = low * Math.exp(-0.04 * span);
@@ -75,7 +75,7 @@ function valueScale(chart, ys, isLog) {
     return { ticks: logTicks(from, to), share };
   }
   if (chart.fromZero) low = Math.min(low, 0);
-  if (chart.fromZero && low === high) high = 1;
+  if (low === 0 && high === 0) high = 1;
   if (low === high) [low, high] = [low - (Math.abs(low) || 1) / 10, high + (Math.abs(high) || 1) / 10];
   const margin = 0.05 * (high - low);
   const from = chart.fromZero && low === 0 ? 0 : low - margin;
@@ -91,7 +91,7 @@ function positionScale(chart, series, box, view) {
   const position = isLog ? Math.log2 : (x) => x;
   let low = position(isLog ? xs[0] : 0);
   let high = isLog ? position(xs[xs.length - 1]) : lastPosition(view);
-  if (chart.fromZero && low === high) high = 1;
+  if (low === 0 && high === 0) high = 1;
   if (low === high) [low, high] = [low - 1, high + 1];
   const place = (x) => box.left + (room * (position(x) - low)) / (high - low);
   const count = Math.max(2, Math.floor(room / 80));

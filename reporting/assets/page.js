@@ -38,7 +38,7 @@ function read(figure, x) {
   }
   found.series.forEach((series, place) => {
     const index = at === null ? series.y.findLastIndex((y) => y !== null) : nearest(series.x, at);
-    const value = series.y[index];
+    const value = at === null || covers(series.x, at) ? series.y[index] : null;
     if (!chart.bars || at !== null) values.append(valueMark(series, chart, value));
     const isShown = at !== null && !chart.bars && value !== null && value !== undefined;
     circles[place].setAttribute("visibility", isShown ? "visible" : "hidden");
@@ -51,6 +51,13 @@ function read(figure, x) {
   where.className = "at";
   if (at !== null) where.textContent = positionWords(chart, at);
   values.append(where);
+}
+
+// Whether `at` lies between the first and the last of `xs`, or no further outside than two of them are apart.
+function covers(xs, at) {
+  const last = xs[xs.length - 1];
+  const gap = (last - xs[0]) / Math.max(xs.length - 1, 1);
+  return at >= xs[0] - gap && at <= last + gap;
 }
 
 function valueMark(series, chart, value) {
