@@ -1,0 +1,223 @@
+"""Which charts there are of some runs, and what each shows. Pure functions of what `read.open_runs` gives.
+
+In every chart a colour is a run. A line through the training steps is plain; one through held-out tuples or evaluation
+sets has a dot for each value.
+"""
+
+from dataclasses import dataclass
+
+from data.token_store import TASKS
+from reporting.evaluation import by_dimension, history, latest, main_metrics, results, widest
+from reporting.read import RunLog, full_width
+from reporting.series import Points, Series, kinds_of, last_value, mean_curve, plain_curve, thin
+
+NOTABLE = 0.005  # a share of padding or imbalance below it has no chart, as it has no place on the console
+POINTS, FEWER_POINTS = 2000, 400  # of one line: of the charts by task, of the many charts by dataset
+# training/objective.py names the same; importing it would import torch, which takes longer than the whole page.
+LOSSES = {"in_batch": "in-batch loss", "hard": "hard-negative loss", "distillation": "distillation loss"}
+RANKS = {"group_accuracy": "positive ranked first", "group_mrr": "reciprocal rank of the positive"}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart; the browser draws it."""
+
+    title: str
+    series: list[Series]
+    note: str = ""  # what the values are, in a few words
+    unit: str = ""
+    x: str = "step"  # or dimension, or length
+    from_zero: bool = False  # the axis of values begins at 0
+    may_be_log: bool = False
+    is_noisy: bool = False  # smoothing helps
+    bars: bool = False
+    limit: float | None = None  # a vertical mark on the axis of lengths
+
+
+@dataclass(frozen=True)
+class Section:
+    """Charts under a heading."""
+
+    title: str
+    charts: list[Chart]
+    note: str = ""
+    closed: bool = False  # opened by who wants to see it
+
+
+def tasks_of(run: RunLog) -> dict[str, str]:
+    """Dataset -> task, from the manifest; datasets of which it says nothing are in one task, "all"."""
+    said = run.manifest.get("tasks")
+    tasks = {name: str(task) for name, task in said.items()} if isinstance(said, dict) else {}
+    for name in [*kinds_of(run.trained, "losses"), *kinds_of(run.lines.get("validation", []), "measures")]:
+        tasks.setdefault(name, "all")
+    return tasks
+
+
+def task_names(runs: list[RunLog]) -> list[str]:
+    """The tasks of all runs, in one order."""
+    found = {task for run in runs for task in tasks_of(run).values()}
+    return [task for task in (*TASKS, "all") if task in found] + sorted(found - {*TASKS, "all"})
+
+
+def loss_section(runs: list[RunLog]) -> Section:
+    """A chart of each loss of each task: the mean over the task's datasets."""
+    charts = []
+    unused = []
+    for task in task_names(runs):
+        for kind in LOSSES:
+            members = [[name for name, own in tasks_of(run).items() if own == task] for run in runs]
+            series = _losses(runs, members, kind, POINTS)
+            if not series:
+                continue
+            title = f"{task} · {LOSSES[kind]}"
+            if all(not value for one in series for _, value in one.points):
+                unused.append(title)
+                continue
+            largest = max(map(len, members))
+            note = f"mean of {largest} datasets" if largest > 1 else ""
+            if any(run.configuration.get("use_mrl") for run in runs):
+                note = f"{note}; trained: weighted sum over prefixes".removeprefix("; ")
+            charts.append(Chart(title, series, note, from_zero=True, may_be_log=True, is_noisy=True))
+    note = f"Zero throughout, and so without a chart: {', '.join(unused)}." if unused else ""
+    return Section("Losses", charts, note)
+
+
+def _losses(runs: list[RunLog], members: list[list[str]], kind: str, limit: int) -> list[Series]:
+    """Trained and held out, of each run that has such values."""
+    found = []
+    for index, run in enumerate(runs):
+        trained = mean_curve(run.trained, "losses", members[index], kind)
+        held_out = mean_curve(run.lines.get("validation", []), "measures", members[index], kind)
+        if trained:
+            found.append(Series(index, thin(trained, limit)))
+        if held_out:
+            found.append(Series(index, thin(held_out, limit), held_out=True, label="held out"))
+    return found
+
+
+def measure_section(runs: list[RunLog]) -> Section:
+    """How the positive ranks among its own hard negatives, on held-out tuples, by task."""
+    charts = []
+    for task in task_names(runs):
+        for kind, words in RANKS.items():
+            series = []
+            for index, run in enumerate(runs):
+                members = [name for name, own in tasks_of(run).items() if own == task]
+                points = mean_curve(run.lines.get("validation", []), "measures", members, kind)
+                if points:
+                    series.append(Series(index, thin(points, POINTS), held_out=True))
+            if series:
+                charts.append(Chart(f"{task} · {words}", series, "among its own hard negatives", from_zero=True))
+    return Section("Ranks on held-out tuples", charts)
+
+
+def evaluation_section(runs: list[RunLog], main: bool) -> Section:
+    """A chart of each metric of each evaluation set over the steps, at the most dimensions that it was evaluated at.
+
+    Args:
+        main: the main metric of each set; or all others, in a section that is closed.
+    """
+    by_title: dict[str, list[Series]] = {}
+    for index, run in enumerate(runs):
+        found = history(run)
+        whole = widest(found)
+        mains = main_metrics(found)
+        for (name, dimension, metric), points in found.items():
+            if dimension == whole[name] and (metric == mains[name]) == main:
+                series = Series(index, thin(points, POINTS), held_out=True)
+                by_title.setdefault(f"{name} · {metric}", []).append(series)
+    title = "Evaluation during training" if main else "Evaluation by other metrics"
+    return Section(title, [Chart(title, series) for title, series in by_title.items()], closed=not main)
+
+
+def matryoshka_section(runs: list[RunLog]) -> Section:
+    """Quality by the number of dimensions that are kept, as measured last.
+
+    Of each evaluation set its first metric; of the held-out tuples of each task its first loss, and how often the
+    positive is ranked first.
+    """
+    by_title: dict[str, list[Series]] = {}
+    for index, run in enumerate(runs):
+        curves = by_dimension(latest(run)) | by_dimension(results(run)) | _prefixes(run)
+        for title, points in curves.items():
+            by_title.setdefault(title, []).append(Series(index, points, held_out=True))
+    charts = []
+    for title, series in by_title.items():
+        charts.append(Chart(title, series, "measured last", x="dimension"))
+    return Section("Matryoshka: quality by dimensions kept", charts)
+
+
+def _prefixes(run: RunLog) -> dict[str, Points]:
+    """Of the last validation: title -> (dimension, mean over a task's datasets) of what has prefixes."""
+    lines = run.lines.get("validation", [])[-1:]
+    kinds = set().union(*kinds_of(lines, "measures").values())
+    width = full_width(run)
+    dimensions = {int(end) for end in (kind.partition("@")[2] for kind in kinds) if end.isdigit()}
+    found = {}
+    for task in task_names([run]):
+        members = [name for name, own in tasks_of(run).items() if own == task]
+        curves = {}
+        for kind, words in (LOSSES | RANKS).items():
+            names = {dimension: f"{kind}@{dimension}" for dimension in dimensions}
+            if width:
+                names[width] = kind
+            values = [(one, last_value(mean_curve(lines, "measures", members, names[one]))) for one in sorted(names)]
+            points = [point for point in values if point[1] is not None]
+            if len(points) > 1:
+                curves[kind] = (f"{task} · {words}, held out", points)
+        losses = [curves[kind] for kind in LOSSES if kind in curves]
+        found.update(losses[:1])
+        found.update([curves["group_accuracy"]] if "group_accuracy" in curves else [])
+    return found
+
+
+def optimiser_section(runs: list[RunLog]) -> Section:
+    """Learning rate, gradient norm, throughput, memory, padding."""
+    charts = []
+    rows = [
+        ("Learning rate", "lr", "after warm-up and schedule", ""),
+        ("Gradient norm", "grad_norm", "before clipping", ""),
+        ("Padding", "padding", "of the positions computed", "%"),
+        ("Imbalance", "imbalance", "the fullest process above the mean", "%"),
+    ]
+    for title, key, note, unit in rows:
+        series = [Series(index, thin(plain_curve(run.trained, key), POINTS)) for index, run in enumerate(runs)]
+        chart = _plain_chart(title, series, note, unit)
+        if unit != "%" or any((value or 0) >= NOTABLE for one in series for _, value in one.points):
+            charts.append(chart)
+    rows = [
+        ("Throughput", "tuples_per_second", "real tuples, all processes", "tuples/s"),
+        ("Token throughput", "tokens_per_second", "without padding, all processes", "tokens/s"),
+        ("Peak memory", "peak_gib", "the fullest process", "GiB"),
+    ]
+    for title, key, note, unit in rows:
+        series = [Series(index, thin(plain_curve(run.timings, key), POINTS)) for index, run in enumerate(runs)]
+        charts.append(_plain_chart(title, series, note, unit))
+    charts = [chart for chart in charts if chart.series]
+    return Section("Optimiser and machine", charts)
+
+
+def _plain_chart(title: str, series: list[Series], note: str, unit: str) -> Chart:
+    """Series without a value are left out; of updates without a gradient norm the note says how many."""
+    left_out = sum(value is None for one in series for _, value in one.points)
+    if left_out:
+        note = f"{note}; {left_out} without a finite value" if note else f"{left_out} without a finite value"
+    with_values = [one for one in series if any(value is not None for _, value in one.points)]
+    has_any = any(value for one in with_values for _, value in one.points)
+    is_noisy = title not in ("Learning rate", "Peak memory")
+    is_norm = title == "Gradient norm"
+    return Chart(title, with_values if has_any else [], note, unit, "step", True, is_norm, is_noisy)
+
+
+def dataset_section(runs: list[RunLog]) -> Section:
+    """A chart of each loss of each dataset, where a task has several datasets."""
+    charts = []
+    everywhere = {name: task for run in runs for name, task in tasks_of(run).items()}
+    crowded = [task for task in task_names(runs) if list(everywhere.values()).count(task) > 1]
+    for name in sorted(name for name, task in everywhere.items() if task in crowded):
+        for kind in LOSSES:
+            series = _losses(runs, [[name]] * len(runs), kind, FEWER_POINTS)
+            if any(value for one in series for _, value in one.points):
+                title = f"{name} · {LOSSES[kind]}"
+                charts.append(Chart(title, series, everywhere[name], from_zero=True, may_be_log=True, is_noisy=True))
+    return Section("Losses by dataset", charts, closed=True)

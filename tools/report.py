@@ -1,0 +1,92 @@
+"""Write the page of a run, or of several beside each other, as one HTML file that loads nothing.
+
+    python -m tools.report output/EXPERIMENT_ID --output report.html
+    python -m tools.report output/FIRST output/SECOND --output report.html --names "batch 256" "batch 512"
+    python -m tools.report output/EXPERIMENT_ID --output report.html --neighbours 8
+
+Curves of all losses and measures, learning rate, gradient norm, throughput, memory, lengths of the texts, quality by
+Matryoshka dimension, configuration and manifest with the differences marked. A run that goes on can be shown as well.
+Nothing but numbers is read, in a second; --neighbours alone loads models.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from reporting import neighbours
+from reporting.page import page
+from reporting.read import RunLog, open_runs
+from reporting.stores import datasets_of
+from utils import RunError
+
+
+def main(argv: list[str]) -> int:
+    """Write the page. Returns the exit status: 0, or 2 for refused input."""
+    flags = parse(argv)
+    try:
+        refuse_flags(flags)
+        runs = open_runs(flags.runs, flags.names)
+        for run in runs:
+            for note in run.notes:
+                print(f"{run.folder}: {note}", file=sys.stderr)
+        sample, answers = None, None
+        if flags.neighbours:
+            sample = choose_sample(runs, flags)
+            answers = neighbours.answer(runs, sample)
+        write(flags.output, page(runs, sample, answers))
+    except (RunError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(flags.output)
+    return 0
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, output_dir/experiment_id")
+    add("--output", type=Path, required=True, help="the HTML file to write; one that is there is replaced")
+    add("--names", nargs="+", help="what to call the runs, in their order (default: their folders' names)")
+    add("--neighbours", type=int, default=0, metavar="N", help="ask each run's last model with N sample queries")
+    add("--texts", type=Path, help="for --neighbours: a file of texts, one a line (default: held-out tuples)")
+    return parser.parse_args(argv)
+
+
+def refuse_flags(flags: argparse.Namespace) -> None:
+    """Raises RunError for flags that cannot be met, all problems at once."""
+    problems = []
+    if flags.output.is_dir():
+        problems.append(f"--output {flags.output}: is a folder; name a file in it")
+    elif not flags.output.parent.is_dir():
+        problems.append(f"--output {flags.output}: there is no folder {flags.output.parent}")
+    if flags.neighbours < 0:
+        problems.append(f"--neighbours {flags.neighbours}: must be 0 or more")
+    if flags.texts is not None and not flags.neighbours:
+        problems.append("--texts: is asked by --neighbours N alone, which loads the models; add it")
+    if problems:
+        raise RunError("\n".join(problems))
+
+
+def choose_sample(runs: list[RunLog], flags: argparse.Namespace) -> neighbours.Sample:
+    """Queries and what is searched for them. Raises RunError where there are none."""
+    if flags.texts is not None:
+        return neighbours.sample_of_file(flags.texts, flags.neighbours)
+    return neighbours.sample_of_run(runs, datasets_of(runs), flags.neighbours)
+
+
+def write(path: Path, text: str) -> None:
+    """Replace the file in one step."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
