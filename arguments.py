@@ -10,37 +10,11 @@ import re
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 
-from configuration.keys import did_you_mean, free_key, key, normalised, show_default, unwritable, value_problem
+from configuration.keys import free_key, key, normalised, show_default, unwritable, value_problem
+from configuration.other_names import what_it_may_be
 from configuration.sources import read_command_line, read_config
 
 USAGE = "python run.py --config configs/config.json [--key value ...]"
-# What people type who come from the Hugging Face Trainer, and what it is called here.
-ALIASES = {
-    "per_device_train_batch_size": "train_batch_size",
-    "num_train_epochs": "train_epochs",
-    "max_steps": "train_steps",
-    "lr": "learning_rate",
-    "resume_from_checkpoint": "resume",
-    "logging_steps": "log_interval",
-    "save_steps": "checkpointing_steps",
-    "eval_steps": "validation_steps",
-    "lr_scheduler_type": "scheduler_type",
-    "model_name_or_path": "model_path",
-    "max_length": "max_seq_length",
-    "attn_implementation": "attn_backend",
-}
-# What people look for that is no key here, and where it is instead.
-HINTS = {
-    "gradient_accumulation_steps": "a batch of any size runs in parts by itself, with all its in-batch negatives: "
-    "raise train_batch_size (max_tokens_per_forward limits a part)",
-    "bf16": "precision is the launcher's: accelerate launch --mixed_precision bf16, or mixed_precision in its config",
-    "instruction": "it belongs to tokenize_data_qwen.py: --instruction TEXT",
-    "sampling_weight": "it is a setting of a dataset, in dataset_settings.json beside the data",
-    "task": "it belongs to tokenize_data_qwen.py: --task TASK",
-    "fp16": "not supported; train in bf16: accelerate launch --mixed_precision bf16",
-    "fsdp": "the engine is the launcher's: accelerate launch --config_file configs/accelerate_config.yaml",
-    "deepspeed": "the engine is the launcher's: accelerate launch --config_file configs/accelerate_deepspeed.yaml",
-}
 _MODEL = "Model"
 _DATA = "Data"
 _LOSS = "Losses"
@@ -257,7 +231,7 @@ def _check_values(values: dict, keys: dict[str, Field]) -> tuple[dict, list[str]
     refused = []
     for name, value in values.items():
         if name not in keys:
-            unheard_of.append(f"{name}: no such key{_what_it_may_be(name, keys)}")
+            unheard_of.append(f"{name}: no such key{what_it_may_be(name, keys)}")
             continue
         problem = value_problem(keys[name], value)
         if problem:
@@ -265,14 +239,6 @@ def _check_values(values: dict, keys: dict[str, Field]) -> tuple[dict, list[str]
         else:
             good[name] = normalised(keys[name], value)
     return good, unheard_of + refused
-
-
-def _what_it_may_be(name: str, keys: dict[str, Field]) -> str:
-    if name in HINTS:
-        return f"; {HINTS[name]}"
-    if name in ALIASES:
-        return f"; did you mean {ALIASES[name]}?"
-    return did_you_mean(name, keys) or "; python run.py --help lists them"
 
 
 def _problems_between_keys(args: Args, unknown: set[str]) -> list[str]:

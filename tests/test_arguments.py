@@ -11,6 +11,7 @@ import pytest
 
 import arguments
 from arguments import Args
+from configuration.other_names import ALIASES, HINTS
 
 ROOT = Path(__file__).parent.parent
 REQUIRED = {
@@ -174,12 +175,12 @@ def test_hostile_command_lines(words, problem):
 
 
 def test_a_hint_names_no_key_and_no_file_that_is_not_there():
-    for name, hint in arguments.HINTS.items():
+    for name, hint in HINTS.items():
         assert name not in Args.__dataclass_fields__
         for word in hint.replace(":", " ").replace(",", " ").split():
             assert not word.startswith("configs/") or (ROOT / word).is_file()
     assert "max_tokens_per_forward" in Args.__dataclass_fields__
-    assert set(arguments.ALIASES.values()) <= Args.__dataclass_fields__.keys()
+    assert set(ALIASES.values()) <= Args.__dataclass_fields__.keys()
 
 
 def test_threads_may_change_when_a_run_goes_on():
