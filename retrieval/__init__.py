@@ -6,5 +6,6 @@ vectors.py        VectorFolder, Vectors                 vectors as shards on a d
 search.py         search(queries, passages, k)          the nearest passages by cosine; BM25 finds them by words
 faiss_index.py    build, FaissIndex                     the nearest by an index of FAISS
 rescore.py        Cosines, CrossEncoderScores           the scores of chosen pairs
-metrics.py        score(ranking)                        nDCG@10, MRR@10, recall@10
+beir.py           read_set(folder)                      queries, documents and what answers what, in BEIR's layout
+metrics.py        evaluate(ranking, relevance)          nDCG@10, MRR@10, recall@10, recall@100, MAP@100
 """

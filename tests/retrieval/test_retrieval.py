@@ -1,33 +1,16 @@
-"""Search and its measures, on numbers small enough for paper.
+"""Search, on numbers small enough for paper.
 
 python -m pytest tests/retrieval/test_retrieval.py
 """
 
-import math
 import sys
 
 import numpy as np
 import pytest
 
 from retrieval import search as module
-from retrieval.metrics import score
 from retrieval.search import BM25, Groups, search
 from utils import RunError
-
-
-def test_metrics_by_hand():
-    # Query 0 finds its passage first, query 1 third, query 2 not among the best ten.
-    ranking = np.array([[0, *range(20, 29)], [7, 8, 1, *range(20, 27)], [*range(20, 30)]])
-    assert score(ranking) == {
-        "nDCG@10": pytest.approx((1 + 1 / math.log2(4)) / 3),
-        "MRR@10": pytest.approx((1 + 1 / 3) / 3),
-        "recall@10": pytest.approx(2 / 3),
-    }
-
-
-def test_only_the_first_ten_of_a_ranking_count():
-    ranking = np.array([[*range(20, 30), 0, 30]])
-    assert score(ranking) == {"nDCG@10": 0.0, "MRR@10": 0.0, "recall@10": 0.0}
 
 
 @pytest.fixture
