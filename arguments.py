@@ -21,7 +21,8 @@ _LOSS = "Losses"
 _STEP = "Optimizer and schedule"
 _LORA = "LoRA"
 _OUT = "Output"
-GROUPS = (_MODEL, _DATA, _LOSS, _STEP, _LORA, _OUT)
+_EVALUATION = "Evaluation"
+GROUPS = (_MODEL, _DATA, _LOSS, _STEP, _LORA, _OUT, _EVALUATION)
 
 
 @dataclass
@@ -115,13 +116,34 @@ class Args:
     lora_r: int = key(_LORA, "", "rank of the adapters", 8, low=1)
     lora_alpha: int = key(_LORA, "", "adapters are scaled by lora_alpha / lora_r", 32, low=1)
     lora_dropout: float = key(_LORA, "share", "dropout before the adapters", 0.1, low=0)
-    lora_target_modules: str | list = key(
+    lora_target_modules: str | list[str] = key(
         _LORA, "", "layers to adapt: a list, a comma-separated string, or all-linear", "q_proj,v_proj"
     )
 
     log_interval: int = free_key(_OUT, "steps", "a log line each", 20, low=1)
     validation_steps: int = free_key(
         _OUT, "steps", "validation on the held-out 1 %, and at each epoch's end; 0 = never", 100, low=0
+    )
+    evaluation_data_path: str | None = free_key(
+        _EVALUATION, "folder", "retrieval sets in BEIR's layout: of one, of several, or a list with commas", None
+    )
+    evaluation_steps: int = free_key(
+        _EVALUATION, "steps", "a search in those sets, and one after the last step; 0 = never", 500, low=0
+    )
+    evaluation_dims: int | str | list[int] | None = free_key(
+        _EVALUATION,
+        "dimensions",
+        "what embeddings are cut to beside their whole width, a list or with commas; null = what use_mrl trains",
+        None,
+    )
+    best_metric: str | None = free_key(
+        _EVALUATION,
+        "METRIC, SET/METRIC or SET/DIMENSIONS/METRIC",
+        "the folder best holds the model that had most of it: nDCG@10, the mean of all sets, ...; null = no folder",
+        None,
+    )
+    early_stopping_patience: int = free_key(
+        _EVALUATION, "evaluations", "the run ends after so many in a row without more of best_metric; 0 = off", 0, low=0
     )
     checkpointing_steps: int = free_key(
         _OUT, "steps", "a model folder step_N each; epoch_N and the last step always; 0 = only those", 100, low=0

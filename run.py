@@ -38,18 +38,19 @@ from runtime import engine, processes, resume
 from runtime.verdict import refused_elsewhere
 from training import two_pass
 from training.console import end_lines, format_means, format_train_line, how_to_go_on
-from training.folders import folder_name
+from training.evaluation import evaluate
+from training.folders import BEST, folder_name
 from training.meter import Clock, Meter
 from training.models import saved_dtype
 from training.objective import MEASURES
 from training.plot import draw
-from training.preflight import find_problems
+from training.preflight import find_problems, read_evaluation_sets
 from training.recipes import describe_recipes
 from training.records import task_means, tracker_tags
 from training.reports import Reports
 from training.setup import Run, model_facts, setup
 from training.step import train_step
-from utils import RunError
+from utils import RunError, plural, put_back
 
 
 def main(argv: list[str], printed: list[str] = ()) -> int:
@@ -84,7 +85,8 @@ def check_and_train(argv: list[str], printed: list[str] = ()) -> int:
     """Find everything that stands against the run and print all of it; or train. Returns the exit status."""
     args, problems, unknown = arguments.parse(argv)
     try:
-        stores, recipes, tokenizer, problems = find_problems(args, problems, unknown)
+        sets, set_problems = read_evaluation_sets(args, unknown)
+        stores, recipes, tokenizer, problems = find_problems(args, problems + set_problems, unknown)
     except Exception:
         refused_elsewhere(problems=1)  # the others must not wait for this process
         raise
@@ -99,19 +101,21 @@ def check_and_train(argv: list[str], printed: list[str] = ()) -> int:
     if args.cache_only:
         return processes.FINISHED
     with processes.process_group(args.trackers(), args.tb_dir, args.process_timeout) as accelerator:
-        return train(setup(args, accelerator, stores, recipes, tokenizer))
+        return train(setup(args, accelerator, stores, recipes, tokenizer, sets))
 
 
 # --------------------------------------------------------------------------------------- training
 
 
 def train(run: Run) -> int:  # noqa: C901, PLR0915 - the loop is read from top to bottom
-    """The loop, in the order of time: step, log, validate, save. Returns the exit status, the same on all processes."""
+    """The loop, in the order of time: step, log, judge, save. Returns the exit status, the same on all processes."""
     args = run.args
     steps = run.schedule.steps
     steps_per_epoch = run.feed.plan.steps_per_epoch
-    if run.steps_done >= steps:
-        run.accelerator.print(f"{run.folder}: this run is finished: {steps:,} steps were trained")
+    to_do = range(run.steps_done + 1, steps + 1)
+    if run.is_finished:
+        run.accelerator.print(f"{run.folder}: this run is finished: {plural(run.steps_done, 'step')} were trained")
+        to_do = range(0)
     last_saved = time.monotonic()
     hide_bar = None if run.accelerator.is_main_process else True  # None: shown on a terminal
     bar = tqdm(total=steps, initial=run.steps_done, desc="training", unit="step", disable=hide_bar)
@@ -121,12 +125,13 @@ def train(run: Run) -> int:  # noqa: C901, PLR0915 - the loop is read from top t
     folder = None
     reports = Reports(run.accelerator.device, run.accelerator.num_processes)
     with processes.StopSignal() as stop_signal, run.states:
-        save_missing_folder(run)
-        for step in range(run.steps_done + 1, steps + 1):
+        save_missing_folders(run)
+        for step in to_do:
             learning_rate, norm = train_step(run, step)
             run.steps_done = step
             bar.update()
-            is_last = step == steps
+            is_best = evaluate(run, step)
+            is_last = run.is_finished
             epoch_ends = step % steps_per_epoch == 0
             if step % args.log_interval == 0 or is_last:
                 means = log(run, step, learning_rate, norm)
@@ -136,16 +141,18 @@ def train(run: Run) -> int:  # noqa: C901, PLR0915 - the loop is read from top t
                 say_state(run)
                 minutes = (time.monotonic() - last_saved) / 60
                 state_is_late = bool(args.save_every_minutes) and minutes > args.save_every_minutes
-                due = folder_name(step, args.checkpointing_steps, steps, steps_per_epoch)
+                due = folder_name(step, args.checkpointing_steps, step if is_last else steps, steps_per_epoch)
                 reports.send(step, norm, [stop_signal.stop, state_is_late])
-                stop, state_is_late = read_reports(run, reports, everything=bool(due))
-                if due or stop or state_is_late:
+                stop, state_is_late = read_reports(run, reports, everything=bool(due or is_best))
+                if due or is_best or stop or state_is_late:
                     read_reports(run, reports, everything=True)
-                    save_state(run, step)  # before the folder, which is read back, and may be refused
+                    save_state(run, step)  # before the folders, which are read back, and may be refused
                     last_saved = time.monotonic()
+                if is_best:
+                    save(run, BEST, step)
                 if due:
                     folder = save(run, due, step)
-            if stop:
+            if stop or is_last:
                 break
     say_state(run)
     bar.close()
@@ -154,9 +161,9 @@ def train(run: Run) -> int:  # noqa: C901, PLR0915 - the loop is read from top t
         lines = last_lines(run, means, folder)
         for line in lines:
             print(line, flush=True)
-        if run.steps_done < steps:
+        if not run.is_finished:
             launcher.repeat_below_launcher(lines)
-    return processes.FINISHED if run.steps_done >= steps else processes.STOPPED
+    return processes.FINISHED if run.is_finished else processes.STOPPED
 
 
 def read_reports(run: Run, reports: Reports, everything: bool) -> list[bool]:
@@ -219,12 +226,15 @@ def last_lines(run: Run, means: dict[tuple[str, str], float], folder: Path | Non
         means: of the last log line.
         folder: the last model folder, None where this run has written none.
     """
-    if run.steps_done < run.schedule.steps:
+    if not run.is_finished:
         return [how_to_go_on(run.steps_done, run.schedule.steps, run.resumable)]
     if folder is None:
         return []
     steps_here = run.steps_done - run.clock.steps_before
-    return end_lines(steps_here, run.clock.seconds(), means, str(folder), run.args.use_lora, draw(run.folder))
+    best = run.evaluations.best
+    if best is not None:
+        best = f"{run.folder / BEST}: {run.args.best_metric} {best.value:.4f} at step {best.step}"
+    return end_lines(steps_here, run.clock.seconds(), means, str(folder), run.args.use_lora, draw(run.folder), best)
 
 
 @torch.no_grad()
@@ -251,10 +261,16 @@ def validate(run: Run, step: int) -> None:
         tqdm.write(f"step {step}/{run.schedule.steps} | validation | {format_means(whole)}")
 
 
-def save_missing_folder(run: Run) -> None:
-    """Write the model folder of the step that a resume goes on from, where a kill came between its state and it."""
+def save_missing_folders(run: Run) -> None:
+    """Write the model folders of the step that a resume goes on from, where a kill came between its state and them."""
     steps_per_epoch = run.feed.plan.steps_per_epoch
-    due = folder_name(run.steps_done, run.args.checkpointing_steps, run.schedule.steps, steps_per_epoch)
+    last = run.steps_done if run.is_finished else run.schedule.steps
+    due = folder_name(run.steps_done, run.args.checkpointing_steps, last, steps_per_epoch)
+    best = run.evaluations.best
+    if run.accelerator.is_main_process:
+        put_back(run.folder / BEST)
+    if best is not None and best.step == run.steps_done:
+        save(run, BEST, run.steps_done)
     if run.steps_done and due and not resume.from_main(run.accelerator, (run.folder / due).exists()):
         save(run, due, run.steps_done)
 
@@ -279,7 +295,15 @@ def save(run: Run, name: str, step: int) -> Path:
         if not model_folder.is_finished(folder, facts):  # it is after a kill before its state was published
             weights = {name.removeprefix("backbone."): weight for name, weight in weights.items()}
             model_folder.save(
-                folder, embedder.backbone, run.tokenizer, facts, dtype, weights, read_back, pooling=embedder.pooling
+                folder,
+                embedder.backbone,
+                run.tokenizer,
+                facts,
+                dtype,
+                weights,
+                read_back,
+                pooling=embedder.pooling,
+                replace=name == BEST,
             )
         tqdm.write(f"step {step}/{run.schedule.steps} | saved {folder}, read back and compared")
         model_folder.remove_old(run.folder, run.args.model_folders_limit, step, run.feed.plan.steps_per_epoch)

@@ -70,6 +70,13 @@ def publish(folder: Path, aside: Path | None = None) -> None:
     remove(retired)
 
 
+def put_back(folder: Path) -> None:
+    """Give a folder its name back where a kill came between the two renames of `publish`."""
+    retired = folder.with_name(f".{folder.name}.old")
+    if retired.exists() and not folder.exists():
+        os.replace(retired, folder)
+
+
 def retire(folder: Path) -> None:
     """Take a folder's name away before its first file goes, so that what has the name is always whole."""
     retired = folder.with_name(f".{folder.name}.old")

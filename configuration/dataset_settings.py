@@ -42,7 +42,7 @@ class Settings:
     num_hard_neg: int | None = key(
         _GROUP, "per tuple", "hard negatives drawn each epoch, whatever the task; 0 = none", None, low=0
     )
-    losses: list | None = key(
+    losses: list[str] | None = key(
         _GROUP, "", "the losses it trains with: in_batch, hard or both; without hard no negatives are drawn", None
     )
     temperature: float | None = key(_GROUP, "", "divides cosine similarities, in validation too", None, above=0)

@@ -8,14 +8,15 @@ import json
 import os
 from dataclasses import MISSING, Field, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 _KINDS_IN_WORDS = {
     str: "a text",
     int: "a whole number",
     float: "a number",
     bool: "true or false",
-    list: "a list of texts",
+    list[str]: "a list of texts",
+    list[int]: "a list of whole numbers",
     dict: "an object",
     type(None): "null",
 }
@@ -101,8 +102,9 @@ def _is_a(kind: type, value: Any) -> bool:
         return kind is bool and isinstance(value, bool)
     if kind is float:
         return isinstance(value, int | float) and abs(value) < 1e300  # also not NaN
-    if kind is list:
-        return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+    if get_origin(kind) is list:
+        (of,) = get_args(kind)
+        return isinstance(value, list) and bool(value) and all(_is_a(of, item) for item in value)
     return isinstance(value, kind)
 
 

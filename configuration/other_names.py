@@ -12,6 +12,7 @@ ALIASES = {
     "logging_steps": "log_interval",
     "save_steps": "checkpointing_steps",
     "eval_steps": "validation_steps",
+    "metric_for_best_model": "best_metric",
     "lr_scheduler_type": "scheduler_type",
     "model_name_or_path": "model_path",
     "max_length": "max_seq_length",
@@ -26,6 +27,7 @@ HINTS = {
     "sampling_weight": "it is a setting of a dataset, in dataset_settings.json beside the data",
     "task": "it belongs to tokenize_data_qwen.py: --task TASK",
     "fp16": "not supported; train in bf16: accelerate launch --mixed_precision bf16",
+    "load_best_model_at_end": "best_metric keeps the best model in the folder best, beside the last one",
     "fsdp": "the engine is the launcher's: accelerate launch --config_file configs/accelerate_config.yaml",
     "deepspeed": "the engine is the launcher's: accelerate launch --config_file configs/accelerate_deepspeed.yaml",
 }

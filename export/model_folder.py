@@ -47,6 +47,7 @@ def save(
     check: Callable[[Path], list[str]] | None = None,
     *,
     pooling: str = DEFAULT_POOLING,
+    replace: bool = False,
 ) -> None:
     """Write a model folder, or an adapter folder for a PeftModel.
 
@@ -55,12 +56,13 @@ def save(
         weights: the backbone's whole state dict where the module holds only a part; None = the module's own.
         check: called on the finished temporary folder; any returned problem aborts the rename.
         pooling: what the model was trained with, a name of modeling/pooling.py.
+        replace: what is at `folder` already gives way when the new folder is whole.
 
     Raises:
-        FileExistsError: there is something at `folder` already.
+        FileExistsError: there is something at `folder` already, and it shall not give way.
         ValueError: `check` found a problem; the temporary folder stays, as .NAME.partial.
     """
-    if folder.exists():
+    if folder.exists() and not replace:
         raise FileExistsError(f"{folder} exists already")
     aside = aside_of(folder)
     remove(aside)

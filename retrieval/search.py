@@ -70,6 +70,37 @@ def highest(scores: np.ndarray, k: int) -> Ranking:
     return Ranking(best.numbers.numpy(), best.scores.numpy())
 
 
+def merge(rankings: list[Ranking], k: int) -> Ranking:
+    """The k best of several searches for the same queries, among different passages."""
+    numbers = np.concatenate([ranking.passages for ranking in rankings], axis=1)
+    scores = np.concatenate([ranking.scores for ranking in rankings], axis=1)
+    order = np.lexsort((numbers, -scores), axis=1)[:, :k]  # by score, and where it is equal by number
+    return Ranking(np.take_along_axis(numbers, order, 1), np.take_along_axis(scores, order, 1))
+
+
+class Nearest:
+    """The k nearest passages of each query so far, of passages that come chunk by chunk, from the lowest numbers on.
+
+    Args:
+        queries: [n, d], rows of unit length; on the device that computes.
+    """
+
+    def __init__(self, queries: Tensor, k: int):
+        self.blocks = queries.split(QUERIES_AT_ONCE)
+        self.best = [_Best(block, k) for block in self.blocks]
+
+    def add(self, passages: Tensor, begin: int) -> None:
+        """Compare all queries with the passages [b, d], which are those of the numbers from `begin` on."""
+        if not len(passages):
+            return
+        for block, best in zip(self.blocks, self.best, strict=True):
+            best.add(block @ passages.T, begin)
+
+    def found(self) -> tuple[Tensor, Tensor]:
+        """Numbers int64 and scores [n, k], best first; narrower while fewer passages have come."""
+        return torch.cat([best.numbers for best in self.best]), torch.cat([best.scores for best in self.best])
+
+
 def _search_block(queries: Tensor, passages: np.ndarray, k: int, groups: Groups | None) -> "_Best":
     """The k best of all passages for a block of queries [b, d]; `groups` are those of the block."""
     best = _Best(queries, k)

@@ -58,3 +58,19 @@ def all_rows(values: Tensor, world: int) -> Tensor:
     rows = [torch.empty_like(values) for _ in range(world)]
     dist.all_gather(rows, values)
     return torch.stack(rows)
+
+
+def sum_of_all(values: Tensor, world: int) -> Tensor:
+    """The sum of a tensor over all processes, on each of them and in its place. One collective, no gradient."""
+    if world > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def largest_of_all(value: int, world: int, device: torch.device) -> int:
+    """The largest number that a process has, on each of them. One collective."""
+    if world == 1:
+        return value
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)

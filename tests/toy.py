@@ -105,3 +105,23 @@ def write_many(folder: Path, datasets: int) -> Path:
         write_parquet(folder / f"set_{number:02}.parquet", raw_rows(3 + number, 1, seed=number))
     (folder / "tasks.json").write_text(json.dumps({f"set_{number:02}": "retrieval" for number in range(datasets)}))
     return folder
+
+
+def write_retrieval_set(folder: Path, queries: int = 20, documents: int = 60, seed: int = 0) -> Path:
+    """A retrieval set in BEIR's layout: a document answers a query of its subject, better the sooner it was written."""
+    rng = random.Random(seed)
+    (folder / "qrels").mkdir(parents=True)
+    subjects = [rng.choice(SUBJECTS) for _ in range(documents)]
+    with open(folder / "corpus.jsonl", "w") as file:
+        for number, subject in enumerate(subjects):
+            row = {"_id": f"d{number}", "title": subject, "text": sentence(rng, subject, rng.randrange(2, 16))}
+            file.write(json.dumps(row) + "\n")
+    lines = ["query-id\tcorpus-id\tscore"]
+    with open(folder / "queries.jsonl", "w") as file:
+        for number in range(queries):
+            subject = SUBJECTS[number % len(SUBJECTS)]
+            file.write(json.dumps({"_id": f"q{number}", "text": sentence(rng, subject, 3)}) + "\n")
+            answers = [place for place, own in enumerate(subjects) if own == subject][:6]
+            lines += [f"q{number}\td{place}\t{1 + (place < documents // 2)}" for place in answers]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n")
+    return folder

@@ -1,4 +1,4 @@
-"""What a person may not have meant, said in one line each at the start of a run. Nothing here stops it."""
+"""What a run says at its start: what is trained, and what a person may not have meant. Nothing here stops it."""
 
 import torch
 from accelerate import Accelerator
@@ -6,14 +6,65 @@ from accelerate import Accelerator
 from arguments import Args
 from data.plan import Plan
 from data.token_store import TokenStore, instruction_shares, usual_instruction
+from losses import matryoshka_weights
+from model import Embedder
+from modeling.hub import at_revision
+from runtime import engine
 from training.folders import room_lines
-from training.models import saved_dtype
+from training.models import saved_dtype, trained_share
 from training.recipes import Recipe
 from training.schedule import Schedule
+from utils import plural
 
 # Of F2LLM-v2's query prompt; taken where the data do not say what their queries carry, as the published layouts.
 PUBLISHED_INSTRUCTION = "Given a question, retrieve passages that can help answer the question."
 _NAMED = 3  # datasets named in a line; of more, their number is said
+
+
+def announce(
+    args: Args, accelerator: Accelerator, plan: Plan, schedule: Schedule, attention: str, model: Embedder
+) -> None:
+    """The start-up line: what is trained, for how long, on what."""
+    facts = [
+        plural(schedule.steps, "step"),
+        f"{plan.steps_per_epoch:,} an epoch",
+        f"global batch {plan.global_batch}",
+        f"processes: {args.num_processes}",
+        f"mixed precision: {accelerator.mixed_precision}",
+        f"attention: {attention}",
+    ]
+    if accelerator.device.type == "cpu":
+        facts.insert(5, f"threads: {torch.get_num_threads()}")
+    if args.use_lora:
+        facts.append(f"LoRA of rank {args.lora_r}: {trained_share(model):.2%} of the weights are trained")
+    if args.use_mrl:
+        dims = sorted(matryoshka_weights(model.hidden_size))
+        facts.append(f"Matryoshka: {', '.join(map(str, dims))} dimensions")
+    if args.teacher_embeddings:
+        facts.append(f"teacher: its embeddings in {args.teacher_embeddings}")
+    if args.teacher_model_path:
+        facts.append(f"teacher: {at_revision(args.teacher_model_path, args.teacher_revision)}")
+    accelerator.print(f"training {at_revision(args.model_path, args.model_revision)}: {', '.join(facts)}")
+    if accelerator.mixed_precision == "no" and engine.gpu_with_bf16():
+        accelerator.print(
+            "warning: in fp32 on a GPU that has bf16: several times slower, and twice the activations; "
+            "accelerate launch --mixed_precision bf16"
+        )
+
+
+def warn(
+    args: Args,
+    accelerator: Accelerator,
+    plan: Plan,
+    schedule: Schedule,
+    stores: list[TokenStore],
+    recipes: list[Recipe],
+    model: Embedder,
+) -> None:
+    """Print a line about each thing that a person may not have meant."""
+    lines = unexpected(args, plan, schedule, stores, recipes)
+    for line in [*lines, *large_output(args, accelerator, plan, schedule, model)]:
+        accelerator.print(f"warning: {line}")
 
 
 def unexpected(

@@ -84,6 +84,35 @@ def format_train_line(
     return " | ".join([*columns, left])
 
 
+def format_evaluation(results: dict[str, dict[str, dict[str, float]]], best: tuple[int, float] | None) -> str:
+    """The console's line about an evaluation: the mean of the sets at the whole width, then nDCG@10 by width and set.
+
+    >>> format_evaluation({"a": {"8": {"nDCG@10": 0.25}, "32": {"nDCG@10": 0.5}}}, best=(20, 0.5))
+    'evaluation | a nDCG@10 0.5000 | at 8: 0.2500 | best 0.5000 at step 20'
+
+    Args:
+        results: set -> dimensions -> metric -> value.
+        best: step and value of the best evaluation, where there is a metric that decides.
+    """
+    widths = sorted({int(dim) for by_dim in results.values() for dim in by_dim})
+    mean = {}
+    for width in widths:
+        at_width = [by_dim[str(width)] for by_dim in results.values()]
+        mean[width] = {name: sum(values[name] for values in at_width) / len(at_width) for name in at_width[0]}
+    whole = widths[-1]
+    names = list(results)
+    columns = ["evaluation"]
+    values = " ".join(f"{name} {value:.4f}" for name, value in mean[whole].items())
+    columns.append(f"{names[0] if len(names) == 1 else f'mean of {len(names)} sets'} {values}")
+    if len(widths) > 1:
+        columns.append("at " + " ".join(f"{width}: {mean[width]['nDCG@10']:.4f}" for width in widths[:-1]))
+    if len(names) > 1:
+        columns.append(" ".join(f"{name} {results[name][str(whole)]['nDCG@10']:.4f}" for name in names))
+    if best is not None:
+        columns.append(f"best {best[1]:.4f} at step {best[0]}")
+    return " | ".join(columns)
+
+
 def format_seconds(seconds: float) -> str:
     """1:02:03, or 2:03 below an hour.
 
@@ -104,7 +133,13 @@ def how_to_go_on(step: int, steps: int, resumable: bool) -> str:
 
 
 def end_lines(
-    steps: int, seconds: float, means: dict[tuple[str, str], float], folder: str, adapter: bool, picture: str | None
+    steps: int,
+    seconds: float,
+    means: dict[tuple[str, str], float],
+    folder: str,
+    adapter: bool,
+    picture: str | None,
+    best: str | None = None,
 ) -> list[str]:
     """The last lines of a run: how long it took, where it ended, which folder to use, and how.
 
@@ -114,9 +149,12 @@ def end_lines(
         folder: the last model folder.
         adapter: the folder holds a LoRA adapter.
         picture: where the plot is, None for none.
+        best: what the best model is, None where no metric decides.
     """
     lines = [f"trained {plural(steps, 'step')} in {format_seconds(seconds)}; losses at the end: {format_means(means)}"]
     lines.append(f"use it:   SentenceTransformer({folder!r})")
+    if best:
+        lines.append(f"best:     {best}")
     if adapter:
         lines.append(f"merge it: python -m tools.merge_adapter {folder} {folder}-merged")
     if picture:

@@ -1,5 +1,6 @@
 """After which steps a run writes a model folder, what it is called, and how much room all of them take."""
 
+BEST = "best"  # the folder of the model that was best in the evaluations
 _MUCH_ROOM = 50e9  # bytes
 
 

@@ -14,10 +14,14 @@ from configuration import dataset_settings
 from configuration.dataset_settings import DatasetSettings
 from data import cache, embedding_store
 from data.token_store import TokenStore
+from losses import matryoshka_weights
 from modeling.attention import is_packed
-from modeling.backbone import check_backbone, check_teacher
+from modeling.backbone import check_backbone, check_teacher, read_config
 from modeling.tokenizer import fitting_tokenizer
-from runtime import engine
+from retrieval import beir
+from retrieval.beir import RetrievalSet
+from runtime import engine, launcher
+from training import best
 from training.recipes import Recipe, not_as_tokenised, recipes_for, too_long, without_loss
 from training.records import tracker_problems
 
@@ -64,6 +68,41 @@ def find_problems(
     if args.teacher_embeddings and not args.cache_only and not problems:
         problems += verify_embeddings(args, stores)
     return stores, recipes, tokenizer, problems
+
+
+def read_evaluation_sets(args: Args, unknown: set[str]) -> tuple[list[RetrievalSet], list[str]]:
+    """The retrieval sets of a run that evaluates, and what is wrong with them or with what is asked of them."""
+    if args.cache_only or unknown & {"evaluation_data_path", "evaluation_steps"}:
+        return [], []
+    evaluates = args.evaluation_data_path is not None and args.evaluation_steps > 0
+    problems = []
+    if args.best_metric is not None and not evaluates:
+        problems.append("best_metric: nothing is evaluated: give evaluation_data_path, and evaluation_steps above 0")
+    if args.early_stopping_patience and args.best_metric is None and "best_metric" not in unknown:
+        problems.append("early_stopping_patience: needs best_metric, which says what is better: nDCG@10, for one")
+    if not evaluates:
+        return [], problems
+    sets, set_problems = beir.read_sets(args.evaluation_data_path, quiet=not launcher.is_first_on_machine())
+    problems += [f"evaluation_data_path: {problem}" for problem in set_problems]
+    config = None
+    if not unknown & {"model_path", "model_revision"}:
+        config, _ = read_config(args.model_path, args.model_revision)
+    if hasattr(config, "hidden_size") and "evaluation_dims" not in unknown:
+        problems += dims_problems(args, config.hidden_size, [one.name for one in sets], unknown)
+    return sets, problems
+
+
+def dims_problems(args: Args, width: int, sets: list[str], unknown: set[str]) -> list[str]:
+    """What is wrong with evaluation_dims for a model of this width, and with best_metric, one line each."""
+    asked, problem = best.parse_dims(args.evaluation_dims)
+    problem = problem or best.dims_problem(asked, width)
+    if problem:
+        return [problem]
+    if args.best_metric is None or not sets or "best_metric" in unknown:
+        return []
+    prefixes = list(matryoshka_weights(width)) if args.use_mrl else [width]
+    _, problem = best.parse_choice(args.best_metric, sets, best.all_dims(asked, prefixes))
+    return [problem] if problem else []
 
 
 def read_settings(args: Args, unknown: set[str]) -> tuple[DatasetSettings, list[str]]:

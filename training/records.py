@@ -49,6 +49,21 @@ def _tag(phase: str, kind: str) -> str:
     return f"{phase}_loss_{kind}" if name in LOSSES else f"{phase}_{kind}"
 
 
+def evaluation_tags(results: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
+    """Tag -> value of an evaluation: {set}/eval_nDCG@10, of shorter embeddings {set}/eval_nDCG@10@64.
+
+    Args:
+        results: set -> dimensions -> metric -> value.
+    """
+    tags = {}
+    for name, by_dim in results.items():
+        whole = max(map(int, by_dim))
+        for dim, values in by_dim.items():
+            ending = "" if int(dim) == whole else f"@{dim}"
+            tags |= {f"{name}/eval_{metric}{ending}": value for metric, value in values.items()}
+    return tags
+
+
 def write_manifest(
     path: Path, accelerator: Accelerator, data: dict, tasks: dict[str, str], settings: dict[str, dict] | None = None
 ) -> None:
@@ -139,6 +154,13 @@ class Metrics:
         line = json.dumps(content, allow_nan=False) + "\n"
         self.files[name].write(line.encode())
         self.files[name].flush()
+
+    def lines(self, kind: str) -> list[dict]:
+        """The lines of one kind that metrics.jsonl has; on every process but the main one, none."""
+        if not self.files:
+            return []
+        with open(self.files["metrics"].name, "rb") as file:
+            return [json.loads(line) for line in file if f'"kind": "{kind}"'.encode() in line]
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each file, all of them on the disk."""

@@ -16,23 +16,25 @@ from data.plan import Plan, split_sizes
 from data.token_store import TokenStore
 from export.model_folder import Facts
 from losses import matryoshka_weights
-from model import Embedder, FrozenEmbedder
-from modeling.hub import at_revision
+from model import FrozenEmbedder
+from retrieval.beir import RetrievalSet
 from runtime import engine, resume
 from runtime.background import StateWriter
+from training import best
 from training.activations import choose_activation_policy, count_cost
-from training.advice import choose_query_instruction, large_output, unexpected
+from training.advice import announce, choose_query_instruction, warn
+from training.best import Evaluations
 from training.identity import run_identity, what_old_states_stand_for
 from training.loss_memory import LossShape, loss_bytes
 from training.memory import Cost
 from training.meter import Clock, Meter
-from training.models import load_models, trained_share
+from training.models import load_models
 from training.objective import LOSSES, Objective
 from training.policy import find_usual_step
 from training.recipes import Recipe, expected_losses
 from training.records import Metrics, write_manifest
 from training.schedule import Schedule
-from utils import RunError, plural, write_json
+from utils import RunError, write_json
 
 
 @dataclass
@@ -60,7 +62,13 @@ class Run:
     states: StateWriter
     steps_done: int  # by this run, and by what it goes on from
     skipped: int  # updates left out in a row
+    evaluations: Evaluations
     clock: Clock | None = None  # of the loop, while it runs
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all was trained that this run is to train."""
+        return self.steps_done >= self.schedule.steps or self.evaluations.is_over
 
     @property
     def tasks(self) -> dict[str, str]:
@@ -73,8 +81,13 @@ class Run:
         return expected_losses(self.recipes, distils=self.teacher is not None or bool(self.feed.embeddings))
 
 
-def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], recipes: list[Recipe], tokenizer) -> Run:
+def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tokenizer, sets: list = ()) -> Run:
     """Load the models, lay out the data, and write the run's first files.
+
+    Args:
+        stores: each a TokenStore, the data.
+        recipes: each a Recipe, how they are trained.
+        sets: each a RetrievalSet, to evaluate in.
 
     Raises:
         RunError: on every process: a problem that shows only once the processes or the model are there.
@@ -87,9 +100,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], recipe
     announce(args, accelerator, plan, schedule, attention, model)
     query_instruction, line = choose_query_instruction(args.query_instruction, stores)
     accelerator.print(line)
-    warnings = unexpected(args, plan, schedule, stores, recipes)
-    for line in [*warnings, *large_output(args, accelerator, plan, schedule, model)]:
-        accelerator.print(f"warning: {line}")
+    warn(args, accelerator, plan, schedule, stores, recipes, model)
     objectives = make_objectives(args, recipes, model.hidden_size)
     optimizer = make_optimizer(args, model)
     folder = Path(args.output_dir) / args.experiment_id
@@ -107,14 +118,15 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], recipe
         torch.cuda.empty_cache()  # of the trials; what is reserved in small pieces would count as taken
     model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
     losses = loss_bytes(loss_shape(args, recipes, plan, objectives[0], teacher))
-    feed = make_feed(args, accelerator, stores, recipes, plan, model, cost, losses)
-    feed = replace(feed, embeddings=known)
+    feed = replace(make_feed(args, accelerator, stores, recipes, plan, model, cost, losses), embeddings=known)
     meter = Meter([store.name for store in stores], LOSSES, accelerator.device)
     if facts:
         earlier_sums = resume.restore(accelerator, model, optimizer, tensors)
         meter.load(earlier_sums.to(accelerator.device))
         accelerator.print(f"going on after step {steps_done} of {schedule.steps}")
     start_trackers(args, accelerator, steps_done)
+    metrics = Metrics(accelerator, folder, facts.get("sizes", {}))
+    evaluations = make_evaluations(args, accelerator, sets, objectives[0], metrics)
     return Run(
         args=args,
         accelerator=accelerator,
@@ -128,7 +140,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], recipe
         recipes=recipes,
         objectives=objectives,
         meter=meter,
-        metrics=Metrics(accelerator, folder, facts.get("sizes", {})),
+        metrics=metrics,
         folder=folder,
         lock=lock,
         identity=identity,
@@ -137,6 +149,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list[TokenStore], recipe
         states=StateWriter(accelerator, state_folder, args.save_total_limit),
         steps_done=steps_done,
         skipped=facts.get("skipped", 0),
+        evaluations=evaluations,
     )
 
 
@@ -165,37 +178,6 @@ def lay_out_steps(args: Args, stores: list[TokenStore], recipes: list[Recipe], p
         steps = min(steps, args.train_steps)
     constant = args.scheduler_type == "constant_with_warmup"
     return plan, Schedule(args.learning_rate, args.min_lr, args.warmup_steps, steps, constant)
-
-
-def announce(
-    args: Args, accelerator: Accelerator, plan: Plan, schedule: Schedule, attention: str, model: Embedder
-) -> None:
-    """The start-up line: what is trained, for how long, on what."""
-    facts = [
-        plural(schedule.steps, "step"),
-        f"{plan.steps_per_epoch:,} an epoch",
-        f"global batch {plan.global_batch}",
-        f"processes: {args.num_processes}",
-        f"mixed precision: {accelerator.mixed_precision}",
-        f"attention: {attention}",
-    ]
-    if accelerator.device.type == "cpu":
-        facts.insert(5, f"threads: {torch.get_num_threads()}")
-    if args.use_lora:
-        facts.append(f"LoRA of rank {args.lora_r}: {trained_share(model):.2%} of the weights are trained")
-    if args.use_mrl:
-        dims = sorted(matryoshka_weights(model.hidden_size))
-        facts.append(f"Matryoshka: {', '.join(map(str, dims))} dimensions")
-    if args.teacher_embeddings:
-        facts.append(f"teacher: its embeddings in {args.teacher_embeddings}")
-    if args.teacher_model_path:
-        facts.append(f"teacher: {at_revision(args.teacher_model_path, args.teacher_revision)}")
-    accelerator.print(f"training {at_revision(args.model_path, args.model_revision)}: {', '.join(facts)}")
-    if accelerator.mixed_precision == "no" and engine.gpu_with_bf16():
-        accelerator.print(
-            "warning: in fp32 on a GPU that has bf16: several times slower, and twice the activations; "
-            "accelerate launch --mixed_precision bf16"
-        )
 
 
 def make_objectives(args: Args, recipes: list[Recipe], hidden_size: int) -> list[Objective]:
@@ -298,6 +280,24 @@ def make_feed(
         world=accelerator.num_processes,
         budget=policy.token_limit,
     )
+
+
+def make_evaluations(
+    args: Args, accelerator: Accelerator, sets: list[RetrievalSet], objective: Objective, metrics: Metrics
+) -> Evaluations:
+    """What the run evaluates, which is said, and what came of it in the steps that it goes on from."""
+    asked, _ = best.parse_dims(args.evaluation_dims)
+    dims = best.all_dims(asked, list(objective.prefixes))
+    names = [one.name for one in sets]
+    choice = None
+    if args.best_metric is not None:
+        choice, _ = best.parse_choice(args.best_metric, names, dims)
+    evaluations = Evaluations(sets, dims, args.evaluation_steps, choice, args.early_stopping_patience)
+    for line in evaluations.lines():
+        accelerator.print(line)
+    for line in resume.from_main(accelerator, metrics.lines("evaluation")):
+        evaluations.note(line["step"], line["sets"])
+    return evaluations
 
 
 def start_trackers(args: Args, accelerator: Accelerator, steps_done: int) -> None:

@@ -59,7 +59,8 @@ def test_ids_may_be_numbers(tmp_path):
 def test_all_that_is_wrong_is_named_at_once(tmp_path):
     queries = [*QUESTIONS, {"_id": "q1", "text": "again"}, {"_id": "q4", "text": " "}, {"_id": "q5"}]
     corpus = [*DOCUMENTS, {"_id": "d1", "text": "again"}, {"_id": "d10", "text": "again"},
-              {"_id": "d5", "text": "\ud800"}, {"_id": "d6", "text": "x", "title": 3}, ["d7"], {"_id": True, "text": ""}]  # fmt: skip
+              {"_id": "d5", "text": "\ud800"}, {"_id": "d6", "text": "x", "title": 3}, ["d7"],
+              {"_id": True, "text": ""}]  # fmt: skip
     corpus = "".join(json.dumps(row) + "\n" for row in corpus) + "{\n"
     scores = SCORES + "q9\td1\t1\nq1\td8\t1\nq1\td9\t1.5\nq1\td1\nq1\td1\t3\nq4\td1\t1\nq8\td1\t1\n"
     folder = write(tmp_path / "a", queries, corpus, scores)

@@ -1,0 +1,157 @@
+"""Search in retrieval sets with the model in training, shared out over the processes, under every engine.
+
+The texts of a set are cut into chunks, which depend on the set alone. Each process tokenises and embeds every n-th
+chunk: queries with the instruction that the saved folder will put before them, documents bare, without padding. Then
+all have all queries, and each keeps the best documents of its own chunks; the main process merges them and scores the
+rankings. What is computed together never depends on the number of processes, so the rankings do not either.
+
+Nothing here draws a random number, and no vector of a document is kept: memory grows with queries, not with documents.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from modeling.prompts import carries_instruction, query_prompt
+from modeling.tokenizer import make_encoder
+from retrieval import metrics
+from retrieval.beir import RetrievalSet
+from retrieval.encode import TOKENS, batches_by_tokens
+from retrieval.metrics import DEPTH
+from retrieval.search import Nearest, Ranking, merge
+from retrieval.vectors import shard_size
+from runtime import engine
+from runtime.collectives import all_rows, largest_of_all, sum_of_all
+from runtime.resume import from_main
+from training.best import Results
+from training.console import format_evaluation
+from training.records import evaluation_tags
+from training.setup import Run
+
+
+def evaluate(run: Run, step: int) -> bool:
+    """Search in the retrieval sets, where it is time to. Returns whether the model is the best so far."""
+    evaluations = run.evaluations
+    if not evaluations.is_due(step, run.schedule.steps):
+        return False
+    encode = make_encoder(run.tokenizer, run.args.max_seq_length)
+    searcher = Searcher(run.accelerator, run.model, encode, run.query_instruction, evaluations.dims, run.feed.budget)
+    with run.meter.paused():
+        run.model.eval()
+        results = from_main(run.accelerator, searcher.evaluate(evaluations.sets))
+        run.model.train()
+        is_best = evaluations.note(step, results)
+        run.metrics.write(step, "evaluation", {"sets": results}, evaluation_tags(results))
+    if run.accelerator.is_main_process:
+        tqdm.write(f"step {step}/{run.schedule.steps} | {format_evaluation(results, evaluations.best)}")
+    return is_best
+
+
+class Searcher:
+    """One process's part of an evaluation. All processes call it alike.
+
+    Args:
+        accelerator: that has the model.
+        model: as the engine holds it, in eval mode.
+        encode: texts -> (ids of all texts end to end, tokens of each, which were cut), as tokenising does.
+        instruction: before queries that carry none; "" = none.
+        dims: ascending, the whole width last.
+        limit: tokens of a forward pass at most, or one text; 0 = TOKENS.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, encode, instruction: str, dims: list[int], limit: int = 0
+    ):
+        self.device = accelerator.device
+        self.rank = accelerator.process_index
+        self.world = accelerator.num_processes
+        self.one_call = engine.is_sharded(accelerator) or engine.is_deepspeed(accelerator)
+        self.model = model
+        self.encode = encode
+        self.prompt = query_prompt(instruction)
+        self.dims = dims
+        self.budget = min(limit or TOKENS, TOKENS)
+
+    @torch.no_grad()
+    def evaluate(self, sets: list[RetrievalSet]) -> Results:
+        """Set -> dimensions -> metric -> value; of other processes than the first, nothing."""
+        total = sum(len(one.queries) + len(one.documents) for one in sets)
+        results: Results = {}
+        hidden = None if self.rank == 0 else True  # None: shown on a terminal
+        with tqdm(total=total, desc="evaluating", unit="text", disable=hidden, leave=False) as bar:
+            for one in sets:
+                by_dim = {}
+                for dim, ranking in self._search(one, bar).items():
+                    by_dim[str(dim)] = metrics.evaluate(ranking.passages, one.relevance)
+                if by_dim:
+                    results[one.name] = by_dim
+        return results
+
+    def _search(self, one: RetrievalSet, bar: tqdm) -> dict[int, Ranking]:
+        """Dimensions -> the best documents of each query; of other processes than the first, nothing."""
+        queries = self._embed_queries(one.queries, bar)  # [n, d]
+        k = min(DEPTH, len(one.documents))
+        nearest = {dim: Nearest(F.normalize(queries[:, :dim], dim=-1), k) for dim in self.dims}
+        for own in self._rounds(len(one.documents), bar):
+            vectors = self._embed(one.documents[own])  # [b, d]
+            for dim in self.dims:
+                nearest[dim].add(F.normalize(vectors[:, :dim], dim=-1), own.start)
+        rankings = {}
+        for dim in self.dims:
+            found = self._of_all_processes(nearest[dim], k)
+            if self.rank == 0:
+                rankings[dim] = merge(found, k)
+        return rankings
+
+    def _rounds(self, count: int, bar: tqdm) -> Iterator[slice]:
+        """In each round every process has one chunk of `count` texts: this process's, which may be empty at the end."""
+        size = shard_size(count)
+        for begin in range(0, count, size * self.world):
+            own = min(begin + self.rank * size, count)
+            yield slice(own, min(own + size, count))
+            bar.update(min(size * self.world, count - begin))
+
+    def _embed_queries(self, texts: list[str], bar: tqdm) -> Tensor:
+        """All queries on every process, [n, d]."""
+        texts = [text if carries_instruction(text) else self.prompt + text for text in texts]
+        vectors = torch.zeros(len(texts), self.dims[-1], device=self.device)
+        for own in self._rounds(len(texts), bar):
+            vectors[own] = self._embed(texts[own])
+        return sum_of_all(vectors, self.world)  # each row is zero on all processes but one
+
+    def _embed(self, texts: list[str]) -> Tensor:
+        """[n, d] fp32, not normalised."""
+        batches = []
+        if texts:
+            tokens, lengths, _ = self.encode(texts)  # [T], [n]
+            ends = np.cumsum(lengths)
+            batches = list(batches_by_tokens(lengths, self.budget))
+        vectors = torch.zeros(len(texts), self.dims[-1], device=self.device)
+        for batch in batches:
+            packed = np.concatenate([tokens[ends[text] - lengths[text] : ends[text]] for text in batch])
+            vectors[torch.from_numpy(batch).to(self.device)] = self._states(packed, lengths[batch]).float()
+        for _ in range(self._passes_of_longest(len(batches)) - len(batches)):
+            self._states(np.zeros(1, np.int32), np.ones(1, np.int64))  # one token, to take part in collectives
+        return vectors
+
+    def _passes_of_longest(self, own: int) -> int:
+        """How often each process must call the model in this round."""
+        return largest_of_all(own, self.world, self.device) if self.one_call else own
+
+    def _states(self, tokens: np.ndarray, lengths: np.ndarray) -> Tensor:
+        """The pooled states of texts that lie end to end: [T], [b] -> [b, d]."""
+        cu_seqlens = F.pad(torch.from_numpy(lengths).cumsum(0), (1, 0)).to(torch.int32)  # [b + 1]
+        return self.model(torch.from_numpy(tokens).long().to(self.device), cu_seqlens.to(self.device), lengths)
+
+    def _of_all_processes(self, nearest: Nearest, k: int) -> list[Ranking]:
+        """What each process found, k documents for each query; where one had fewer, with scores of -inf."""
+        numbers, scores = nearest.found()  # [n, at most k] both
+        missing = k - numbers.shape[1]
+        numbers = all_rows(F.pad(numbers, (0, missing)), self.world).cpu().numpy()  # [processes, n, k]
+        scores = all_rows(F.pad(scores, (0, missing), value=-torch.inf), self.world).cpu().numpy()
+        return [Ranking(*both) for both in zip(numbers, scores, strict=True)]
