@@ -37,6 +37,7 @@ from export import model_folder, probe
 from runtime import engine, processes, resume
 from runtime.verdict import refused_elsewhere
 from training import two_pass
+from training.card import model_facts
 from training.console import end_lines, format_means, format_train_line, how_to_go_on
 from training.evaluation import evaluate
 from training.folders import BEST, folder_name
@@ -48,7 +49,7 @@ from training.preflight import find_problems, read_evaluation_sets
 from training.recipes import describe_recipes
 from training.records import task_means, tracker_tags
 from training.reports import Reports
-from training.setup import Run, model_facts, setup
+from training.setup import Run, setup
 from training.step import train_step
 from utils import RunError, plural, put_back
 

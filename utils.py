@@ -30,15 +30,19 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def write_json(path: Path, value, indent: int = 2) -> None:
-    """Replace `path` in one step: it holds the old value or the new one, never a part."""
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` in one step: it holds the old text or the new one, never a part."""
     aside = path.with_name(path.name + ".tmp")
     with open(aside, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=indent, ensure_ascii=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+
+
+def write_json(path: Path, value, indent: int = 2) -> None:
+    """Replace `path` in one step: it holds the old value or the new one, never a part."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
 def file_digest(path: Path) -> str:

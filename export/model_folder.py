@@ -13,7 +13,7 @@ A folder is written under another name and renamed when it is whole, so under it
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
 import torch
@@ -21,8 +21,9 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
 
-from export.model_card import Facts, model_card, query_prompt
+from export.model_card import Facts, model_card
 from modeling.pooling import DEFAULT as DEFAULT_POOLING
+from modeling.prompts import query_prompt
 from modeling.tokenizer import save_tokenizer
 from utils import aside_of, publish, read_json, remove, retire, write_json
 
@@ -89,12 +90,18 @@ def save_around(folder: Path, tokenizer, facts: Facts, pooling: str) -> None:
 
 
 def is_finished(folder: Path, facts: Facts) -> bool:
-    """Whether `folder` is the finished model folder of these facts: only a finished folder has its name."""
+    """Whether `folder` is the finished model folder of these facts: only a finished folder has its name.
+
+    What has a default is not looked at. It says nothing that was trained, a resumed run may say it otherwise, and
+    results on a GPU differ in their last digits.
+    """
     path = folder / "f2llm.json"
     if not path.exists():
         return False
+    trained = [f.name for f in fields(Facts) if f.default is MISSING and f.default_factory is MISSING]
     as_written = json.loads(json.dumps(asdict(facts)))  # lists for tuples, as the file has them
-    return read_json(path) == as_written
+    found = read_json(path)
+    return all(name in found and found[name] == as_written[name] for name in trained)
 
 
 def remove_old(run_folder: Path, limit: int, step: int, steps_per_epoch: int) -> None:

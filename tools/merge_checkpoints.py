@@ -14,6 +14,7 @@ from pathlib import Path
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from export.card_update import forget_results
 from modeling.merging import merge, merge_problems
 
 
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
         print("\n".join(problems), file=sys.stderr)
         return 2
     merge(given.inputs, weights, given.output)
+    forget_results(given.output)  # they are the first folder's
     print(f"averaged {len(given.inputs)} folders into {given.output}")
     return 0
 

@@ -177,7 +177,14 @@ def write(model: PreTrainedModel, tokenizer, flags: argparse.Namespace, dtype: t
         if facts.matryoshka_dims:
             dims.append(model.config.hidden_size)
         facts = replace(
-            facts, hidden_size=model.config.hidden_size, matryoshka_dims=dims, base_model=str(source), cut_to=None
+            facts,
+            hidden_size=model.config.hidden_size,
+            matryoshka_dims=dims,
+            base_model=str(source),
+            base_on_hub=False,
+            hub_model_id=None,
+            cut_to=None,
+            results={},  # they are the larger model's
         )
         model_folder.save(flags.output, model, tokenizer, facts, dtype, pooling=pooling_of(source))
         return

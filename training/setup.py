@@ -14,7 +14,6 @@ from data import embedding_store
 from data.feed import Feed, Prefetcher
 from data.plan import Plan, split_sizes
 from data.token_store import TokenStore
-from export.model_folder import Facts
 from losses import matryoshka_weights
 from model import FrozenEmbedder
 from retrieval.beir import RetrievalSet
@@ -308,29 +307,3 @@ def start_trackers(args: Args, accelerator: Accelerator, steps_done: int) -> Non
     if steps_done and "tensorboard" in args.trackers():
         options["tensorboard"] = {"purge_step": steps_done + 1}
     accelerator.init_trackers(args.experiment_id, init_kwargs=options)
-
-
-def model_facts(run: Run, step: int) -> Facts:
-    """What a model folder says about its training."""
-    args = run.args
-    training = {"steps": step, "global_batch": run.feed.plan.global_batch}
-    for key in ("learning_rate", "temperature", "num_hard_neg", "seed", "use_mrl", "use_lora", "teacher_model_path"):
-        training[key] = getattr(args, key)
-    for key in ("model_revision", "teacher_revision", "teacher_embeddings"):
-        if getattr(args, key) is not None:
-            training[key] = getattr(args, key)
-    if run.feed.embeddings:
-        training["teacher_model_path"] = run.feed.embeddings[0].meta["model"]
-    for recipe in run.recipes:
-        if recipe.changed:
-            training[f"settings of {recipe.name}"] = recipe.words()
-    prefixes = run.objectives[0].prefixes
-    return Facts(
-        hidden_size=max(prefixes),
-        max_seq_length=args.max_seq_length,
-        query_instruction=run.query_instruction,
-        base_model=args.model_path,
-        matryoshka_dims=sorted(prefixes) if args.use_mrl else [],
-        training=training,
-        datasets=dict(zip(run.tasks, run.feed.plan.sizes, strict=True)),
-    )

@@ -1,0 +1,66 @@
+"""What a run tells a model folder about itself: the facts of its card."""
+
+from pathlib import Path
+
+from export.model_folder import Facts
+from training.records import last_line, task_means
+from training.setup import Run
+
+_TOLD = (
+    "learning_rate", "min_lr", "scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "temperature",
+    "num_hard_neg", "seed", "use_mrl", "use_lora", "teacher_model_path",
+)  # fmt: skip
+_TOLD_OF_LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+_TOLD_IF_GIVEN = ("num_hard_neg_clustering", "model_revision", "teacher_revision", "teacher_embeddings")
+
+
+def model_facts(run: Run, step: int) -> Facts:
+    """What a model folder says about its training. The results are those that metrics.jsonl has up to now."""
+    args = run.args
+    prefixes = run.objectives[0].prefixes
+    return Facts(
+        hidden_size=max(prefixes),
+        max_seq_length=args.max_seq_length,
+        query_instruction=run.query_instruction,
+        base_model=args.model_path,
+        matryoshka_dims=sorted(prefixes) if args.use_mrl else [],
+        training=hyper_parameters(run, step),
+        datasets=dict(zip(run.tasks, run.feed.plan.sizes, strict=True)),
+        tasks=run.tasks,
+        results=results(run.folder / "metrics.jsonl", run.tasks),
+        base_on_hub=not Path(args.model_path).is_dir(),
+    )
+
+
+def hyper_parameters(run: Run, step: int) -> dict:
+    """Key -> value of what the card says of the training."""
+    args = run.args
+    told = {"steps": step, "global_batch": run.feed.plan.global_batch, "precision": run.accelerator.mixed_precision}
+    names = [*_TOLD, *(name for name in _TOLD_IF_GIVEN if getattr(args, name) is not None)]
+    if args.use_lora:
+        names += _TOLD_OF_LORA
+    told |= {name: getattr(args, name) for name in names}
+    if run.feed.embeddings:
+        told["teacher_model_path"] = run.feed.embeddings[0].meta["model"]
+    if told["teacher_model_path"] is not None:
+        told["kd_weight"] = args.kd_weight
+    for recipe in run.recipes:
+        if recipe.changed:
+            told[f"settings of {recipe.name}"] = recipe.words()
+    return told
+
+
+def results(metrics: Path, tasks: dict[str, str]) -> dict:
+    """The figures of a card, as export/card_results.py has them, out of a run's metrics.jsonl.
+
+    Args:
+        tasks: dataset -> task.
+    """
+    found = {}
+    validation = last_line(metrics, "validation")
+    if validation is not None and validation["measures"]:
+        by_task: dict[str, dict[str, float]] = {}
+        for (task, measure), value in task_means(validation["measures"], tasks).items():
+            by_task.setdefault(task, {})[measure] = value
+        found["held_out"] = {"step": validation["step"], "measures": by_task}
+    return found
