@@ -23,7 +23,7 @@ from retrieval.beir import RetrievalSet
 from runtime import engine, launcher
 from training import best
 from training.recipes import Recipe, not_as_tokenised, recipes_for, too_long, without_loss
-from training.records import tracker_problems
+from training.trackers import tracker_problems
 
 
 def find_problems(

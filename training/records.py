@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
+from training import trackers
 from training.objective import LOSSES
 from utils import write_json
 
@@ -114,18 +114,6 @@ def _commit() -> str | None:
     return answer.stdout.strip() or None
 
 
-def tracker_problems(names: list[str]) -> list[str]:
-    """Why numbers cannot be sent to these trackers, one line each."""
-    installed = {str(getattr(name, "value", name)) for name in get_available_trackers()}
-    problems = []
-    for name in names:
-        if name not in LOGGER_TYPE_TO_CLASS:
-            problems.append(f"report_to: {name!r} is none of {', '.join(LOGGER_TYPE_TO_CLASS)}, none")
-        elif name not in installed:
-            problems.append(f"report_to: {name} is not installed: pip install {name}, or take another")
-    return problems
-
-
 class Metrics:
     """Where numbers go: metrics.jsonl, timings.jsonl, and accelerate's trackers (TensorBoard and others).
 
@@ -158,7 +146,7 @@ class Metrics:
         self._write_line("metrics", {"step": step, "kind": kind} | values)
         if timings is not None:
             self._write_line("timings", {"step": step, "kind": kind} | timings)
-        self.accelerator.log(tags, step=step)
+        trackers.log(self.accelerator, tags, step)
 
     def _write_line(self, name: str, content: dict) -> None:
         line = json.dumps(content, allow_nan=False) + "\n"
@@ -185,5 +173,4 @@ class Metrics:
             return
         for file in self.files.values():
             file.close()
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+        trackers.finish(self.accelerator)

@@ -33,6 +33,7 @@ from training.policy import find_usual_step
 from training.recipes import Recipe, expected_losses
 from training.records import Metrics, write_manifest
 from training.schedule import Schedule
+from training.trackers import start_trackers
 from utils import RunError, write_json
 
 
@@ -123,7 +124,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
         earlier_sums = resume.restore(accelerator, model, optimizer, tensors)
         meter.load(earlier_sums.to(accelerator.device))
         accelerator.print(f"going on after step {steps_done} of {schedule.steps}")
-    start_trackers(args, accelerator, steps_done)
+    start_trackers(accelerator, args.trackers(), args.experiment_id, folder, asdict(args), steps_done)
     metrics = Metrics(accelerator, folder, facts.get("sizes", {}))
     evaluations = make_evaluations(args, accelerator, sets, objectives[0], metrics)
     return Run(
@@ -297,13 +298,3 @@ def make_evaluations(
     for line in resume.from_main(accelerator, metrics.lines("evaluation")):
         evaluations.note(line["step"], line["sets"])
     return evaluations
-
-
-def start_trackers(args: Args, accelerator: Accelerator, steps_done: int) -> None:
-    """TensorBoard and others; a resumed run draws no second curve over its first."""
-    if not args.trackers():
-        return
-    options = {}
-    if steps_done and "tensorboard" in args.trackers():
-        options["tensorboard"] = {"purge_step": steps_done + 1}
-    accelerator.init_trackers(args.experiment_id, init_kwargs=options)

@@ -46,6 +46,8 @@ def test_task_means_weigh_datasets_the_same():
 class Accelerator(SimpleNamespace):
     """As much of accelerate's as the writers touch."""
 
+    name = "stand-in"
+
     def log(self, values, step):
         self.logged.append((step, values))
 
