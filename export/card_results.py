@@ -1,8 +1,9 @@
 """What a model card says of a model's figures.
 
-They are a dictionary of up to three parts, each of which may be missing:
+They are a dictionary of up to four parts, each of which may be missing:
 
     held_out     {"step": 100, "measures": {task: {measure: value}}}: losses and ranks of the held-out tuples
+    in_training  {"step": 100, "sets": {set: {dimensions: {metric: value}}}}: searches while it was trained
     evaluation   {task: {dimensions: {metric: value}}}, as results.json of tools/evaluate.py has them
     beside       {model: the same}: other models in the same tasks
 
@@ -17,7 +18,11 @@ _MEASURES_IN_WORDS = {
     "group_accuracy": "accuracy among its negatives",
     "group_mrr": "MRR among its negatives",
 }
-_MAIN_METRICS = ("main_score", "ndcg_at_10")  # the first of these that a task has stands for it, else its first metric
+# Of a task's metrics, of which mteb has dozens, the card shows these, main ones first; all where it has none of them.
+_SHOWN_METRICS = (
+    "ndcg_at_10", "mrr_at_10", "recall_at_10", "recall_at_100", "map_at_100", "map", "v_measure", "max_ap",
+    "cosine_spearman", "accuracy", "f1",
+)  # fmt: skip
 
 
 def results_section(results: dict, hidden_size: int) -> str:
@@ -29,7 +34,12 @@ def results_section(results: dict, hidden_size: int) -> str:
     parts = []
     if results.get("held_out", {}).get("measures"):
         parts.append(_held_out(results["held_out"], hidden_size))
+    if results.get("in_training"):
+        step = results["in_training"]["step"]
+        parts.append(f"Of retrieval sets, searched by the training itself after step {step:,}:")
+        parts.append(_evaluation(results["in_training"]["sets"]))
     if results.get("evaluation"):
+        parts.append("Of evaluations with this folder:")
         parts.append(_evaluation(results["evaluation"]))
     if results.get("evaluation") and results.get("beside"):
         parts.append(_beside(results["evaluation"], results["beside"]))
@@ -37,11 +47,11 @@ def results_section(results: dict, hidden_size: int) -> str:
 
 
 def evaluation_rows(results: dict, hidden_size: int) -> list[tuple[str, str, float]]:
-    """(task, metric, value) of the evaluation at the whole width, what is finite, in the order of the alphabet."""
+    """(task, metric, value) of the evaluation at the whole width: what the card shows and is finite."""
     rows = []
     for task, by_dim in sorted(results.get("evaluation", {}).items()):
-        metrics = _by_number(by_dim).get(hidden_size, {})
-        rows += [(task, metric, value) for metric, value in sorted(metrics.items()) if math.isfinite(value)]
+        values = _by_number(by_dim).get(hidden_size, {})
+        rows += [(task, metric, values[metric]) for metric in _shown(values) if math.isfinite(values[metric])]
     return rows
 
 
@@ -81,7 +91,7 @@ def _evaluation(evaluation: dict) -> str:
     """A table for each set of metrics: a clustering task has others than a search."""
     tasks_with: dict[tuple[str, ...], list[str]] = {}
     for task, by_dim in sorted(evaluation.items()):
-        metrics = tuple(sorted({metric for values in by_dim.values() for metric in values}))
+        metrics = tuple(_shown({metric for values in by_dim.values() for metric in values}))
         tasks_with.setdefault(metrics, []).append(task)
     tables = []
     for metrics, tasks in tasks_with.items():
@@ -98,16 +108,19 @@ def _beside(evaluation: dict, beside: dict) -> str:
     rows = []
     for task, by_dim in sorted(evaluation.items()):
         own = _widest(by_dim)
-        metric = _main_metric(own)
+        metric = [*_shown(own), ""][0]
         others = [_widest(figures.get(task, {})) for figures in beside.values()]
         cells = [_figures(values, [metric])[0] for values in (own, *others)]
         rows.append([in_cell(task), in_cell(metric), *cells])
     return table(["evaluation", "metric", "this model", *map(in_cell, beside)], rows)
 
 
-def _main_metric(values: dict[str, float]) -> str:
-    known = [metric for metric in _MAIN_METRICS if metric in values]
-    return [*known, *sorted(values), ""][0]
+def _shown(metrics) -> list[str]:
+    """Which of these metrics the card shows, in its order; nDCG@10 is mteb's ndcg_at_10."""
+    place = {name: number for number, name in enumerate(_SHOWN_METRICS)}
+    place_of = {metric: place.get(metric.lower().replace("@", "_at_")) for metric in sorted(metrics)}
+    known = [metric for metric in place_of if place_of[metric] is not None]
+    return sorted(known, key=place_of.get) or list(place_of)
 
 
 def _widest(by_dim: dict) -> dict[str, float]:

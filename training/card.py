@@ -63,4 +63,7 @@ def results(metrics: Path, tasks: dict[str, str]) -> dict:
         for (task, measure), value in task_means(validation["measures"], tasks).items():
             by_task.setdefault(task, {})[measure] = value
         found["held_out"] = {"step": validation["step"], "measures": by_task}
+    evaluation = last_line(metrics, "evaluation")
+    if evaluation is not None:
+        found["in_training"] = {"step": evaluation["step"], "sets": evaluation["sets"]}
     return found

@@ -58,7 +58,7 @@ def rows_of(card: str, head: list[str]) -> list[list[str]]:
 
 def test_the_hub_reads_the_head_of_a_card():
     evaluation = {ODD: {"32": {"ndcg_at_10": 0.5, "mrr_at_10": 0.25}, "8": {"ndcg_at_10": 0.4, "mrr_at_10": 0.2}}}
-    evaluation["plain"] = {"32": {"accuracy": 0.75, "nothing": float("nan")}}
+    evaluation["plain"] = {"32": {"accuracy": 0.75, "f1": float("nan"), "main_score": 0.75, "ndcg_at_3": 0.1}}
     declared = {"license": "apache-2.0", "languages": ["en", "no"], "base_on_hub": True, "hub_model_id": "me/my-model"}
     card = ModelCard(model_card(facts(results={"evaluation": evaluation}, **declared)))
     assert card.data.license == "apache-2.0"
@@ -70,7 +70,7 @@ def test_the_hub_reads_the_head_of_a_card():
     assert card.data.model_name == "me/my-model"
     found = {(one.dataset_name, one.metric_type): one.metric_value for one in card.data.eval_results}
     whole = {(ODD, "ndcg_at_10"): 0.5, (ODD, "mrr_at_10"): 0.25, ("plain", "accuracy"): 0.75}
-    assert found == whole  # at the whole width; what is not finite is left out
+    assert found == whole  # at the whole width, of many metrics the usual ones, and of these the finite ones
     for one in card.data.eval_results:
         assert re.fullmatch(r"[A-Za-z0-9._-]+", one.dataset_type)
 
@@ -127,7 +127,7 @@ def test_the_results_have_a_row_for_each_task_and_width():
         "clustering": {"hard": 3},
     }
     evaluation = {"b": {"32": {"accuracy": 0.5}}, "a": {"8": {"accuracy": 0.25}, "32": {"accuracy": 1.0}},
-                  "search": {"32": {"mrr": 0.1, "ndcg_at_10": 0.2}}}  # fmt: skip
+                  "search": {"32": {"mrr_at_10": 0.1, "ndcg_at_10": 0.2, "map_at_3": 0.3}}}  # fmt: skip
     beside = {"other": {"a": {"64": {"accuracy": 0.9}, "8": {"accuracy": 0.1}}}}
     results = {"held_out": {"step": 1000, "measures": held_out}, "evaluation": evaluation, "beside": beside}
     card = model_card(facts(results=results))
@@ -139,12 +139,20 @@ def test_the_results_have_a_row_for_each_task_and_width():
     ]
     rows = rows_of(card, ["evaluation", "dimensions", "accuracy"])
     assert rows == [["a", "32", "1.0000"], ["a", "8", "0.2500"], ["b", "32", "0.5000"]]
-    assert rows_of(card, ["evaluation", "dimensions", "mrr", "ndcg_at_10"]) == [["search", "32", "0.1000", "0.2000"]]
+    assert rows_of(card, ["evaluation", "dimensions", "ndcg_at_10", "mrr_at_10"]) == [
+        ["search", "32", "0.2000", "0.1000"]
+    ]
     assert rows_of(card, ["evaluation", "metric", "this model", "other"]) == [
         ["a", "accuracy", "1.0000", "0.9000"],
         ["b", "accuracy", "0.5000", "–"],
         ["search", "ndcg_at_10", "0.2000", "–"],
     ]
+    sets = {"files": {"32": {"Recall@10": 0.75, "nDCG@10": 0.5, "Recall@1": 0.25}}}
+    card = model_card(facts(results={"in_training": {"step": 2000, "sets": sets}}))
+    assert "after step 2,000" in card
+    assert rows_of(card, ["evaluation", "dimensions", "nDCG@10", "Recall@10"]) == [["files", "32", "0.5000", "0.7500"]]
+    rare = model_card(facts(results={"evaluation": {"t": {"32": {"z": 1.0, "a": 0.5}}}}))
+    assert rows_of(rare, ["evaluation", "dimensions", "a", "z"]) == [["t", "32", "0.5000", "1.0000"]]
 
 
 def test_the_card_and_the_readme_ask_for_the_same_citation():

@@ -1,0 +1,89 @@
+"""Pushing to the hub: refused before a run where it cannot work, and never a reason to lose one. Nothing is sent here.
+
+python -m pytest tests/export/test_hub.py
+"""
+
+from types import SimpleNamespace
+
+import pytest
+
+from export import hub
+
+
+class StandIn:
+    """As much of HfApi as a push needs; remembers what it was asked."""
+
+    def __init__(self, fails: str = ""):
+        self.fails = fails
+        self.asked = []
+
+    def __call__(self):
+        return self
+
+    def create_repo(self, repo_id, *, private, exist_ok):
+        self.asked.append(("create", repo_id, private, exist_ok))
+        if self.fails == "create":
+            raise OSError("403 Forbidden\nlong")
+        return SimpleNamespace(repo_id=f"me/{repo_id.rpartition('/')[2]}")
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message, ignore_patterns):
+        self.asked.append(("upload", repo_id, sorted(path.name for path in folder_path.iterdir()), commit_message))
+        if self.fails == "upload":
+            raise ConnectionError("no route to the hub")
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """A machine with a token that may ask the hub."""
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "get_token", lambda: "a token")
+
+
+@pytest.mark.usefixtures("online")
+def test_what_can_be_pushed_is_not_refused():
+    assert hub.push_problems(False, None) == []
+    assert hub.push_problems(True, "me/model") == []
+    assert hub.push_problems(True, "model") == []  # the hub puts the token's owner before it
+
+
+@pytest.mark.usefixtures("online")
+def test_what_could_not_be_pushed_is_refused_in_a_sentence_each(monkeypatch):
+    assert hub.push_problems(True, None) == [
+        "hub_model_id: missing; push_to_hub needs the repository's id, as NAME/MODEL"
+    ]
+    (line,) = hub.push_problems(True, "a/b/c")
+    assert line.startswith("hub_model_id: Repo id must")
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    assert hub.push_problems(True, "me/model") == [
+        "push_to_hub: no token of the hub is here: `hf auth login` stores one, or set HF_TOKEN"
+    ]
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    assert hub.push_problems(True, "me/model") == [
+        "push_to_hub: HF_HUB_OFFLINE is set: unset it, or leave push_to_hub out"
+    ]
+
+
+@pytest.mark.parametrize("license", [None, "apache-2.0", "mit", "cc-by-nc-sa-4.0", "other"])
+def test_licences_that_may_be_the_hubs(license):
+    assert hub.licence_problem(license) is None
+
+
+@pytest.mark.parametrize("license", ["Apache-2.0", "Apache License", "", "mit\n", "a: b"])
+def test_licences_that_are_none_of_the_hubs(license):
+    assert "no identifier of the hub" in hub.licence_problem(license)
+
+
+def test_a_folder_is_pushed_to_a_repository_that_is_made_private(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("card")
+    api = StandIn()
+    monkeypatch.setattr(hub, "HfApi", api)
+    assert hub.push(tmp_path, "model", 7) == f"pushed {tmp_path} to me/model"
+    assert api.asked == [("create", "model", True, True), ("upload", "me/model", ["README.md"], "step 7 of training")]
+
+
+@pytest.mark.parametrize(("fails", "why"), [("create", "403 Forbidden"), ("upload", "no route to the hub")])
+def test_a_push_that_fails_is_said_with_what_to_do(fails, why, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "HfApi", StandIn(fails))
+    line = hub.push(tmp_path, "me/model", 7)
+    assert line.startswith(f"warning: not pushed to me/model: {why}. The run is finished all the same")
+    assert f"`hf upload me/model {tmp_path}`" in line
