@@ -164,6 +164,10 @@ class Args:
         "goes into the saved folder's query prompt; null = what most retrieval queries carry; empty = none",
         None,
     )
+    license: str | None = free_key(_OUT, "", "of the model card, as the hub spells it: apache-2.0; null = none", None)
+    language: str | None = free_key(_OUT, "codes", "of the model card: en, or en,de; null = none are named", None)
+    push_to_hub: bool = free_key(_OUT, "", "at the end push the folder best, else the last one, to hub_model_id", False)
+    hub_model_id: str | None = free_key(_OUT, "hub id", "NAME/MODEL; made private where it does not exist yet", None)
     report_to: str = free_key(
         _OUT, "", "comma-separated trackers: tensorboard, wandb, ...; none = only metrics.jsonl", "tensorboard"
     )

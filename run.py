@@ -37,7 +37,7 @@ from export import model_folder, probe
 from runtime import engine, processes, resume
 from runtime.verdict import refused_elsewhere
 from training import two_pass
-from training.card import model_facts
+from training.card import model_facts, push
 from training.console import end_lines, format_means, format_train_line, how_to_go_on
 from training.evaluation import evaluate
 from training.folders import BEST, folder_name
@@ -102,7 +102,10 @@ def check_and_train(argv: list[str], printed: list[str] = ()) -> int:
     if args.cache_only:
         return processes.FINISHED
     with processes.process_group(args.trackers(), args.tb_dir, args.process_timeout) as accelerator:
-        return train(setup(args, accelerator, stores, recipes, tokenizer, sets))
+        run = setup(args, accelerator, stores, recipes, tokenizer, sets)
+        status = train(run)
+    push(run)
+    return status
 
 
 # --------------------------------------------------------------------------------------- training
@@ -296,16 +299,9 @@ def save(run: Run, name: str, step: int) -> Path:
         if not model_folder.is_finished(folder, facts):  # it is after a kill before its state was published
             weights = {name.removeprefix("backbone."): weight for name, weight in weights.items()}
             model_folder.save(
-                folder,
-                embedder.backbone,
-                run.tokenizer,
-                facts,
-                dtype,
-                weights,
-                read_back,
-                pooling=embedder.pooling,
-                replace=name == BEST,
-            )
+                folder, embedder.backbone, run.tokenizer, facts, dtype, weights, read_back,
+                pooling=embedder.pooling, replace=name == BEST,
+            )  # fmt: skip
         tqdm.write(f"step {step}/{run.schedule.steps} | saved {folder}, read back and compared")
         model_folder.remove_old(run.folder, run.args.model_folders_limit, step, run.feed.plan.steps_per_epoch)
     accelerator.wait_for_everyone()

@@ -42,6 +42,23 @@ def licence_problem(license: str | None) -> str | None:
     return f"license: {license!r} is no identifier of the hub: these are written as apache-2.0, mit, cc-by-4.0, other"
 
 
+def language_problem(language: str | None) -> str | None:
+    """Why a text holds no codes of languages, None where it may."""
+    unlike = [code for code in languages(language) if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", code)]
+    if not unlike:
+        return None
+    return f"language: {unlike[0]!r} is no code of ISO 639: give some as en,de, or multilingual, or code"
+
+
+def languages(language: str | None) -> list[str]:
+    """The codes in a text that separates them by commas.
+
+    >>> languages("en, de"), languages(None)
+    (['en', 'de'], [])
+    """
+    return [] if language is None else [code.strip() for code in language.split(",")]
+
+
 def push(folder: Path, repo_id: str, step: int) -> str:
     """Push a model folder; returns a line that says what came of it.
 

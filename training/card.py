@@ -1,9 +1,11 @@
-"""What a run tells a model folder about itself: the facts of its card."""
+"""What a run tells a model folder about itself, the facts of its card; and the folder's way to the hub."""
 
 from pathlib import Path
 
+from export import hub
 from export.model_folder import Facts
-from training.records import last_line, task_means
+from training.folders import BEST, folder_name
+from training.records import Metrics, task_means
 from training.setup import Run
 
 _TOLD = (
@@ -27,7 +29,10 @@ def model_facts(run: Run, step: int) -> Facts:
         training=hyper_parameters(run, step),
         datasets=dict(zip(run.tasks, run.feed.plan.sizes, strict=True)),
         tasks=run.tasks,
-        results=results(run.folder / "metrics.jsonl", run.tasks),
+        results=results(run.metrics, run.tasks),
+        license=args.license,
+        languages=hub.languages(args.language),
+        hub_model_id=args.hub_model_id,
         base_on_hub=not Path(args.model_path).is_dir(),
     )
 
@@ -50,20 +55,35 @@ def hyper_parameters(run: Run, step: int) -> dict:
     return told
 
 
-def results(metrics: Path, tasks: dict[str, str]) -> dict:
-    """The figures of a card, as export/card_results.py has them, out of a run's metrics.jsonl.
+def results(metrics: Metrics, tasks: dict[str, str]) -> dict:
+    """The figures of a card, as export/card_results.py has them: the last ones that metrics.jsonl has.
 
     Args:
         tasks: dataset -> task.
     """
     found = {}
-    validation = last_line(metrics, "validation")
-    if validation is not None and validation["measures"]:
+    validations = [line for line in metrics.lines("validation") if line["measures"]]
+    if validations:
         by_task: dict[str, dict[str, float]] = {}
-        for (task, measure), value in task_means(validation["measures"], tasks).items():
+        for (task, measure), value in task_means(validations[-1]["measures"], tasks).items():
             by_task.setdefault(task, {})[measure] = value
-        found["held_out"] = {"step": validation["step"], "measures": by_task}
-    evaluation = last_line(metrics, "evaluation")
-    if evaluation is not None:
-        found["in_training"] = {"step": evaluation["step"], "sets": evaluation["sets"]}
+        found["held_out"] = {"step": validations[-1]["step"], "measures": by_task}
+    evaluations = metrics.lines("evaluation")
+    if evaluations:
+        found["in_training"] = {"step": evaluations[-1]["step"], "sets": evaluations[-1]["sets"]}
     return found
+
+
+def push(run: Run) -> None:
+    """Push a finished run's model to the hub, where it was asked to; on the main process, once the others may go.
+
+    Uploading takes minutes, and other processes that wait for it in a collective would give up.
+    """
+    if not (run.args.push_to_hub and run.is_finished and run.accelerator.is_main_process):
+        return
+    best = run.evaluations.best
+    step = run.steps_done if best is None else best.step
+    name = BEST
+    if best is None:
+        name = folder_name(step, run.args.checkpointing_steps, step, run.feed.plan.steps_per_epoch)
+    print(hub.push(run.folder / name, run.args.hub_model_id, step), flush=True)

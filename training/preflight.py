@@ -14,6 +14,7 @@ from configuration import dataset_settings
 from configuration.dataset_settings import DatasetSettings
 from data import cache, embedding_store
 from data.token_store import TokenStore
+from export import hub
 from losses import matryoshka_weights
 from modeling.attention import is_packed
 from modeling.backbone import check_backbone, check_teacher, read_config
@@ -125,7 +126,24 @@ def output_problems(args: Args, unknown: set[str]) -> list[str]:
         problems.append(f"resume: {args.resume!r} is neither auto, never, nor the folder of a state, state/step_N")
     if "report_to" not in unknown:
         problems += tracker_problems(args.trackers())
-    return problems
+    return problems + hub_problems(args, unknown)
+
+
+def hub_problems(args: Args, unknown: set[str]) -> list[str]:
+    """What stands against the model card and against pushing, one line each; only the main process pushes."""
+    problems = [
+        hub.licence_problem(None if "license" in unknown else args.license),
+        hub.language_problem(None if "language" in unknown else args.language),
+    ]
+    is_main = int(os.environ.get("RANK", 0)) == 0
+    if is_main and not unknown & {"push_to_hub", "hub_model_id"}:
+        problems += hub.push_problems(args.push_to_hub, args.hub_model_id)
+    if args.push_to_hub and args.use_lora and not unknown & {"model_path"} and Path(args.model_path).is_dir():
+        problems.append(
+            "push_to_hub: adapters name their base model by model_path, a folder that nobody else has: "
+            "give model_path as a hub id, or merge and push afterwards"
+        )
+    return [problem for problem in problems if problem]
 
 
 def folder_problems(folder: Path, resume: str) -> list[str]:

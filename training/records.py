@@ -64,16 +64,6 @@ def evaluation_tags(results: dict[str, dict[str, dict[str, float]]]) -> dict[str
     return tags
 
 
-def last_line(path: Path, kind: str) -> dict | None:
-    """The last line of a kind in a run's metrics.jsonl; None where there is none. A line cut by a kill is none."""
-    found = None
-    with open(path, "rb") as file:
-        for line in file:
-            if line.endswith(b"\n") and f'"kind": "{kind}"'.encode() in line:
-                found = line
-    return None if found is None else json.loads(found)
-
-
 def write_manifest(
     path: Path, accelerator: Accelerator, data: dict, tasks: dict[str, str], settings: dict[str, dict] | None = None
 ) -> None:

@@ -3,11 +3,15 @@
 python -m pytest tests/export/test_hub.py
 """
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import door_here
+from huggingface_hub import ModelCard
 
 from export import hub
+from training.card import push
 
 
 class StandIn:
@@ -87,3 +91,63 @@ def test_a_push_that_fails_is_said_with_what_to_do(fails, why, tmp_path, monkeyp
     line = hub.push(tmp_path, "me/model", 7)
     assert line.startswith(f"warning: not pushed to me/model: {why}. The run is finished all the same")
     assert f"`hf upload me/model {tmp_path}`" in line
+
+
+@pytest.mark.parametrize("language", [None, "en", "en,de", "multilingual, zho"])
+def test_languages_that_may_be(language):
+    assert hub.language_problem(language) is None
+
+
+@pytest.mark.parametrize("language", ["English", "en;de", "en,", "EN"])
+def test_languages_that_are_none(language):
+    assert "is no code of ISO 639" in hub.language_problem(language)
+
+
+# ------------------------------------------------------------------------------------------- a run
+
+
+def test_a_run_that_could_not_push_is_refused_before_it_trains(settings, capsys):
+    keys = {"push_to_hub": True, "use_lora": True, "license": "Apache", "language": "English"}
+    assert door_here(settings | keys) == 2
+    said = capsys.readouterr().err
+    for problem in ("hub_model_id: missing", "push_to_hub: adapters name", "license: 'Apache'", "language: 'English'"):
+        assert problem in said
+    assert door_here(settings | {"push_to_hub": True, "hub_model_id": "me/model"}) == 2
+    assert "push_to_hub: HF_HUB_OFFLINE is set" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("online")
+def test_a_run_pushes_its_last_folder_and_tries_again_when_its_command_is_given_again(settings, monkeypatch, capsys):
+    keys = {"push_to_hub": True, "hub_model_id": "me/model", "license": "mit", "language": "en,de", "train_steps": 1}
+    monkeypatch.setattr(hub, "HfApi", StandIn("upload"))
+    assert door_here(settings | keys) == 0
+    assert "warning: not pushed to me/model: no route to the hub" in capsys.readouterr().out
+    api = StandIn()
+    monkeypatch.setattr(hub, "HfApi", api)
+    assert door_here(settings | keys) == 0
+    folder = Path(settings["output_dir"]) / "toy" / "step_1"
+    assert f"pushed {folder} to me/model" in capsys.readouterr().out
+    assert ("upload", "me/model", sorted(path.name for path in folder.iterdir()), "step 1 of training") in api.asked
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.license, card.data.language) == ("mit", ["en", "de"])
+    assert 'SentenceTransformer("me/model")' in card.text
+
+
+@pytest.mark.usefixtures("online")
+def test_the_best_folder_goes_to_the_hub_where_there_is_one(tmp_path, monkeypatch, capsys):
+    api = StandIn()
+    monkeypatch.setattr(hub, "HfApi", api)
+    (tmp_path / "best").mkdir()
+    run = SimpleNamespace(
+        args=SimpleNamespace(push_to_hub=True, hub_model_id="me/model"),
+        is_finished=True,
+        accelerator=SimpleNamespace(is_main_process=True),
+        evaluations=SimpleNamespace(best=SimpleNamespace(step=5)),
+        folder=tmp_path,
+    )
+    push(run)
+    assert capsys.readouterr().out == f"pushed {tmp_path / 'best'} to me/model\n"
+    assert api.asked[1][3] == "step 5 of training"
+    run.is_finished = False  # told to stop: it will go on
+    push(run)
+    assert len(api.asked) == 2
