@@ -72,7 +72,7 @@ def read(folder: Path) -> Source:
     Raises:
         ValueError: its weights do not fit its config, its pooling is not known, or it has no tokenizer.
     """
-    facts = read_facts(folder)
+    facts = replace(read_facts(folder), hub_model_id=None)  # what is made of it does not lie there
     tokenizer, problems = load_tokenizer(str(folder))
     if problems:
         raise ValueError(problems[0])
@@ -166,7 +166,7 @@ def write_onnx(source: Source, folder: Path, facts: Facts) -> float:
     path = aside / "onnx" / "model.onnx"
     onnx_file.write(path, source.backbone, source.pooling, facts.cut_to)
     model_folder.save_config(aside, source.backbone, facts)
-    model_folder.save_around(aside, source.tokenizer, facts, source.pooling)
+    model_folder.save_around(aside, source.tokenizer, replace(facts, in_onnx=True), source.pooling)
     texts = source.tokens.split(source.cu_seqlens.diff().tolist())
     expected = F.normalize(source.embeddings[:, : facts.cut_to], dim=-1)  # [n, cut]
     distance = onnx_file.largest_distance(path, list(texts), expected)

@@ -59,6 +59,7 @@ class Facts:
     languages: list[str] = field(default_factory=list)  # codes of ISO 639: en
     hub_model_id: str | None = None  # where the folder will lie on the hub
     base_on_hub: bool = False  # whether base_model is a hub id, rather than a folder
+    in_onnx: bool = False  # whether the folder holds onnx/model.onnx in place of safetensors
 
     @property
     def width(self) -> int:
@@ -76,6 +77,8 @@ def model_card(facts: Facts, pooling: str = DEFAULT_POOLING) -> str:
             facts.query_instruction,
             facts.max_seq_length,
             facts.matryoshka_dims,
+            facts.cut_to,
+            in_onnx=facts.in_onnx,
             last_token=pooling == "lasttoken",
         ),
         results_section(facts.results, facts.hidden_size),
@@ -94,7 +97,7 @@ def _head(facts: Facts) -> str:
     tags = ["sentence-transformers", "feature-extraction", "f2llm"]
     if facts.matryoshka_dims:
         tags.append("matryoshka")
-    rows = evaluation_rows(facts.results, facts.hidden_size)
+    rows = evaluation_rows(facts.results, facts.width)
     data = ModelCardData(
         language=facts.languages or None,
         license=facts.license,
@@ -132,7 +135,7 @@ A text-embedding model: the decoder {in_cell(facts.base_model)}, fine-tuned by c
 F2LLM ([arXiv 2510.02294](https://arxiv.org/abs/2510.02294)) and F2LLM-v2
 ([arXiv 2603.19223](https://arxiv.org/abs/2603.19223)).
 
-{facts.hidden_size} dimensions, at most {facts.max_seq_length} tokens, cosine similarity, {pooled}.
+{facts.width} dimensions, at most {facts.max_seq_length} tokens, cosine similarity, {pooled}.
 The tokenizer appends the EOS itself; do not append another."""
 
 

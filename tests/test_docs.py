@@ -25,6 +25,7 @@ from test_house_rules import DOORS, MAY_IMPORT
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+ALL_PAGES = [*PAGES, *sorted(ROOT.glob("docs/recipes/*.md"))]  # tests/docs/test_recipe_pages.py runs the recipes
 GLOBAL_BATCH = 8 * 32  # processes of configs/accelerate_config.yaml x train_batch_size of configs/config.json
 
 ONE_GPU = (
@@ -130,10 +131,10 @@ def reason_not_to_run(command: str) -> str | None:
     return next((reason for start, reason in NOT_RUN.items() if command.startswith(start)), None)
 
 
-def steps() -> list[tuple[str, str]]:
-    """What a reader of all pages would run, in order: ("sh", a command) or ("python", a block)."""
+def steps(pages: list[Path]) -> list[tuple[str, str]]:
+    """What a reader of these pages would run, in order: ("sh", a command) or ("python", a block)."""
     found = []
-    for page in PAGES:
+    for page in pages:
         for language, content in blocks(page.read_text()):
             if language == "sh":
                 found += [("sh", command) for command in commands(content)]
@@ -142,11 +143,15 @@ def steps() -> list[tuple[str, str]]:
     return found
 
 
-STEPS = steps()
+STEPS = steps(PAGES)
 ALL_COMMANDS = [text for language, text in STEPS if language == "sh"]
 
 
 # ---------------------------------------------------------------------------------- links, paths, names
+
+
+def page_name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def git_files() -> set[str]:
@@ -164,7 +169,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=page_name)
 def test_every_link_leads_somewhere(page):
     text = without_blocks(page.read_text())
     for target in re.findall(r"\]\(([^)]+)\)", text):
@@ -176,7 +181,7 @@ def test_every_link_leads_somewhere(page):
         assert not anchor or anchor in anchors(linked), f"{page.name}: no heading for {target}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=page_name)
 def test_every_path_in_backticks_exists(page):
     for span in spans(page.read_text()):
         for word in span.split():
@@ -201,7 +206,7 @@ def names_of_code(page: Path) -> list[str]:
     return [word for word in dotted if word.partition(".")[0] in rooms]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=page_name)
 def test_every_name_of_code_exists(page):
     for name in names_of_code(page):
         parts = name.split(".")
@@ -258,7 +263,7 @@ def test_every_command_is_run_or_listed_with_a_reason():
     assert unknown == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=page_name)
 def test_no_command_hides_in_a_block_of_another_kind(page):
     for language, content in blocks(page.read_text()):
         assert language in ("sh", "python", "math", "bibtex", ""), f"{page.name}: a block of {language}"
@@ -276,18 +281,23 @@ def test_the_lists_of_commands_hold_nothing_else():
             assert (ROOT / path).exists(), path
 
 
-@pytest.fixture
-def laid_out(toy_world, tmp_path, monkeypatch) -> Path:
-    """A folder like a clone of this repository with the README's model and data in it, and the current one."""
+def lay_out(folder: Path, toy_world) -> None:
+    """Make a folder like a clone of this repository with the README's model and data in it."""
     for room in {*MAY_IMPORT, *DOORS}:
         name = room if (ROOT / room).is_dir() else f"{room}.py"
-        (tmp_path / name).symlink_to(ROOT / name)
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    for path in (tmp_path / "configs").glob("*.yaml"):  # the pages launch on eight GPUs
+        (folder / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    for path in (folder / "configs").glob("*.yaml"):  # the pages launch on eight GPUs
         path.write_text(path.read_text().replace("num_processes: 8", "num_processes: 2"))
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "qwen3-0.6b").symlink_to(toy_world.backbone)
-    shutil.copytree(toy_world.raw, tmp_path / "training_data")
+    (folder / "models").mkdir()
+    (folder / "models" / "qwen3-0.6b").symlink_to(toy_world.backbone)
+    shutil.copytree(toy_world.raw, folder / "training_data")
+
+
+@pytest.fixture
+def laid_out(toy_world, tmp_path, monkeypatch) -> Path:
+    """What all pages but the recipes start from, as the current folder."""
+    lay_out(tmp_path, toy_world)
     toy.write_parquet(tmp_path / "raw" / "questions.parquet", toy.raw_rows(60, 0))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -20,7 +20,7 @@ from export import card_update, model_folder
 from export.card_results import in_cell
 from export.model_card import CITATION, Facts, model_card
 from modeling.backbone import load_backbone
-from tools import merge_adapter, merge_checkpoints
+from tools import export, merge_adapter, merge_checkpoints
 
 ODD = "odd: | name #1 'x' \"y\" <b>*é* \\ [z](w)"
 TEXTS = ["The river is old.", "价格 — naïve café?", "one two three " * 50, "a"]
@@ -185,6 +185,13 @@ def python_of(card: str, texts: list[str]) -> list[str]:
     return [content.replace('["..."]', repr(texts)) for kind, content in blocks(card) if kind == "python"]
 
 
+def run_python(code: str) -> list[torch.Tensor]:
+    """The vectors of queries and documents that a card's Python makes."""
+    names = {}
+    exec(compile(code, "a card", "exec"), names)
+    return [torch.as_tensor(names[kind]).cpu() for kind in ("queries", "documents")]
+
+
 @pytest.mark.parametrize("keys", [{"use_mrl": True}, {"use_lora": True, "lora_dropout": 0.0}], ids=["mrl", "lora"])
 def test_the_python_of_a_card_gives_the_vectors_of_the_folder(trained, keys, tmp_path, monkeypatch):
     _, folder = trained(**keys)
@@ -198,11 +205,7 @@ def test_the_python_of_a_card_gives_the_vectors_of_the_folder(trained, keys, tmp
     queries = model.encode([prompt + text for text in TEXTS], convert_to_tensor=True).cpu()
     documents = model.encode(TEXTS, convert_to_tensor=True).cpu()
     assert (queries - documents).abs().max() > 0.01  # the prompt says something
-    found = []
-    for code in python_of(card, TEXTS):
-        names = {}
-        exec(compile(code, "a card", "exec"), names)
-        found.append([torch.as_tensor(names[kind]).cpu() for kind in ("queries", "documents")])
+    found = [run_python(code) for code in python_of(card, TEXTS)]
     expected = [(queries, documents)] * 2
     if "use_mrl" in keys:
         short = [torch.nn.functional.normalize(rows[:, :16], dim=-1) for rows in (queries, documents)]
@@ -302,3 +305,21 @@ def test_a_merged_adapter_keeps_its_figures(trained, tmp_path):
     _, folder = trained(use_lora=True, lora_dropout=0.0)
     assert merge_adapter.main([str(folder), str(tmp_path / "merged")]) == 0
     assert (tmp_path / "merged" / "README.md").read_text() == (folder / "README.md").read_text()
+
+
+def test_the_python_of_a_folder_that_cuts_embeddings_gives_what_it_gives(trained, tmp_path, monkeypatch):
+    _, folder = trained(use_mrl=True)
+    monkeypatch.chdir(tmp_path)
+    assert export.main(["--model", str(folder), "--output", "path/to/this/folder", "--dimension", "16"]) == 0
+    card = Path("path/to/this/folder/README.md").read_text()
+    assert "16 dimensions, at most" in card
+    in_st, shorter, in_transformers = (run_python(code) for code in python_of(card, TEXTS))
+    assert (in_st[0].shape, shorter[0].shape) == ((4, 16), (4, 8))
+    for rows, expected in zip(in_transformers, in_st, strict=True):
+        torch.testing.assert_close(rows, expected, atol=1e-5, rtol=0)
+
+
+def test_the_card_of_an_onnx_folder_says_how_that_is_loaded():
+    card = model_card(facts(in_onnx=True))
+    assert card.count('SentenceTransformer("path/to/this/folder", backend="onnx"') == 2
+    assert "AutoModel" not in card
