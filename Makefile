@@ -1,6 +1,6 @@
 # make quickstart    train SmolLM2 on the Python functions of this machine and search with it (eight minutes, no GPU)
 # make foundation    the same with more depth and fifty minutes, beside all-MiniLM-L6-v2
-# make v2-demo       a Matryoshka teacher, students pruned from it, with and without distillation (its time was not measured)
+# make v2-demo       a Matryoshka teacher, students pruned from it, with and without distillation (80 minutes on one core)
 # make test          all tests (twenty minutes on two cores)
 # make test-quick    style, and the tests that need one process only
 # make chaos         1,000 kills in twelve runs, and the same bytes at their ends (an hour or two; fewer: KILLS=96)

@@ -84,15 +84,17 @@ def draw(rows: dict[str, list[Measured]], picture: Path) -> Path | None:
     matplotlib.use("Agg")  # draws into files, without a screen
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
     for name, measured in rows.items():
         dims = list(measured[0].ndcg)
         means = [mean(one.ndcg[dim] for one in measured) for dim in dims]
         axes.plot(dims, means, marker="o", label=f"{name}, {measured[0].parameters / 1e6:.0f} M")
     axes.set_xscale("log", base=2)
+    axes.set_xticks(DIMS, labels=[str(dim) for dim in DIMS])
     axes.set_xlabel("first dimensions of the embedding")
     axes.set_ylabel("nDCG@10")
-    axes.legend()
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)  # beside the curves, which fill the plot
     figure.savefig(picture, dpi=120)
     pyplot.close(figure)
     return picture
