@@ -68,12 +68,13 @@ def read_sets(paths: str, quiet: bool = False) -> tuple[list[RetrievalSet], list
     """
     sets: list[RetrievalSet] = []
     problems = []
-    for path in paths.split(","):
-        folders, found = find_folders(Path(path.strip()).expanduser())
+    for path in filter(None, map(str.strip, paths.split(","))):
+        folders, found = find_folders(Path(path).expanduser())
         problems += found
         for folder in folders:
-            if folder.name in [other.name for other in sets]:
-                problems.append(f"{folder}: a second set of the name {folder.name}: rename one of the folders")
+            name = _name(folder)
+            if name in [other.name for other in sets]:
+                problems.append(f"{folder}: a second set of the name {name}: rename one of the folders")
                 continue
             one, found = _read(folder, quiet)
             problems += found
@@ -88,7 +89,7 @@ def read_set(folder: Path, quiet: bool = False) -> RetrievalSet:
     Raises:
         RunError: with all that is wrong with it, one line each.
     """
-    one, problems = _read(folder, quiet)
+    one, problems = _read(Path(folder), quiet)
     if one is None:
         raise RunError("\n".join(problems))
     return one
@@ -106,6 +107,10 @@ def find_folders(path: Path) -> tuple[list[Path], list[str]]:
     return [], [f"{path}: neither a retrieval set nor a folder of some: a set has {', '.join(_FILES)}"]
 
 
+def _name(folder: Path) -> str:
+    return folder.absolute().name  # also of "."
+
+
 def _holds_part_of_a_set(folder: Path) -> bool:
     return any((folder / name).exists() for name in _FILES)
 
@@ -118,6 +123,14 @@ def _read(folder: Path, quiet: bool) -> tuple[RetrievalSet | None, list[str]]:
             missing.append(f"{folder / name}: missing; a set has {', '.join(_FILES)}")
     if missing:
         return None, missing
+    try:
+        return _read_files(folder, quiet)
+    except OSError as error:
+        return None, [f"{error.filename or folder}: cannot be read: {error.strerror}"]
+
+
+def _read_files(folder: Path, quiet: bool) -> tuple[RetrievalSet | None, list[str]]:
+    """The same of a folder that has all files."""
     problems = Problems()
     queries = _read_queries(folder / QUERIES, problems, quiet)
     places = _read_places(folder / CORPUS, problems, quiet)
@@ -139,7 +152,7 @@ def _read(folder: Path, quiet: bool) -> tuple[RetrievalSet | None, list[str]]:
         relevance.append({number_of[document]: score for document, score in judgements[query].items()})
     documents = Documents(folder / CORPUS, np.array([places[document] for document in document_ids], np.int64))
     texts = [queries[query] for query in query_ids]
-    return RetrievalSet(folder.resolve().name, query_ids, texts, document_ids, documents, relevance), []
+    return RetrievalSet(_name(folder), query_ids, texts, document_ids, documents, relevance), []
 
 
 class Problems:

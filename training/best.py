@@ -68,14 +68,14 @@ def all_dims(dims: list[int] | None, prefixes: Sequence[int]) -> list[int]:
     return sorted({*(prefixes if dims is None else dims), max(prefixes)})
 
 
-def parse_choice(text: str, sets: Sequence[str], dims: list[int] | None) -> tuple[Choice | None, str | None]:
+def parse_choice(text: str, sets: Sequence[str], dims: Sequence[int]) -> tuple[Choice | None, str | None]:
     """What a best_metric names, or what is wrong with it.
 
     METRIC, SET/METRIC, DIMENSIONS/METRIC or SET/DIMENSIONS/METRIC; METRIC also as mteb spells it, ndcg_at_10.
 
     Args:
         sets: the names of the sets that there are.
-        dims: those asked for beside the whole width; None = not known yet.
+        dims: all that are evaluated at.
     """
     *place, word = text.split("/")
     metric = next((name for name in METRICS if name.lower() == word.lower().replace("_at_", "@")), None)
@@ -88,8 +88,8 @@ def parse_choice(text: str, sets: Sequence[str], dims: list[int] | None) -> tupl
         choice = choice._replace(dim=int(place.pop(0)))
     if place:
         return None, f"best_metric: there is no set {place[0]!r}, only {', '.join(sets)}{did_you_mean(place[0], sets)}"
-    if choice.dim is not None and dims is not None and choice.dim not in dims:
-        return None, f"best_metric: {choice.dim} is none of evaluation_dims, {', '.join(map(str, dims))}"
+    if choice.dim is not None and choice.dim not in dims:
+        return None, f"best_metric: {choice.dim} is none of the evaluated dimensions, {', '.join(map(str, dims))}"
     return choice, None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from retrieval import beir
 from retrieval.beir import CORPUS, JUDGEMENTS, QUERIES, read_set, read_sets
 from utils import RunError
 
@@ -97,18 +98,30 @@ def test_a_set_without_files_documents_or_answers_is_refused(tmp_path):
     assert f"{folder / JUDGEMENTS}: no query has a document of a score above 0" in problems
 
 
-def test_a_folder_of_sets_or_several_folders_are_read(tmp_path):
+def test_a_folder_of_sets_or_several_folders_are_read(tmp_path, monkeypatch):
     for name in ("b", "a"):
         write(tmp_path / "sets" / name)
     (tmp_path / "sets" / "notes").mkdir()
     write(tmp_path / "c")
-    sets, problems = read_sets(f"{tmp_path / 'sets'}, {tmp_path / 'c'}")
+    sets, problems = read_sets(f"{tmp_path / 'sets'}, {tmp_path / 'c'},")
     assert ([one.name for one in sets], problems) == (["a", "b", "c"], [])
     _, problems = read_sets(f"{tmp_path / 'sets'},{tmp_path / 'sets' / 'a'},{tmp_path / 'none'}")
     assert problems == [
         f"{tmp_path / 'sets' / 'a'}: a second set of the name a: rename one of the folders",
         f"{tmp_path / 'none'}: no such folder",
     ]
+    monkeypatch.chdir(tmp_path / "c")
+    assert [one.name for one in read_sets(".")[0]] == ["c"]
     (tmp_path / "other").mkdir()
     _, [problem] = read_sets(str(tmp_path / "other"))
     assert "neither a retrieval set nor a folder of some" in problem
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    folder = write(tmp_path / "a")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(folder / CORPUS))
+
+    monkeypatch.setattr(beir, "_read_places", refuse)
+    assert read_sets(str(folder)) == ([], [f"{folder / CORPUS}: cannot be read: Permission denied"])

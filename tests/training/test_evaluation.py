@@ -155,8 +155,8 @@ def test_training_does_not_notice_that_it_is_evaluated(config):
     assert read_metrics(plain, "evaluation") == []
     for kind in ("train", "validation"):
         assert read_metrics(folder, kind) == read_metrics(plain, kind)
-    for name in ("adapter_model.safetensors", "f2llm.json"):
-        assert (folder / "step_6" / name).read_bytes() == (plain / "step_6" / name).read_bytes()
+    weights = "step_6/adapter_model.safetensors"
+    assert (folder / weights).read_bytes() == (plain / weights).read_bytes()
 
 
 # ------------------------------------------------------------------------------ the best model, early ends
@@ -295,7 +295,7 @@ def test_what_cannot_be_evaluated_is_refused_at_once(config, sets, capsys):
     ({"best_metric": "nDCG@1"}, "best_metric: 'nDCG@1' is none of nDCG@10, MRR@10, recall@10, recall@100, MAP@100; "
                                 "did you mean nDCG@10?"),
     ({"best_metric": "frist/nDCG@10"}, "best_metric: there is no set 'frist', only first, second; did you mean first?"),
-    ({"best_metric": "first/64/MAP@100"}, "best_metric: 64 is none of evaluation_dims, 8, 16, 32"),
+    ({"best_metric": "first/64/MAP@100"}, "best_metric: 64 is none of the evaluated dimensions, 8, 16, 32"),
     ({"best_metric": "nDCG@10", "evaluation_steps": 0}, "best_metric: nothing is evaluated"),
     ({"evaluation_dims": "8;16"}, "evaluation_dims: '8;16' is no number of dimensions: give some as 64,256"),
     ({"evaluation_data_path": "nowhere"}, "evaluation_data_path: nowhere: no such folder"),
