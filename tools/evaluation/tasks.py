@@ -119,7 +119,9 @@ def official_tasks(names: list[str], benchmark: str | None) -> tuple[list[AbsTas
         try:
             tasks.append(mteb.get_task(name))
         except (KeyError, ValueError) as error:
-            problems.append(f"--tasks {name}: no folder, and no task of mteb ({error.args[0].removeprefix('KeyError: ')})")
+            problems.append(
+                f"--tasks {name}: no folder, and no task of mteb ({error.args[0].removeprefix('KeyError: ')})"
+            )
     return tasks, problems
 
 
