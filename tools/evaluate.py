@@ -112,7 +112,7 @@ def evaluate(asked: Asked) -> None:
     if importlib.util.find_spec("mteb") is None:
         problems.append("the package mteb is missing: pip install -r requirements-dev.txt")
         refuse(problems)
-    tasks, own_prompts, found = find_tasks(asked)
+    tasks, prompts_of_folders, found = find_tasks(asked)
     problems += found
     problems += override_problems(asked.prompt_overrides, overrides, tasks)
     refuse(problems)
@@ -124,12 +124,18 @@ def evaluate(asked: Asked) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     way = way_of(asked)
-    prompts = Prompts(way, own_prompts | overrides if way == "published" else overrides)
+    given = prompts_of_folders | overrides if way == "published" else overrides
     model = FolderModel(
-        asked.model, prompts, revision(asked, way, overrides), asked.max_seq_length, asked.dtype, asked.device
+        asked.model,
+        Prompts(way, given),
+        revision(asked, way, overrides),
+        asked.max_seq_length,
+        asked.dtype,
+        asked.device,
     )
     refuse([f"--dims {dim}: the model's vectors have {model.width}" for dim in asked.dims if dim > model.width])
-    refuse(model.long_prompts(tasks))
+    for line in model.long_prompts(tasks):
+        print(f"warning: {line}", file=sys.stderr)
     dims = sorted({model.width, *asked.dims}, reverse=True)
     asked.output.mkdir(parents=True, exist_ok=True)
     scores = evaluate_all(model, tasks, dims, asked.output, asked.batch_size)
@@ -157,7 +163,7 @@ def model_problems(asked: Asked) -> list[str]:
             f"--model {asked.model}: no modules.json in it, so its pooling is not known; give a folder that training "
             "or Sentence Transformers wrote"
         )
-    width = width_of(asked.model)
+    width = fact_of(asked.model, "hidden_size")  # of other folders it is known when they are loaded
     for dim in asked.dims:
         if dim < 1 or (width is not None and dim > width):
             problems.append(f"--dims {dim}: must be between 1 and {width or 'the width of the model'}")
@@ -167,10 +173,10 @@ def model_problems(asked: Asked) -> list[str]:
     return problems
 
 
-def width_of(model: Path) -> int | None:
-    """The width of the vectors of a folder that was trained here; of others it is known when they are loaded."""
+def fact_of(model: Path, name: str):
+    """What a folder that was trained here says about its model; None of any other folder."""
     try:
-        return read_json(model / "f2llm.json")["hidden_size"]
+        return read_json(model / "f2llm.json")[name]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -183,7 +189,8 @@ def way_of(asked: Asked) -> str:
 
 
 def find_tasks(asked: Asked) -> tuple[list, dict, list[str]]:
-    """mteb's tasks; the instructions that task folders name, by task; and everything that is wrong with the tasks."""
+    """mteb's tasks; instructions for those that are folders, by task; and everything that is wrong with the tasks."""
+    from tools.evaluation.model import published_instructions
     from tools.evaluation.tasks import local_task, missing_data, official_tasks
 
     if not asked.is_local:
@@ -191,12 +198,18 @@ def find_tasks(asked: Asked) -> tuple[list, dict, list[str]]:
         return tasks, {}, problems or missing_data(tasks)
     local, problems = folders.read_tasks(Path(asked.tasks[0]))
     tasks = []
+    prompts = {}
+    of_the_model = fact_of(asked.model, "query_instruction")
     for task in local:
         try:
             tasks.append(local_task(task))
         except ValueError as error:
             problems.append(f"{asked.tasks[0]}/{task.name}/task.json: mteb refuses it ({first_line(error)})")
-    return tasks, {task.name: task.prompt for task in local if task.prompt is not None}, problems
+        if task.prompt is not None:
+            prompts[task.name] = task.prompt
+        elif task.retrieval is not None and of_the_model is not None and task.name not in published_instructions():
+            prompts[task.name] = of_the_model  # as in an evaluation during training
+    return tasks, prompts, problems
 
 
 def read_overrides(path: Path | None) -> tuple[dict, list[str]]:

@@ -36,7 +36,7 @@ class Prompts:
     def texts(self) -> dict:
         """What is looked up: by task, by type of task, and by side of a search."""
         if self.way == "published":
-            return f2llmv2_prompts_dict | self.overrides
+            return published_instructions() | self.overrides
         return dict(self.overrides)
 
 
@@ -102,7 +102,7 @@ class FolderModel(AbsEncoder):
         return {side.value: self.prompt(task_metadata, side) for side in PromptType}
 
     def long_prompts(self, tasks: list) -> list[str]:
-        """Prompts that leave nothing of a text, one line each: the text behind them would be cut away."""
+        """Prompts that leave nothing of a text, one line each: all texts behind them are cut away."""
         problems = []
         for metadata in (task.metadata for task in tasks):
             for prompt in set(self.prompts_of(metadata).values()):
@@ -110,7 +110,8 @@ class FolderModel(AbsEncoder):
                 if self.max_length is not None and tokens >= self.max_length:
                     problems.append(
                         f"{metadata.name}: {prompt!r} takes {tokens} tokens, EOS included, and texts are cut to "
-                        f"{self.max_length}: raise --max_seq_length, or give a shorter instruction"
+                        f"{self.max_length}, so nothing of them is left: raise --max_seq_length, or give a shorter "
+                        "instruction"
                     )
         return problems
 
@@ -147,6 +148,11 @@ class FolderModel(AbsEncoder):
         if path is not None:
             np.save(path, vectors)
         return vectors
+
+
+def published_instructions() -> dict[str, str]:
+    """Task, type of task or side of a search -> what F2LLM-v2 was evaluated with, as mteb holds it."""
+    return dict(f2llmv2_prompts_dict)
 
 
 def load(folder: Path, dtype: str, device: str | None) -> SentenceTransformer:
