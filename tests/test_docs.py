@@ -47,6 +47,16 @@ MINE = (
     "python -m tools.mine_hard_negatives --input raw/questions.parquet --output mined/questions.parquet "
     "--model models/qwen3-0.6b"
 )
+EMBED = (
+    "python -m tools.embed_store --model models/qwen3-1.7b --stores training_data/data_tokenized_qwen "
+    "--output training_data/teacher --max_seq_length 1024"
+)
+PRUNE = (
+    "python -m tools.prune_model --input output/v2/stage1-0.6b/epoch_1 --output models/f2llm-v2-80m-pruned "
+    "--num_layers 8 --hidden_size 320 --intermediate_size 2048 --calibration calibration.jsonl"
+)
+STEPS_TO_AVERAGE = [f"output/run/step_{step}" for step in (100, 200, 300)]
+AVERAGE = f"python -m tools.merge_checkpoints --inputs {' '.join(STEPS_TO_AVERAGE)} --output merged"
 RUN = {  # command -> what is appended to it here; on two CPU processes where the page starts eight
     f"{TOKENIZE} --input_dir training_data --output_dir training_data/data_tokenized_qwen": "",
     ONE_GPU: "",
@@ -73,11 +83,15 @@ RUN = {  # command -> what is appended to it here; on two CPU processes where th
     f"{TOKENIZE} --input_dir my_tuples --output_dir my_tuples/tokenized": "",
     MINE: "--num_negatives 2 --relative_margin 0 --max_score none",
     "python -m tools.evaluate --model output/my_run/epoch_2 --tasks my_sets --output evaluation": "",
+    "python -m tools.inspect_data training_data --evaluation beir/scifact": "",
+    EMBED: "",
+    PRUNE: "--num_layers 1 --hidden_size 16 --intermediate_size 32",
+    AVERAGE: "--output averaged",  # `merged` is there already, from another page
 }
 NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "make quickstart": "nine minutes; tests/examples/test_code_search.py runs it in small",
     "make foundation": "fifty minutes; the quickstart with other numbers",
-    ".venv/bin/python -m examples.code_search.search": "needs a model; tests/examples/test_code_search.py runs it",
+    ".venv/bin/python -m examples.code_search.search": "needs the foundation's model; a recipe runs it with another",
     "make v2-demo": "trains eleven models; tests/examples/test_v2_cascade.py runs it in small",
     "make test": "runs this test",
     "make chaos": "an hour or two; tests/runtime/test_chaos.py runs it in small",
@@ -89,15 +103,14 @@ NOT_RUN = {  # how a command begins -> why no test runs it from the page
     f"{LAUNCH} --num_machines": "needs several machines; tests/runtime/test_two_hosts.py runs it",
     "sbatch": "needs a cluster; tests/runtime/test_slurm.py runs the file",
     f"{LAUNCH} run.py --config configs/v2/": "trains Qwen3; tests/test_arguments.py reads these files",
-    "python -m tools.prune_model": "needs a trained 0.6B; tests/tools/test_prune_model.py prunes the toy",
-    "python -m tools.merge_checkpoints": "needs three model folders; tests/modeling/test_merging.py makes some",
-    "python -m tools.embed_store": "needs a second model; tests/tools/test_embed_store.py runs it",
-    f"{LAUNCH} -m tools.embed_store": "the same",
+    f"{LAUNCH} -m tools.embed_store": "tests/tools/test_embed_store.py launches it on two processes",
     "python -m benchmarks.": "takes minutes",
+    "python run.py --config configs/config.json --experiment_id tracked": "starts a process of wandb's; "
+    "tests/training/test_trackers.py does it",
+    "python run.py --config configs/config.json --experiment_id pushed": "needs the hub; tests/export/test_hub.py "
+    "pushes to a stand-in",
     "python -m pytest": "runs tests",
     "UPDATE_GOLDEN=1": "rewrites the golden losses",
-    "python -m tools.inspect_data training_data --evaluation": "needs a benchmark's files; "
-    "tests/tuples/test_inspection_evaluation.py makes some",
     "python -m examples.six_kinds.gather": "reads a whole machine; tests/examples/test_six_kinds.py runs it in small",
     "python -m tools.build_tuples --source 'six_kinds": "needs what the command before it gathers",
     "python -m tools.build_tuples --source 'configs/sources": "needs the hub; the tool's own tests run parts",
@@ -307,6 +320,15 @@ def laid_out(toy_world, tmp_path, monkeypatch) -> Path:
     """What all pages but the recipes start from, as the current folder."""
     lay_out(tmp_path, toy_world)
     toy.write_parquet(tmp_path / "raw" / "questions.parquet", toy.raw_rows(60, 0))
+    toy.make_backbone(tmp_path / "models" / "qwen3-1.7b", hidden_size=48)
+    for trained in ("output/v2/stage1-0.6b/epoch_1", *STEPS_TO_AVERAGE):
+        (tmp_path / trained).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / trained).symlink_to(toy_world.backbone)
+    (tmp_path / "calibration.jsonl").write_text("".join(f'"{text}"\n' for text in toy.SUBJECTS))
+    (tmp_path / "beir" / "scifact" / "qrels").mkdir(parents=True)
+    for name, text in {"queries": "Find it.", "corpus": "The river is old."}.items():
+        (tmp_path / "beir" / "scifact" / f"{name}.jsonl").write_text(json.dumps({"_id": "1", "text": text}) + "\n")
+    (tmp_path / "beir" / "scifact" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\t1\t1\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -375,5 +397,7 @@ def test_the_commands_and_the_python_of_the_pages_run(laid_out, monkeypatch, cap
     assert (output / "evaluated" / "best" / "modules.json").exists()
     prompts = json.loads((output / "my_run" / "epoch_2" / "config_sentence_transformers.json").read_text())["prompts"]
     assert prompts["query"] == f"Instruct: {OWN_INSTRUCTION}\nQuery: "  # only the tokenising was told
-    assert (laid_out / "merged" / "model.safetensors").exists()
     assert list(json.loads((laid_out / "evaluation" / "results.json").read_text())) == ["questions"]
+    for name in ("merged", "averaged", "models/f2llm-v2-80m-pruned"):
+        assert (laid_out / name / "model.safetensors").exists(), name
+    assert (laid_out / "training_data" / "teacher" / "toy_retrieval").is_dir()

@@ -131,6 +131,7 @@ def test_new_data(monkeypatch, capsys):
 @pytest.mark.usefixtures("folder")
 def test_deploy(monkeypatch, capsys):
     read_through("deploy.md", monkeypatch, capsys)
+    assert Path("served/model.safetensors").exists()
 
 
 # --------------------------------------------------------------------------------- nothing is left out
