@@ -17,10 +17,10 @@ from pathlib import Path
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from reporting import neighbours
-from reporting.page import page
-from reporting.read import RunLog, open_runs
-from reporting.stores import datasets_of
+from tools.reporting import neighbours
+from tools.reporting.page import page
+from tools.reporting.read import RunLog, open_runs
+from tools.reporting.stores import datasets_of
 from utils import RunError
 
 

@@ -18,12 +18,12 @@ import run_folders
 from conftest import read_metrics, toy_settings, train_here
 
 from data.token_store import open_store
-from reporting import charts, compare, evaluation, neighbours, stores, summary
-from reporting.page import page
-from reporting.read import last_model, open_run, open_runs, started_in
-from reporting.series import mean_curve, thin
 from retrieval.encode import encode
 from tools import report
+from tools.reporting import charts, compare, evaluation, neighbours, stores, summary
+from tools.reporting.page import page
+from tools.reporting.read import last_model, open_run, open_runs, started_in
+from tools.reporting.series import mean_curve, thin
 from training.objective import LOSSES, MEASURES
 
 ROOT = Path(__file__).parents[2]

@@ -7,9 +7,9 @@ sets has a dot for each value.
 from dataclasses import dataclass
 
 from data.token_store import TASKS
-from reporting.evaluation import by_dimension, history, latest, main_metrics, results, widest
-from reporting.read import RunLog, full_width
-from reporting.series import Points, Series, kinds_of, last_value, mean_curve, plain_curve, thin
+from tools.reporting.evaluation import by_dimension, history, latest, main_metrics, results, widest
+from tools.reporting.read import RunLog, full_width
+from tools.reporting.series import Points, Series, kinds_of, last_value, mean_curve, plain_curve, thin
 
 NOTABLE = 0.005  # a share of padding or imbalance below it has no chart, as it has no place on the console
 POINTS, FEWER_POINTS = 2000, 400  # of one line: of the charts by task, of the many charts by dataset
@@ -75,7 +75,7 @@ def loss_section(runs: list[RunLog]) -> Section:
                 continue
             largest = max(map(len, members))
             note = f"mean of {largest} datasets" if largest > 1 else ""
-            if any(run.configuration.get("use_mrl") for run in runs):
+            if kind != "distillation" and any(run.configuration.get("use_mrl") for run in runs):
                 note = f"{note}; trained: weighted sum over prefixes".removeprefix("; ")
             charts.append(Chart(title, series, note, from_zero=True, may_be_log=True, is_noisy=True))
     note = f"Zero throughout, and so without a chart: {', '.join(unused)}." if unused else ""

@@ -3,8 +3,8 @@
 Both hold sets (or tasks) -> dimension -> metric -> value. Pure functions.
 """
 
-from reporting.read import RunLog
-from reporting.series import Points, number
+from tools.reporting.read import RunLog
+from tools.reporting.series import Points, number
 
 MAIN = "main_score"  # mteb's name of a task's main metric, beside its own name
 Key = tuple[str, int, str]  # set, dimension, metric

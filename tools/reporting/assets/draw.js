@@ -3,6 +3,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const LETTER = 6.3; // px of an average letter at the axis' 11 px
 const BOLD_LETTER = 7;
+const MOST_LABELS = 6;
 const COLOURS = 6; // of runs; of more, the lines are dashed
 
 function colourOf(run) {
@@ -159,7 +160,8 @@ function drawAxes(svg, chart, box, xScale, yScale, view) {
 
 // Dotted where it goes through held-out tuples and another goes through trained ones.
 function drawLine(svg, one, isMixed, xScale, yScale) {
-  const group = node("g", { class: `series ${colourOf(one.run)}${one.heldOut && isMixed ? " dotted" : ""}` }, svg);
+  const kind = `${one.heldOut && isMixed ? " dotted" : ""}${one.x.length > 400 ? " dense" : ""}`;
+  const group = node("g", { class: `series ${colourOf(one.run)}${kind}` }, svg);
   if (one.isSmoothed) node("path", { class: "raw", d: pathOf(one.x, one.y, xScale, yScale) }, group);
   node("path", { class: "line", d: pathOf(one.x, one.drawn, xScale, yScale) }, group);
   const withDots = one.heldOut || one.x.length === 1;
@@ -195,9 +197,9 @@ function drawBars(svg, one, place, count, box, xScale, yScale) {
   });
 }
 
-// Names at the ends of the lines, where there are several lines and room.
+// Names at the ends of the lines, where there are several lines and room; of many they would stand far from their lines.
 function endLabels(chart, series, width) {
-  if (chart.bars || series.length < 2 || width < 300) return { width: 0, entries: [] };
+  if (chart.bars || series.length < 2 || series.length > MOST_LABELS || width < 300) return { width: 0, entries: [] };
   const several = DATA.runs.length > 1;
   const entries = series.map((one) => {
     const last = one.drawn.findLastIndex((y) => y !== null);

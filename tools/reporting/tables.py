@@ -2,11 +2,11 @@
 
 from html import escape
 
-from reporting.compare import Row
-from reporting.evaluation import main_metrics, results
-from reporting.neighbours import Answers, Sample
-from reporting.read import RunLog
-from reporting.summary import Tile, show
+from tools.reporting.compare import Row
+from tools.reporting.evaluation import main_metrics, results
+from tools.reporting.neighbours import Answers, Sample
+from tools.reporting.read import RunLog
+from tools.reporting.summary import Tile, show
 
 COLOURS = 6  # of runs, as in assets/draw.js; of more, the marks are squares and the lines dashed
 

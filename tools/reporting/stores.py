@@ -6,9 +6,9 @@ import numpy as np
 
 from data.plan import split_sizes
 from data.token_store import StoreError, TokenStore, open_store
-from reporting.charts import Chart, Section, tasks_of
-from reporting.read import RunLog, started_in
-from reporting.series import Series
+from tools.reporting.charts import Chart, Section, tasks_of
+from tools.reporting.read import RunLog, started_in
+from tools.reporting.series import Series
 from utils import plural
 
 ROWS = 20_000  # tuples of a dataset whose texts are measured, evenly over it; all where there are fewer
