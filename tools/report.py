@@ -84,7 +84,7 @@ def choose_sample(runs: list[RunLog], flags: argparse.Namespace) -> neighbours.S
 def write(path: Path, text: str) -> None:
     """Replace the file in one step."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
+    aside.write_text(text, encoding="utf-8", errors="replace")  # JSON may hold half a character
     os.replace(aside, path)
 
 

@@ -304,6 +304,13 @@ def test_the_half_line_of_a_run_that_goes_on_is_left_out_and_said(run_folder, tm
     assert embedded(text) == embedded(whole)
 
 
+def test_half_a_character_is_no_reason_to_fail(run_folder, tmp_path):
+    with open(run_folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 110, "kind": "train", "losses": {"\\ud800": {"in_batch": 1.5}}}\n')
+    assert report.main([str(run_folder), "--output", str(tmp_path / "report.html")]) == 0
+    assert chart_named((tmp_path / "report.html").read_text(), "all · in-batch loss")["series"][0]["y"] == [1.5]
+
+
 # --------------------------------------------------------------------------------------------- pure parts
 
 

@@ -15,7 +15,7 @@ def values_of(by_set) -> dict[Key, float]:
     found = {}
     for name, by_dimension in _items(by_set):
         for dimension, by_metric in _items(by_dimension):
-            if not str(dimension).isdigit():
+            if not dimension.isdecimal():
                 continue
             for metric, value in _items(by_metric):
                 if number(value) is not None:

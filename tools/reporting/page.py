@@ -209,9 +209,8 @@ def _block(title: str, content: str, note: str = "") -> str:
 
 def _results(runs: list[RunLog]) -> str:
     table = tables.results_table(runs)
-    return (
-        _block("Results", table, "The main metric of each task of results.json, by dimensions kept.") if table else ""
-    )
+    note = "The main metric of each task of results.json, by dimensions kept." if table else ""
+    return _block("Results", table, note)
 
 
 def _neighbours(runs: list[RunLog], sample: Sample | None, answers: list[Answers] | None) -> str:
