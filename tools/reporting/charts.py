@@ -112,16 +112,23 @@ def measure_section(runs: list[RunLog]) -> Section:
     """How the positive ranks among its own hard negatives, on held-out tuples, by task."""
     charts = []
     for task in task_names(runs):
-        for kind, words in RANKS.items():
-            series = []
-            for index, run in enumerate(runs):
-                members = [name for name, own in tasks_of(run).items() if own == task]
-                points = mean_curve(run.lines.get("validation", []), "measures", members, kind)
-                if points:
-                    series.append(Series(index, thin(points, POINTS), held_out=True))
-            if series:
-                charts.append(Chart(f"{task} · {words}", series, "among its own hard negatives", from_zero=True))
+        members = [[name for name, own in tasks_of(run).items() if own == task] for run in runs]
+        charts += _rank_charts(runs, task, members, POINTS)
     return Section("Ranks on held-out tuples", charts)
+
+
+def _rank_charts(runs: list[RunLog], title: str, members: list[list[str]], limit: int) -> list[Chart]:
+    """A chart of each measure of the positive's rank, the mean over `members` of each run."""
+    charts = []
+    for kind, words in RANKS.items():
+        series = []
+        for index, run in enumerate(runs):
+            points = mean_curve(run.lines.get("validation", []), "measures", members[index], kind)
+            if points:
+                series.append(Series(index, thin(points, limit), held_out=True))
+        if series:
+            charts.append(Chart(f"{title} · {words}", series, "among its own hard negatives", from_zero=True))
+    return charts
 
 
 def evaluation_section(runs: list[RunLog], main: bool) -> Section:
@@ -208,14 +215,16 @@ def _filled(chart: Chart, curves: list[Points]) -> Chart | None:
 
 
 def dataset_section(runs: list[RunLog]) -> Section:
-    """A chart of each loss of each dataset, where a task has several datasets."""
+    """A chart of each loss and rank of each dataset, where a task has several datasets."""
     charts = []
     everywhere = {name: task for run in runs for name, task in tasks_of(run).items()}
-    crowded = [task for task in task_names(runs) if list(everywhere.values()).count(task) > 1]
-    for name in sorted(name for name, task in everywhere.items() if task in crowded):
-        for kind in LOSSES:
-            series = _losses(runs, [[name]] * len(runs), kind, FEWER_POINTS)
+    tasks = list(everywhere.values())
+    for name in sorted(name for name, task in everywhere.items() if tasks.count(task) > 1):
+        members = [[name]] * len(runs)
+        for kind, words in LOSSES.items():
+            series = _losses(runs, members, kind, FEWER_POINTS)
             if any(value for one in series for _, value in one.points):
-                title = f"{name} · {LOSSES[kind]}"
-                charts.append(Chart(title, series, everywhere[name], from_zero=True, may_be_log=True, is_noisy=True))
-    return Section("Losses by dataset", charts, closed=True)
+                note = everywhere[name]
+                charts.append(Chart(f"{name} · {words}", series, note, from_zero=True, may_be_log=True, is_noisy=True))
+        charts += _rank_charts(runs, name, members, FEWER_POINTS)
+    return Section("Losses and ranks by dataset", charts, closed=True)
