@@ -73,6 +73,9 @@ RUN = {  # command -> what is appended to it here; on two CPU processes where th
     "--train_steps 2 --evaluation_dims 8,16 --evaluation_steps 1",
     WITHOUT_LAUNCHER: "--experiment_id without_launcher --train_steps 2",
     "python -m tools.plot_run output/first_run": "",
+    "python -m tools.report output/first_run --output report.html": "",
+    "python -m tools.report output/first_run output/my_run --output compared.html --names 'published data' 'my data'": "",
+    "python -m tools.report output/first_run --output report.html --neighbours 8": "",
     f"{TOKENIZE} --input_dir training_data --output_dir training_data/joined --part 1/2": "",
     f"{TOKENIZE} --input_dir training_data --output_dir training_data/joined --part 2/2": "",
     f"{TOKENIZE} --input_dir training_data --output_dir training_data/joined --join 2": "",
@@ -119,6 +122,8 @@ NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "python -m tools.evaluate --model foundation": "needs models; tests/tools/test_evaluate.py evaluates others",
     "python -m examples.local_tasks.make": "reads a whole machine; tests/examples/test_local_tasks.py runs it in small",
     "python -m examples.local_tasks.compare": "needs two evaluations; tests/examples/test_local_tasks.py makes them",
+    "python -m tools.report output/first_run --output report.html --neighbours 8 --texts": "needs a file of texts; "
+    "tests/tools/test_report.py makes one",
     "python -m tools.configuration_page": "rewrites a page, which a test of its own compares",
 }
 

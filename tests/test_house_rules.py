@@ -24,7 +24,6 @@ MAY_IMPORT = {  # room -> the rooms that it may import, lowest first; a room is 
     "model": {"modeling", "utils"},
     "export": {"modeling", "model", "utils"},
     "retrieval": {"modeling", "model", "utils"},
-    "reporting": {"arguments", "data", "modeling", "retrieval", "utils"},
     "tuples": {"configuration", "modeling", "model", "data", "retrieval", "utils"},
     "training": {
         "utils",

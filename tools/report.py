@@ -17,10 +17,10 @@ from pathlib import Path
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from reporting import neighbours
-from reporting.page import page
-from reporting.read import RunLog, open_runs
-from reporting.stores import datasets_of
+from tools.reporting import neighbours
+from tools.reporting.page import page
+from tools.reporting.read import RunLog, open_runs
+from tools.reporting.stores import datasets_of
 from utils import RunError
 
 
@@ -84,7 +84,7 @@ def choose_sample(runs: list[RunLog], flags: argparse.Namespace) -> neighbours.S
 def write(path: Path, text: str) -> None:
     """Replace the file in one step."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
+    aside.write_text(text, encoding="utf-8", errors="replace")  # JSON may hold half a character
     os.replace(aside, path)
 
 

@@ -15,15 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import run_folders
+import toy
 from conftest import read_metrics, toy_settings, train_here
 
 from data.token_store import open_store
-from reporting import charts, compare, evaluation, neighbours, stores, summary
-from reporting.page import page
-from reporting.read import last_model, open_run, open_runs, started_in
-from reporting.series import mean_curve, thin
 from retrieval.encode import encode
 from tools import report
+from tools.reporting import charts, compare, evaluation, neighbours, stores, summary
+from tools.reporting.page import page
+from tools.reporting.read import last_model, open_run, open_runs, started_in
+from tools.reporting.series import mean_curve, thin
+from training import best
 from training.objective import LOSSES, MEASURES
 
 ROOT = Path(__file__).parents[2]
@@ -36,9 +38,12 @@ def run_folder(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def toy_run(toy_world, tmp_path_factory) -> Path:
-    """A run that was trained, with model folders and Matryoshka."""
-    settings = toy_settings(toy_world, tmp_path_factory.mktemp("toy"))
-    return train_here(settings | {"validation_steps": 2, "use_mrl": True})
+    """A run that was trained, with model folders, Matryoshka, and two evaluations of two sets."""
+    folder = tmp_path_factory.mktemp("toy")
+    toy.write_retrieval_set(folder / "sets" / "first", documents=20)
+    toy.write_retrieval_set(folder / "sets" / "second", documents=30, seed=1)
+    keys = {"evaluation_data_path": str(folder / "sets"), "evaluation_steps": 2, "evaluation_dims": [8, 16]}
+    return train_here(toy_settings(toy_world, folder) | keys | {"validation_steps": 2, "use_mrl": True})
 
 
 @pytest.fixture
@@ -54,9 +59,9 @@ def embedded(text: str) -> dict:
     return json.loads(content)
 
 
-def chart_named(text: str, title: str) -> dict:
-    """The one chart of this title."""
-    (chart,) = [chart for chart in embedded(text)["charts"] if chart["title"] == title]
+def chart_named(text: str, title: str, x: str = "step") -> dict:
+    """The one chart of this title over this axis."""
+    (chart,) = [chart for chart in embedded(text)["charts"] if (chart["title"], chart["x"]) == (title, x)]
     return chart
 
 
@@ -105,6 +110,8 @@ def test_every_number_of_the_log_is_in_the_page(run_folder, tmp_path):
     assert retrieval["y"] == [(one["pairs"]["in_batch"] + one["more_pairs"]["in_batch"]) / 2 for one in losses]
     one_dataset = chart_named(text, "more_pairs · hard-negative loss")["series"][0]
     assert one_dataset["y"] == [one["more_pairs"]["hard"] for one in losses]
+    ranked = chart_named(text, "pairs · reciprocal rank of the positive")["series"][0]
+    assert ranked["y"] == [line["measures"]["pairs"]["group_mrr"] for line in validated]
     timings = [json.loads(line) for line in (run_folder / "timings.jsonl").read_text().splitlines()]
     assert chart_named(text, "Throughput")["series"][0]["y"] == [line["tuples_per_second"] for line in timings]
     assert chart_named(text, "Peak memory")["series"][0]["y"] == [3.25] * 10
@@ -119,9 +126,7 @@ def test_evaluations_are_shown_over_steps_and_over_dimensions(run_folder):
     whole = [(line["step"], line["sets"]["packages"]["32"]["recall@10"]) for line in lines]
     assert points(over_steps) == whole
     assert len(whole) == 2
-    by_dimension = [chart for chart in embedded(text)["charts"] if chart["x"] == "dimension"]
-    (matryoshka,) = [chart for chart in by_dimension if "code" in chart["title"]]
-    assert matryoshka["title"] == "code · nDCG@10"
+    matryoshka = chart_named(text, "code · nDCG@10", "dimension")
     last = lines[-1]["sets"]["code"]
     assert points(matryoshka["series"][0]) == [(int(dim), last[dim]["nDCG@10"]) for dim in ("8", "16", "32")]
 
@@ -130,12 +135,12 @@ def test_held_out_tuples_are_shown_by_prefix_where_the_width_is_known(run_folder
     title = "clustering · hard-negative loss, held out"
     measures = read_metrics(run_folder, "validation")[-1]["measures"]["topics"]
     prefixes = [(8, measures["hard@8"]), (16, measures["hard@16"])]
-    assert points(chart_named(page(open_runs([run_folder])), title)["series"][0]) == prefixes
+    assert points(chart_named(page(open_runs([run_folder])), title, "dimension")["series"][0]) == prefixes
     (run_folder / "step_100").mkdir()
     (run_folder / "step_100" / "modules.json").write_text("[]")
     (run_folder / "step_100" / "config.json").write_text('{"hidden_size": 32}')
     text = page(open_runs([run_folder]))
-    assert points(chart_named(text, title)["series"][0]) == [*prefixes, (32, measures["hard"])]
+    assert points(chart_named(text, title, "dimension")["series"][0]) == [*prefixes, (32, measures["hard"])]
 
 
 def test_results_of_the_evaluation_tool_have_a_table(run_folder):
@@ -145,7 +150,10 @@ def test_results_of_the_evaluation_tool_have_a_table(run_folder):
     text = page(open_runs([run_folder]))
     assert "step_100: Code" in text
     assert '<td class="num">0.4321</td>' in text
-    assert points(chart_named(text, "step_100: Code · main_score")["series"][0]) == [(8, 0.25), (32, 0.4321)]
+    assert points(chart_named(text, "step_100: Code · main_score", "dimension")["series"][0]) == [
+        (8, 0.25),
+        (32, 0.4321),
+    ]
 
 
 def test_several_runs_share_charts_and_differences_are_marked(two_runs):
@@ -190,6 +198,10 @@ def test_a_toy_run_is_shown_with_its_texts(toy_run, tmp_path):
         assert title in titles
     line = read_metrics(toy_run, "train")[-1]
     assert chart_named(text, "Gradient norm")["series"][0]["y"][-1] == line["grad_norm"]
+    evaluated = read_metrics(toy_run, "evaluation")
+    of_second = [(line["step"], line["sets"]["second"]["32"]["nDCG@10"]) for line in evaluated]
+    assert points(chart_named(text, "second · nDCG@10")["series"][0]) == of_second
+    assert [step for step, _ in of_second] == [2, 4]
     assert "Left out, as no model was to be loaded" in text
     assert summary.tiles(open_runs([toy_run]))[0].values == [("4", "of 4")]
 
@@ -304,6 +316,13 @@ def test_the_half_line_of_a_run_that_goes_on_is_left_out_and_said(run_folder, tm
     assert embedded(text) == embedded(whole)
 
 
+def test_half_a_character_is_no_reason_to_fail(run_folder, tmp_path):
+    with open(run_folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 110, "kind": "train", "losses": {"\\ud800": {"in_batch": 1.5}}}\n')
+    assert report.main([str(run_folder), "--output", str(tmp_path / "report.html")]) == 0
+    assert chart_named((tmp_path / "report.html").read_text(), "all · in-batch loss")["series"][0]["y"] == [1.5]
+
+
 # --------------------------------------------------------------------------------------------- pure parts
 
 
@@ -358,22 +377,18 @@ def test_the_last_model_is_that_of_the_last_step(run_folder):
     assert last_model(open_run(run_folder, "run")).name == "epoch_2"  # 100 steps
 
 
-def test_runs_are_judged_by_their_best_metric(run_folder):
-    run = open_run(run_folder, "run")
-    lines = read_metrics(run_folder, "evaluation")
-    code = [line["sets"]["code"] for line in lines]
-    packages = [line["sets"]["packages"] for line in lines]
-    for best_metric, curves in [
-        ("ndcg_at_10", [[one["32"]["nDCG@10"] for one in code], [one["32"]["nDCG@10"] for one in packages]]),
-        ("16/nDCG@10", [[one["16"]["nDCG@10"] for one in code], [one["16"]["nDCG@10"] for one in packages]]),
-        ("code/MRR@10", [[one["32"]["MRR@10"] for one in code]]),
-        ("packages/8/recall@10", [[one["8"]["recall@10"] for one in packages]]),
-    ]:
-        values = [sum(of_sets) / len(of_sets) for of_sets in zip(*curves, strict=True)]
+def test_runs_are_judged_as_training_judges_them(toy_run):
+    run = open_run(toy_run, "run")
+    lines = read_metrics(toy_run, "evaluation")
+    sets = ["first", "second"]
+    for best_metric in ("ndcg_at_10", "MRR@10", "first/recall@10", "16/nDCG@10", "second/8/MAP@100"):
+        choice, problem = best.parse_choice(best_metric, sets, [8, 16])
+        assert problem is None
         words, found = evaluation.chosen(run, best_metric)
         assert words == best_metric
-        assert [value for _, value in found] == values
-    assert evaluation.chosen(run, None)[0] == "code · nDCG@10"
+        assert found == [(line["step"], best.value_of(line["sets"], choice, sets)) for line in lines]
+        assert len({value for _, value in found}) == 2
+    assert evaluation.chosen(run, None)[0] == "first · nDCG@10"
     assert evaluation.chosen(run, "no_metric") == ("no_metric", [])
 
 
@@ -390,6 +405,8 @@ def test_the_histogram_counts_every_text_once():
     assert found[48] == 0.0
     assert sum(found.values()) == pytest.approx(1)
     assert stores.histogram(np.array([7, 7])) == [(4, 0.0), (6, 1.0), (8, 0.0)]
+    assert stores.histogram(np.array([1])) == [(1, 1.0), (2, 0.0), (3, 0.0)]
+    assert stores.histogram(np.array([10**6])) == [(16384, 0.0), (24576, 0.0), (32768, 1.0)]
 
 
 def test_lengths_are_those_of_the_store_that_was_trained_on(toy_run, toy_world):

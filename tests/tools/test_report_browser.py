@@ -14,9 +14,9 @@ import run_folders
 from browser import Browser, Page, find
 from test_report import HARM, harmful_run
 
-from reporting.page import ASSETS, page
-from reporting.read import open_runs
-from reporting.summary import show
+from tools.reporting.page import ASSETS, page
+from tools.reporting.read import open_runs
+from tools.reporting.summary import show
 
 pytestmark = [
     pytest.mark.processes,

@@ -10,11 +10,11 @@ import json
 from html import escape
 from pathlib import Path
 
-from reporting import charts, compare, stores, summary, tables
-from reporting.charts import Chart, Section
-from reporting.neighbours import Answers, Sample
-from reporting.read import RunLog
-from reporting.series import last_value
+from tools.reporting import charts, compare, stores, summary, tables
+from tools.reporting.charts import Chart, Section
+from tools.reporting.neighbours import Answers, Sample
+from tools.reporting.read import RunLog
+from tools.reporting.series import last_value
 from utils import plural
 
 ASSETS = Path(__file__).parent / "assets"
@@ -53,6 +53,7 @@ def page(runs: list[RunLog], sample: Sample | None = None, answers: list[Answers
         _data(runs, datasets),
         _configuration(runs),
         _manifest(runs),
+        _thinned(runs),
     ]
     return _document(" and ".join(run.name for run in runs), "".join(parts), embedded(runs, drawn))
 
@@ -114,12 +115,13 @@ def _top(runs: list[RunLog]) -> str:
     names = "".join(f"<li>{tables.dot(index)}{escape(run.name)}</li>" for index, run in enumerate(runs))
     title = escape(runs[0].name) if single else f'<ul class="names">{names}</ul>'
     kicker = "Training run" if single else f"{len(runs)} training runs"
-    facts = ""
+    marks: dict[str, str] = {}  # facts -> the marks of the runs of which they are true
     notes = ""
     for index, run in enumerate(runs):
         mark = "" if single else tables.dot(index)
-        facts += f"<li>{mark}{escape(_facts(run))}</li>"
+        marks[_facts(run)] = marks.get(_facts(run), "") + mark
         notes += "".join(f'<p class="note">{mark}{escape(note)}</p>' for note in run.notes)
+    facts = "".join(f"<li>{mark}{escape(words)}</li>" for words, mark in marks.items())
     return f'<header><p class="kicker">{kicker}</p><h1>{title}</h1><ul class="facts">{facts}</ul>{notes}</header>'
 
 
@@ -207,9 +209,8 @@ def _block(title: str, content: str, note: str = "") -> str:
 
 def _results(runs: list[RunLog]) -> str:
     table = tables.results_table(runs)
-    return (
-        _block("Results", table, "The main metric of each task of results.json, by dimensions kept.") if table else ""
-    )
+    note = "The main metric of each task of results.json, by dimensions kept." if table else ""
+    return _block("Results", table, note)
 
 
 def _neighbours(runs: list[RunLog], sample: Sample | None, answers: list[Answers] | None) -> str:
@@ -227,6 +228,16 @@ def _data(runs: list[RunLog], datasets: list[stores.Dataset]) -> str:
     first = 0 if len(runs) > 1 else 1  # of a single run its name is left out
     numbers = {column - first for column in range(3, 9)}
     return _block("Data", tables.plain_table(DATASET_HEAD[first:], [row[first:] for row in rows], numbers))
+
+
+def _thinned(runs: list[RunLog]) -> str:
+    """Says so where lines have more points than are drawn."""
+    most = max(len(run.trained) for run in runs)
+    if most <= charts.FEWER_POINTS:
+        return ""
+    points = f"{charts.POINTS:,} points ({charts.FEWER_POINTS} in charts of single datasets)"
+    text = f"Of lines with more than {points} the lowest and the highest of each stretch are drawn: no peak is lost."
+    return f"<section>{_note(text)}</section>"
 
 
 def _configuration(runs: list[RunLog]) -> str:

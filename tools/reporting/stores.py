@@ -6,9 +6,9 @@ import numpy as np
 
 from data.plan import split_sizes
 from data.token_store import StoreError, TokenStore, open_store
-from reporting.charts import Chart, Section, tasks_of
-from reporting.read import RunLog, started_in
-from reporting.series import Series
+from tools.reporting.charts import Chart, Section, tasks_of
+from tools.reporting.read import RunLog, started_in
+from tools.reporting.series import Series
 from utils import plural
 
 ROWS = 20_000  # tuples of a dataset whose texts are measured, evenly over it; all where there are fewer
@@ -77,6 +77,8 @@ def _open(run: RunLog, name: str) -> tuple[TokenStore | None, str]:
         return None, "its token store is damaged"
     if any(known.get(array) != digest for array, digest in store.meta["sha256"].items()):
         return None, "its token store holds other data now"
+    if not len(store.tuples):
+        return None, "its token store is empty"
     return store, ""
 
 
@@ -111,14 +113,14 @@ def histogram(lengths: np.ndarray) -> list[tuple[int, float]]:
     """(the bin's first length, share of the lengths in it) from the first bin that has any to the last; three at least.
 
     Args:
-        lengths: int64 [n], each at least 1 and below 2^15.
+        lengths: int64 [n], each at least 1; from 2^15 on they are in the last bin.
     """
     bins = np.searchsorted(EDGES, lengths, side="right") - 1  # [n]
     counts = np.bincount(bins, minlength=len(EDGES))
     first, last = int(bins.min()), int(bins.max())
     while last - first < 2:
         first = max(first - 1, 0)
-        last += 1
+        last = min(last + 1, len(EDGES) - 1)
     return [(int(EDGES[bin]), int(counts[bin]) / len(lengths)) for bin in range(first, last + 1)]
 
 

@@ -4,12 +4,12 @@ In every chart a colour is a run. A line through the training steps is plain; on
 sets has a dot for each value.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data.token_store import TASKS
-from reporting.evaluation import by_dimension, history, latest, main_metrics, results, widest
-from reporting.read import RunLog, full_width
-from reporting.series import Points, Series, kinds_of, last_value, mean_curve, plain_curve, thin
+from tools.reporting.evaluation import by_dimension, history, latest, main_metrics, results, widest
+from tools.reporting.read import RunLog, full_width
+from tools.reporting.series import Points, Series, kinds_of, last_value, mean_curve, plain_curve, thin
 
 NOTABLE = 0.005  # a share of padding or imbalance below it has no chart, as it has no place on the console
 POINTS, FEWER_POINTS = 2000, 400  # of one line: of the charts by task, of the many charts by dataset
@@ -32,6 +32,19 @@ class Chart:
     is_noisy: bool = False  # smoothing helps
     bars: bool = False
     limit: float | None = None  # a vertical mark on the axis of lengths
+
+
+IN_METRICS = {  # key of training lines -> its chart, still without lines
+    "lr": Chart("Learning rate", [], "after warm-up and schedule", from_zero=True),
+    "grad_norm": Chart("Gradient norm", [], "before clipping", from_zero=True, may_be_log=True, is_noisy=True),
+    "padding": Chart("Padding", [], "of the positions computed", "%", from_zero=True, is_noisy=True),
+    "imbalance": Chart("Imbalance", [], "the fullest process above the mean", "%", from_zero=True, is_noisy=True),
+}
+IN_TIMINGS = {
+    "tuples_per_second": Chart("Throughput", [], "all processes", "tuples/s", from_zero=True, is_noisy=True),
+    "tokens_per_second": Chart("Token throughput", [], "without padding", "tokens/s", from_zero=True, is_noisy=True),
+    "peak_gib": Chart("Peak memory", [], "the fullest process", "GiB", from_zero=True),
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ def loss_section(runs: list[RunLog]) -> Section:
                 continue
             largest = max(map(len, members))
             note = f"mean of {largest} datasets" if largest > 1 else ""
-            if any(run.configuration.get("use_mrl") for run in runs):
+            if kind != "distillation" and any(run.configuration.get("use_mrl") for run in runs):
                 note = f"{note}; trained: weighted sum over prefixes".removeprefix("; ")
             charts.append(Chart(title, series, note, from_zero=True, may_be_log=True, is_noisy=True))
     note = f"Zero throughout, and so without a chart: {', '.join(unused)}." if unused else ""
@@ -99,16 +112,23 @@ def measure_section(runs: list[RunLog]) -> Section:
     """How the positive ranks among its own hard negatives, on held-out tuples, by task."""
     charts = []
     for task in task_names(runs):
-        for kind, words in RANKS.items():
-            series = []
-            for index, run in enumerate(runs):
-                members = [name for name, own in tasks_of(run).items() if own == task]
-                points = mean_curve(run.lines.get("validation", []), "measures", members, kind)
-                if points:
-                    series.append(Series(index, thin(points, POINTS), held_out=True))
-            if series:
-                charts.append(Chart(f"{task} · {words}", series, "among its own hard negatives", from_zero=True))
+        members = [[name for name, own in tasks_of(run).items() if own == task] for run in runs]
+        charts += _rank_charts(runs, task, members, POINTS)
     return Section("Ranks on held-out tuples", charts)
+
+
+def _rank_charts(runs: list[RunLog], title: str, members: list[list[str]], limit: int) -> list[Chart]:
+    """A chart of each measure of the positive's rank, the mean over `members` of each run."""
+    charts = []
+    for kind, words in RANKS.items():
+        series = []
+        for index, run in enumerate(runs):
+            points = mean_curve(run.lines.get("validation", []), "measures", members[index], kind)
+            if points:
+                series.append(Series(index, thin(points, limit), held_out=True))
+        if series:
+            charts.append(Chart(f"{title} · {words}", series, "among its own hard negatives", from_zero=True))
+    return charts
 
 
 def evaluation_section(runs: list[RunLog], main: bool) -> Section:
@@ -152,7 +172,7 @@ def _prefixes(run: RunLog) -> dict[str, Points]:
     lines = run.lines.get("validation", [])[-1:]
     kinds = set().union(*kinds_of(lines, "measures").values())
     width = full_width(run)
-    dimensions = {int(end) for end in (kind.partition("@")[2] for kind in kinds) if end.isdigit()}
+    dimensions = {int(end) for end in (kind.partition("@")[2] for kind in kinds) if end.isdecimal()}
     found = {}
     for task in task_names([run]):
         members = [name for name, own in tasks_of(run).items() if own == task]
@@ -172,52 +192,39 @@ def _prefixes(run: RunLog) -> dict[str, Points]:
 
 
 def optimiser_section(runs: list[RunLog]) -> Section:
-    """Learning rate, gradient norm, throughput, memory, padding."""
-    charts = []
-    rows = [
-        ("Learning rate", "lr", "after warm-up and schedule", ""),
-        ("Gradient norm", "grad_norm", "before clipping", ""),
-        ("Padding", "padding", "of the positions computed", "%"),
-        ("Imbalance", "imbalance", "the fullest process above the mean", "%"),
-    ]
-    for title, key, note, unit in rows:
-        series = [Series(index, thin(plain_curve(run.trained, key), POINTS)) for index, run in enumerate(runs)]
-        chart = _plain_chart(title, series, note, unit)
-        if unit != "%" or any((value or 0) >= NOTABLE for one in series for _, value in one.points):
-            charts.append(chart)
-    rows = [
-        ("Throughput", "tuples_per_second", "real tuples, all processes", "tuples/s"),
-        ("Token throughput", "tokens_per_second", "without padding, all processes", "tokens/s"),
-        ("Peak memory", "peak_gib", "the fullest process", "GiB"),
-    ]
-    for title, key, note, unit in rows:
-        series = [Series(index, thin(plain_curve(run.timings, key), POINTS)) for index, run in enumerate(runs)]
-        charts.append(_plain_chart(title, series, note, unit))
-    charts = [chart for chart in charts if chart.series]
-    return Section("Optimiser and machine", charts)
+    """Learning rate, gradient norm, padding; throughput and memory."""
+    charts = [_filled(chart, [plain_curve(run.trained, key) for run in runs]) for key, chart in IN_METRICS.items()]
+    charts += [_filled(chart, [plain_curve(run.timings, key) for run in runs]) for key, chart in IN_TIMINGS.items()]
+    return Section("Optimiser and machine", [chart for chart in charts if chart is not None])
 
 
-def _plain_chart(title: str, series: list[Series], note: str, unit: str) -> Chart:
-    """Series without a value are left out; of updates without a gradient norm the note says how many."""
-    left_out = sum(value is None for one in series for _, value in one.points)
-    if left_out:
-        note = f"{note}; {left_out} without a finite value" if note else f"{left_out} without a finite value"
-    with_values = [one for one in series if any(value is not None for _, value in one.points)]
-    has_any = any(value for one in with_values for _, value in one.points)
-    is_noisy = title not in ("Learning rate", "Peak memory")
-    is_norm = title == "Gradient norm"
-    return Chart(title, with_values if has_any else [], note, unit, "step", True, is_norm, is_noisy)
+def _filled(chart: Chart, curves: list[Points]) -> Chart | None:
+    """A chart with the curve of each run that has values; None where no value is worth one."""
+    values = [value for points in curves for _, value in points]
+    least = NOTABLE if chart.unit == "%" else 0
+    if not any(value is not None and value > least for value in values):
+        return None
+    series = []
+    for index, points in enumerate(curves):
+        if last_value(points) is not None:
+            series.append(Series(index, thin(points, POINTS)))
+    note = chart.note
+    if None in values:  # an update was left out, because its gradient had no norm
+        note += f"; {values.count(None)} without a finite value"
+    return replace(chart, series=series, note=note)
 
 
 def dataset_section(runs: list[RunLog]) -> Section:
-    """A chart of each loss of each dataset, where a task has several datasets."""
+    """A chart of each loss and rank of each dataset, where a task has several datasets."""
     charts = []
     everywhere = {name: task for run in runs for name, task in tasks_of(run).items()}
-    crowded = [task for task in task_names(runs) if list(everywhere.values()).count(task) > 1]
-    for name in sorted(name for name, task in everywhere.items() if task in crowded):
-        for kind in LOSSES:
-            series = _losses(runs, [[name]] * len(runs), kind, FEWER_POINTS)
+    tasks = list(everywhere.values())
+    for name in sorted(name for name, task in everywhere.items() if tasks.count(task) > 1):
+        members = [[name]] * len(runs)
+        for kind, words in LOSSES.items():
+            series = _losses(runs, members, kind, FEWER_POINTS)
             if any(value for one in series for _, value in one.points):
-                title = f"{name} · {LOSSES[kind]}"
-                charts.append(Chart(title, series, everywhere[name], from_zero=True, may_be_log=True, is_noisy=True))
-    return Section("Losses by dataset", charts, closed=True)
+                note = everywhere[name]
+                charts.append(Chart(f"{name} · {words}", series, note, from_zero=True, may_be_log=True, is_noisy=True))
+        charts += _rank_charts(runs, name, members, FEWER_POINTS)
+    return Section("Losses and ranks by dataset", charts, closed=True)

@@ -3,6 +3,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const LETTER = 6.3; // px of an average letter at the axis' 11 px
 const BOLD_LETTER = 7;
+const MOST_LABELS = 6;
 const COLOURS = 6; // of runs; of more, the lines are dashed
 
 function colourOf(run) {
@@ -42,13 +43,13 @@ function drawChart(figure, chart, view) {
     node("text", { x: width / 2, y: height / 2, class: "tick", "text-anchor": "middle" }, svg, "hidden");
     return null;
   }
-  const yScale = valueScale(chart, ys, view.scale === "log" && chart.log && Math.min(...ys) > 0);
+  const yScale = valueScale(chart, ys, view.scale === "log" && chart.log && extent(ys)[0] > 0);
   const labels = endLabels(chart, series, width);
   const left = Math.max(...yScale.ticks.map((tick) => show(tick, chart.unit).length)) * LETTER + 8;
   const box = { left, right: width - labels.width - 10, top: chart.limit ? 22 : 8, bottom: height - 36 };
   const xScale = positionScale(chart, series, box, view);
   yScale.place = (y) => box.bottom - (box.bottom - box.top) * yScale.share(y);
-  drawAxes(svg, chart, box, xScale, yScale, view);
+  drawAxes(svg, chart, box, xScale, yScale);
   const isMixed = series.some((one) => one.heldOut) && series.some((one) => !one.heldOut);
   series.forEach((one, place) => {
     if (chart.bars) drawBars(svg, one, place, series.length, box, xScale, yScale);
@@ -62,12 +63,15 @@ function drawChart(figure, chart, view) {
 
 // ------------------------------------------------------------------------------------------------ scales
 
+// The smallest and the largest; a spread into Math.min would fail on a hundred thousand values.
+function extent(values) {
+  return values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+}
+
 function valueScale(chart, ys, isLog) {
-  let low = Math.min(...ys);
-  let high = Math.max(...ys);
+  let [low, high] = extent(ys);
   if (isLog) {
-    if (low === 0 && high === 0) high = 1;
-  if (low === high) [low, high] = [low / 2, high * 2];
+    if (low === high) [low, high] = [low / 2, high * 2];
     const span = Math.log(high / low);
     const from = low * Math.exp(-0.04 * span);
     const to = high * Math.exp(0.04 * span);
@@ -91,7 +95,6 @@ function positionScale(chart, series, box, view) {
   const position = isLog ? Math.log2 : (x) => x;
   let low = position(isLog ? xs[0] : 0);
   let high = isLog ? position(xs[xs.length - 1]) : lastPosition(view);
-  if (low === 0 && high === 0) high = 1;
   if (low === high) [low, high] = [low - 1, high + 1];
   const place = (x) => box.left + (room * (position(x) - low)) / (high - low);
   const count = Math.max(2, Math.floor(room / 80));
@@ -135,7 +138,7 @@ function apart(values, place, gap) {
 
 // ------------------------------------------------------------------------------------------- what is drawn
 
-function drawAxes(svg, chart, box, xScale, yScale, view) {
+function drawAxes(svg, chart, box, xScale, yScale) {
   for (const tick of yScale.ticks) {
     const y = yScale.place(tick);
     node("line", { class: "grid-line", x1: box.left, x2: box.right, y1: y, y2: y }, svg);
@@ -159,7 +162,8 @@ function drawAxes(svg, chart, box, xScale, yScale, view) {
 
 // Dotted where it goes through held-out tuples and another goes through trained ones.
 function drawLine(svg, one, isMixed, xScale, yScale) {
-  const group = node("g", { class: `series ${colourOf(one.run)}${one.heldOut && isMixed ? " dotted" : ""}` }, svg);
+  const kind = `${one.heldOut && isMixed ? " dotted" : ""}${one.x.length > 400 ? " dense" : ""}`;
+  const group = node("g", { class: `series ${colourOf(one.run)}${kind}` }, svg);
   if (one.isSmoothed) node("path", { class: "raw", d: pathOf(one.x, one.y, xScale, yScale) }, group);
   node("path", { class: "line", d: pathOf(one.x, one.drawn, xScale, yScale) }, group);
   const withDots = one.heldOut || one.x.length === 1;
@@ -195,9 +199,9 @@ function drawBars(svg, one, place, count, box, xScale, yScale) {
   });
 }
 
-// Names at the ends of the lines, where there are several lines and room.
+// Names at the ends of the lines, where there are several lines and room; of many they would stand far from their lines.
 function endLabels(chart, series, width) {
-  if (chart.bars || series.length < 2 || width < 300) return { width: 0, entries: [] };
+  if (chart.bars || series.length < 2 || series.length > MOST_LABELS || width < 300) return { width: 0, entries: [] };
   const several = DATA.runs.length > 1;
   const entries = series.map((one) => {
     const last = one.drawn.findLastIndex((y) => y !== null);

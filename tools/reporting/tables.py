@@ -2,19 +2,23 @@
 
 from html import escape
 
-from reporting.compare import Row
-from reporting.evaluation import main_metrics, results
-from reporting.neighbours import Answers, Sample
-from reporting.read import RunLog
-from reporting.summary import Tile, show
+from tools.reporting.compare import Row
+from tools.reporting.evaluation import main_metrics, results
+from tools.reporting.neighbours import Answers, Sample
+from tools.reporting.read import RunLog
+from tools.reporting.summary import Tile, show
 
 COLOURS = 6  # of runs, as in assets/draw.js; of more, the marks are squares and the lines dashed
 
 
 def dot(run: int, held_out: bool = False) -> str:
     """A run's mark; -1 stands for all runs."""
-    colour = "run-all" if run < 0 else f"run-{run % COLOURS}{' again' if run >= COLOURS else ''}"
-    return f'<i class="dot {colour}{" held-out" if held_out else ""}"></i>'
+    words = ["dot", "run-all" if run < 0 else f"run-{run % COLOURS}"]
+    if run >= COLOURS:
+        words.append("again")
+    if held_out:
+        words.append("held-out")
+    return f'<i class="{" ".join(words)}"></i>'
 
 
 def tile_html(tile: Tile, runs: list[RunLog]) -> str:
@@ -27,25 +31,25 @@ def tile_html(tile: Tile, runs: list[RunLog]) -> str:
     return f'<dl class="tile"><dt>{escape(tile.label)}</dt>{"".join(lines)}</dl>'
 
 
-def plain_table(head: list[str], rows: list[list[str]], numbers: set[int], caption: str = "") -> str:
+def plain_table(head: list[str], rows: list[list[str]], numbers: set[int]) -> str:
     """A table of texts.
 
     Args:
         numbers: the columns that stand at the right.
     """
-
-    def cells(row: list[str], tag: str) -> str:
-        return "".join(
-            f'<{tag} class="num">{escape(text)}</{tag}>' if place in numbers else f"<{tag}>{escape(text)}</{tag}>"
-            for place, text in enumerate(row)
-        )
-
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    body = "".join(_cells(row, "td", numbers) for row in rows)
     return (
-        f'<div class="scroll" tabindex="0"><table>{title}<thead><tr>{cells(head, "th")}</tr></thead>'
+        f'<div class="scroll" tabindex="0"><table><thead>{_cells(head, "th", numbers)}</thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _cells(row: list[str], tag: str, numbers: set[int]) -> str:
+    cells = ""
+    for column, text in enumerate(row):
+        kind = ' class="num"' if column in numbers else ""
+        cells += f"<{tag}{kind}>{escape(text)}</{tag}>"
+    return f"<tr>{cells}</tr>"
 
 
 def run_heads(runs: list[RunLog]) -> str:

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from statistics import median
 
-from reporting.charts import loss_section, measure_section
-from reporting.evaluation import chosen
-from reporting.read import RunLog
-from reporting.series import last_value, number
+from tools.reporting.charts import loss_section, measure_section
+from tools.reporting.evaluation import chosen
+from tools.reporting.read import RunLog
+from tools.reporting.series import last_value, number
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ function drawAll() {
 // The values of a chart nearest to `x`, beside their marks; the last ones where `x` is null.
 function read(figure, x) {
   const found = drawn.get(figure);
+  const values = figure.querySelector(".values");
+  values.replaceChildren();
   if (!found) return;
   const chart = chartOf(figure);
   const at = x === null ? null : found.xScale.xs[nearest(found.xScale.xs, x)];
   const line = figure.querySelector(".cursor");
   const circles = figure.querySelectorAll(".point");
-  const values = figure.querySelector(".values");
-  values.replaceChildren();
   line.setAttribute("visibility", at === null || chart.bars ? "hidden" : "visible");
   if (at !== null) {
     line.setAttribute("x1", found.xScale.place(at));

@@ -3,8 +3,8 @@
 Both hold sets (or tasks) -> dimension -> metric -> value. Pure functions.
 """
 
-from reporting.read import RunLog
-from reporting.series import Points, number
+from tools.reporting.read import RunLog
+from tools.reporting.series import Points, number
 
 MAIN = "main_score"  # mteb's name of a task's main metric, beside its own name
 Key = tuple[str, int, str]  # set, dimension, metric
@@ -15,7 +15,7 @@ def values_of(by_set) -> dict[Key, float]:
     found = {}
     for name, by_dimension in _items(by_set):
         for dimension, by_metric in _items(by_dimension):
-            if not str(dimension).isdigit():
+            if not dimension.isdecimal():
                 continue
             for metric, value in _items(by_metric):
                 if number(value) is not None:

@@ -1,6 +1,6 @@
 // Numbers: how they are written, where an axis has its marks, and what smoothing makes of them. Nothing is drawn here.
 
-// Four digits that count, as reporting/summary.py writes them.
+// Four digits that count, as tools/reporting/summary.py writes them.
 function show(value, unit) {
   if (value === null || value === undefined) return "–";
   if (unit === "%") return `${trim((100 * value).toFixed(Math.abs(value) < 0.01 ? 2 : 1))} %`;

@@ -4,14 +4,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from data.plan import split_rows, split_sizes
 from data.token_store import TASKS
-from reporting.read import RunLog, last_model, started_in
-from reporting.stores import Dataset
+from tools.reporting.read import RunLog, last_model, started_in
+from tools.reporting.stores import Dataset
 from utils import RunError, plural
 
-POOL = 1000  # texts that are searched at most: embedding them is what takes time
+POOL = 256  # texts that are searched at most: embedding them is what takes time
+CHUNK = 32  # texts between two moves of the bar
 FOUND = 3  # neighbours that are shown
 
 
@@ -130,10 +132,21 @@ def _answer(index: int, run: RunLog, sample: Sample) -> Answers:
     except RunError as error:
         return Answers(index, folder.name, reason=str(error))
     query_prompt, passage_prompt = ("", "") if sample.carry_prompts else prompts_of(folder)
-    queries, _ = encoder.encode([query_prompt + text for text in sample.queries])  # [q, d]
-    passages, _ = encoder.encode([passage_prompt + text for text in sample.passages])  # [p, d]
+    queries = _encode(encoder, [query_prompt + text for text in sample.queries], run.name)  # [q, d]
+    passages = _encode(encoder, [passage_prompt + text for text in sample.passages], run.name)  # [p, d]
     cosines = queries @ passages.T  # [q, p]
     return Answers(index, folder.name, nearest(cosines, sample.itself), ranks(cosines, sample.right))
+
+
+def _encode(encoder, texts: list[str], name: str) -> np.ndarray:
+    """Unit vectors fp32 [n, d]."""
+    parts = []
+    with tqdm(total=len(texts), desc=f"encoding with {name}", unit="text", disable=None) as bar:
+        for begin in range(0, len(texts), CHUNK):
+            vectors, _ = encoder.encode(texts[begin : begin + CHUNK])
+            parts.append(vectors)
+            bar.update(len(vectors))
+    return np.concatenate(parts)
 
 
 def nearest(cosines: np.ndarray, itself: list[int | None]) -> list[list[tuple[int, float]]]:
