@@ -3,7 +3,7 @@
 # make v2-demo       a Matryoshka teacher, students pruned from it, with and without distillation (its time was not measured)
 # make test          all tests (twenty minutes on two cores)
 # make test-quick    style, and the tests that need one process only
-# make test-serving  the tests of tests/serving, with a server in an environment of its own, .venv-serving (1 GB)
+# make test-serving  the tests of tests/serving, with a server in an environment of its own, .venv-serving (1.5 GB)
 # make chaos         1,000 kills in twelve runs, and the same bytes at their ends (an hour or two; fewer: KILLS=96)
 # make bench         what a machine measures in a quarter of an hour, into benchmarks/RESULTS.md
 # make lint          style
