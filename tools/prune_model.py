@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -84,7 +84,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def size_problems(flags: argparse.Namespace, config: PreTrainedConfig) -> list[str]:
+def size_problems(flags: argparse.Namespace, config: PretrainedConfig) -> list[str]:
     """Sizes that the decoder cannot be cut to, one line each."""
     problems = []
     for flag, key in SIZES.items():

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, LlamaConfig
 
+from modeling.versions import in_dtype
 from tools import prune_model
 
 
@@ -173,7 +174,7 @@ def test_the_same_command_gives_the_same_weights_and_another_norm_or_sample_othe
 
 def test_depth_alone_needs_no_texts_and_keeps_bf16(toy_world, tmp_path):
     half = tmp_path / "half"
-    model = AutoModel.from_pretrained(toy_world.backbone, dtype=torch.bfloat16)
+    model = AutoModel.from_pretrained(toy_world.backbone, **in_dtype(torch.bfloat16))
     model.save_pretrained(half)
     copy_tokenizer(toy_world.backbone, half)
     assert prune(half, tmp_path / "small", "--num_layers", 1) == 0
