@@ -90,7 +90,7 @@ def _vocabulary_problems(config: PretrainedConfig, max_token_id: int, remedy: st
     ]
 
 
-def _length_problems(config: PreTrainedConfig, max_seq_length: int, backend: str) -> list[str]:
+def _length_problems(config: PretrainedConfig, max_seq_length: int, backend: str) -> list[str]:
     """Why texts of this length cannot go through the decoder in this way, one line each."""
     problems = []
     limit = getattr(config, "max_position_embeddings", None)

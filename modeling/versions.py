@@ -1,28 +1,58 @@
-"""What Transformers 4.51 to 4.57 do otherwise than 5: one keyword, and who makes masks and recomputes layers.
+"""What the oldest supported packages do otherwise than the newest: a few names, and in Transformers who makes masks and
+who recomputes layers.
 
 Everything that differs asks here; nothing else in the project looks at a version. `make test-oldest` runs the tests
 with the oldest.
 """
 
 from collections.abc import Callable
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
 
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from modeling.attention import NAMES
 
 _LAYERS_RECOMPUTE_THEMSELVES = find_spec("transformers.modeling_layers") is not None  # since 4.52
 _DECODERS_MAKE_MASKS = find_spec("transformers.masking_utils") is None  # until 4.52
-_MAJOR, _MINOR = (int(number) for number in transformers.__version__.split(".")[:2])
+OLDEST = {"transformers": (4, 51), "accelerate": (1, 10), "peft": (0, 15)}  # the bounds of requirements.txt
+
+
+def numbers(version: str) -> tuple[int, int]:
+    """The first two numbers of a version: "4.51.3" -> (4, 51)."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def too_old(installed: Callable[[str], str] = metadata.version) -> list[str]:
+    """A line for each package that is older than the oldest supported version.
+
+    Args:
+        installed: package -> its version.
+    """
+    lines = []
+    for package, oldest in OLDEST.items():
+        found = installed(package)
+        if numbers(found) < oldest:
+            wanted = ".".join(map(str, oldest))
+            lines.append(f"{package} {found}: {wanted} or newer is needed: pip install -U -r requirements.txt")
+    return lines
+
+
+_DTYPE = "dtype" if numbers(transformers.__version__) >= (4, 56) else "torch_dtype"
 
 
 def in_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The keyword that `AutoModel` takes a dtype by: `torch_dtype` until 4.55."""
-    return {"dtype" if (_MAJOR, _MINOR) >= (4, 56) else "torch_dtype": dtype}
+    """The keyword that `AutoModel` takes a dtype by."""
+    return {_DTYPE: dtype}
+
+
+def dtype_of(config: PretrainedConfig) -> torch.dtype | None:
+    """What a config says that the weights are saved in."""
+    return getattr(config, _DTYPE, None)
 
 
 def set_attention(decoder: PreTrainedModel, name: str) -> None:
@@ -67,3 +97,9 @@ def let_layers_choose(decoder: PreTrainedModel) -> None:
         return call(*inputs)
 
     decoder._gradient_checkpointing_func = by_layer
+
+
+def embedding_width(model) -> int:
+    """d of a SentenceTransformer, whose method for it has another name in 5.0."""
+    ask = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
+    return ask()

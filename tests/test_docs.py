@@ -24,7 +24,7 @@ from accelerate.state import AcceleratorState, GradientState
 from test_house_rules import DOORS, MAY_IMPORT
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 ALL_PAGES = [*PAGES, *sorted(ROOT.glob("docs/recipes/*.md"))]  # tests/docs/test_recipe_pages.py runs the recipes
 GLOBAL_BATCH = 8 * 32  # processes of configs/accelerate_config.yaml x train_batch_size of configs/config.json
 
