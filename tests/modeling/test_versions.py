@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy
 import torch
+import toy
 from harness import ROOT, run_command
 from transformers import AutoModel, AutoTokenizer
 
@@ -45,7 +45,7 @@ def test_both_ends_of_each_range_are_installed_by_a_target(name):
 def test_what_is_too_old_is_named_with_the_remedy():
     assert versions.too_old() == []
     wanted = bounds("requirements.txt")
-    assert versions.OLDEST == {package: versions.numbers(wanted[package]) for package in versions.OLDEST}
+    assert {package: versions.numbers(wanted[package]) for package in versions.OLDEST} == versions.OLDEST
     (line,) = versions.too_old({"transformers": "4.50.3", "accelerate": "1.15.0", "peft": "0.15.2"}.get)
     assert line == "transformers 4.50.3: 4.51 or newer is needed: pip install -U -r requirements.txt"
 
