@@ -379,11 +379,11 @@ def run_command(
 
     Args:
         environment: the whole of it, instead of this process's.
+        python: another than this one.
     """
     _check_mark()
-    return subprocess.run(
-        [python, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE
-    )
+    command = [python, *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def start_command(*words: str, log: Path, environment: dict | None = None) -> subprocess.Popen:
