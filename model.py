@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling import attention
 from modeling.packing import buckets, places_in_rectangle, rectangle, round_up
 from modeling.pooling import DEFAULT as DEFAULT_POOLING
 from modeling.pooling import POOLINGS
+from modeling.versions import layers_of, let_layers_choose, set_attention
 from utils import first_line
 
 _WORSE = 1.5  # how much further from fp32 than the plain way in bf16 a backend may be
@@ -70,6 +70,7 @@ class Embedder(nn.Module):
                 enable = self.backbone.gradient_checkpointing_enable
             # With dropout each layer keeps the random numbers' state, to draw the same ones when it is computed again.
             enable({"use_reentrant": False, "preserve_rng_state": self.has_dropout()})
+            let_layers_choose(self.decoder())
         for number, layer in enumerate(self.layers()):
             layer.gradient_checkpointing = bool(every) and number % every == 0
 
@@ -88,7 +89,7 @@ class Embedder(nn.Module):
 
     def layers(self) -> list[nn.Module]:
         """The decoder's layers."""
-        return [part for part in self.backbone.modules() if isinstance(part, GradientCheckpointingLayer)]
+        return layers_of(self.backbone, self.decoder())
 
     @property
     def _no_split_modules(self) -> list[str]:
@@ -130,7 +131,7 @@ class Embedder(nn.Module):
     def _states(self, attention_name: str, **inputs) -> Tensor:
         """The same within a forward pass; switches the decoder to the attention of this name."""
         if self.backbone.config._attn_implementation != attention_name:
-            self.decoder().set_attn_implementation(attention_name)
+            set_attention(self.decoder(), attention_name)
         return self.backbone(use_cache=False, **inputs).last_hidden_state
 
     def pool(self, states: Tensor, first: Tensor, last: Tensor) -> Tensor:

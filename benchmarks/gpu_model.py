@@ -17,6 +17,7 @@ from model import Embedder, choose_backend
 from modeling.attention import backend_candidates, head_shape, try_kernels
 from modeling.backbone import add_lora
 from modeling.packing import places_in_rectangle, rectangle
+from modeling.versions import in_dtype
 from training import memory, policy
 from training.loss_memory import LossShape, loss_bytes
 
@@ -53,7 +54,7 @@ def build(config: Qwen3Config, lora: bool, device: torch.device) -> Embedder:
     """Random weights in fp32, made on the device."""
     torch.manual_seed(0)
     with device:
-        backbone = AutoModel.from_config(config, dtype=torch.float32)
+        backbone = AutoModel.from_config(config, **in_dtype(torch.float32))
     if lora:
         backbone = add_lora(backbone, 8, 32, 0.0, LORA_TARGETS)
     return Embedder(backbone.to(device), "segments").train()

@@ -20,6 +20,7 @@ from transformers import AutoModel, Qwen3Config
 from benchmarks.common import add_gradients, batch_of_lengths, in_fresh_process, in_parts
 from benchmarks.lengths import tuples
 from model import Embedder
+from modeling.versions import in_dtype
 
 CONFIG = Qwen3Config(
     vocab_size=4096,
@@ -70,7 +71,7 @@ def measure(count: int) -> Peak:
     lengths = np.maximum(2, tuples("MS-MARCO-like", count, negatives=1) // SHORTER)  # [m, 3]
     batch = in_parts(batch_of_lengths(lengths, CONFIG.vocab_size), BUDGET)
     torch.manual_seed(0)
-    model = Embedder(AutoModel.from_config(CONFIG, dtype=torch.float32), "segments").train()
+    model = Embedder(AutoModel.from_config(CONFIG, **in_dtype(torch.float32)), "segments").train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     before = peak_memory()
     began = time.perf_counter()

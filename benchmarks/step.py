@@ -24,6 +24,7 @@ from benchmarks.lengths import MEASURED, SHAPES, padding_ratio, tuples
 from data.batch import Batch
 from model import Embedder
 from modeling.packing import rectangle
+from modeling.versions import in_dtype
 from training import kernels
 
 CONFIG = Qwen3Config(
@@ -78,7 +79,7 @@ def variants(batch: Batch) -> dict[str, Callable[[], float]]:
 def backbone() -> nn.Module:
     """A decoder with the same random weights each time."""
     torch.manual_seed(0)
-    return AutoModel.from_config(deepcopy(CONFIG), dtype=torch.float32)
+    return AutoModel.from_config(deepcopy(CONFIG), **in_dtype(torch.float32))
 
 
 def our_step(batch: Batch, backend: str, checkpointing: bool = False, budget: int = 0, compiled: bool = False) -> float:

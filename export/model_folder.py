@@ -255,10 +255,11 @@ def _complete_config(folder: Path, dtype: torch.dtype, matryoshka_dims: list[int
     """Put into config.json what readers other than Transformers 5 need.
 
     These are rope_theta at the top level (without it Transformers 4.57 takes another base in silence), the true dtype,
-    and the Matryoshka dimensions (vLLM serves shorter vectors only where they are named).
+    also under its old name, and the Matryoshka dimensions (vLLM serves shorter vectors only where they are named).
     """
     config = read_json(folder / "config.json")
     config["dtype"] = str(dtype).removeprefix("torch.")
+    config["torch_dtype"] = config["dtype"]  # what Transformers until 4.55 reads and writes
     rope_parameters = config.get("rope_parameters") or {}
     if rope_parameters.get("rope_theta"):
         config["rope_theta"] = rope_parameters["rope_theta"]

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import AttentionInterface, PretrainedConfig
 
 NAMES = {"segments": "f2llm_segments", "varlen": "f2llm_varlen"}  # backend -> its name in Transformers
 KERNELS = (  # module, function; the first that is installed and right is taken
@@ -112,7 +112,7 @@ class HeadShape(NamedTuple):
     head_dim: int
 
 
-def head_shape(config: PreTrainedConfig) -> HeadShape:
+def head_shape(config: PretrainedConfig) -> HeadShape:
     """The heads that a decoder's config describes."""
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads

@@ -10,10 +10,11 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from modeling.attention import is_packed
 from modeling.hub import not_found, where
+from modeling.versions import in_dtype
 from utils import first_line
 
 _INDEX = "model.safetensors.index.json"
@@ -26,7 +27,7 @@ def check_backbone(
     backend: str,
     lora_targets: list[str] | str = (),
     revision: str | None = None,
-) -> tuple[PreTrainedConfig | None, list[str]]:
+) -> tuple[PretrainedConfig | None, list[str]]:
     """A backbone's config, and what does not fit data, backend and LoRA targets. Loads no weight."""
     config, problems = read_config(path, revision)
     if config is None:
@@ -39,7 +40,7 @@ def check_backbone(
 
 def check_teacher(
     path: str,
-    student: PreTrainedConfig,
+    student: PretrainedConfig,
     max_token_id: int,
     max_seq_length: int,
     backend: str,
@@ -60,7 +61,7 @@ def check_teacher(
     return problems
 
 
-def attention_window(config: PreTrainedConfig) -> int | None:
+def attention_window(config: PretrainedConfig) -> int | None:
     """How many tokens back the sliding-window layers of a decoder see; None without such layers."""
     window = getattr(config, "sliding_window", None)
     if not window or getattr(config, "use_sliding_window", True) is False:
@@ -71,15 +72,17 @@ def attention_window(config: PreTrainedConfig) -> int | None:
     return window
 
 
-def read_config(path: str, revision: str | None = None) -> tuple[PreTrainedConfig | None, list[str]]:
+def read_config(path: str, revision: str | None = None) -> tuple[PretrainedConfig | None, list[str]]:
     """The config of a backbone, a folder or a hub id; or None and why it cannot be read."""
+    if Path(path).is_dir() and not (Path(path) / "config.json").exists():  # Transformers 4 guesses by the folder's name
+        return None, [not_found(path, "no config.json", revision)]
     try:
         return AutoConfig.from_pretrained(path, **where(path, revision)), []
     except (OSError, ValueError, KeyError) as error:
         return None, [not_found(path, first_line(error), revision)]
 
 
-def _vocabulary_problems(config: PreTrainedConfig, max_token_id: int, remedy: str) -> list[str]:
+def _vocabulary_problems(config: PretrainedConfig, max_token_id: int, remedy: str) -> list[str]:
     if max_token_id < config.vocab_size:
         return []
     return [
@@ -87,7 +90,7 @@ def _vocabulary_problems(config: PreTrainedConfig, max_token_id: int, remedy: st
     ]
 
 
-def _length_problems(config: PreTrainedConfig, max_seq_length: int, backend: str) -> list[str]:
+def _length_problems(config: PretrainedConfig, max_seq_length: int, backend: str) -> list[str]:
     """Why texts of this length cannot go through the decoder in this way, one line each."""
     problems = []
     limit = getattr(config, "max_position_embeddings", None)
@@ -128,7 +131,7 @@ def _weight_file_problems(path: Path) -> list[str]:
         return [f"{path}: damaged or cut short ({error}): fetch it again"]
 
 
-def _lora_problems(config: PreTrainedConfig, targets: list[str] | str) -> list[str]:
+def _lora_problems(config: PretrainedConfig, targets: list[str] | str) -> list[str]:
     """LoRA targets that name no layer of the model, one line each. Builds the model without memory."""
     if not targets or targets == "all-linear":
         return []
@@ -154,11 +157,11 @@ def load_backbone(
     Raises:
         ValueError: the weights are not those that the config describes.
     """
-    options = where(path, revision)
+    options = where(path, revision) | in_dtype(dtype)
     if device is not None and device.type != "cpu":
         options["device_map"] = {"": device}
     try:
-        return AutoModel.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **options)
+        return AutoModel.from_pretrained(path, attn_implementation="sdpa", use_safetensors=True, **options)
     except RuntimeError as error:  # Transformers has printed a table of what differs
         raise ValueError(f"{path}: its weights do not fit its config.json ({first_line(error)})") from None
 
@@ -167,7 +170,7 @@ def describe_backbone(path: str, dtype: torch.dtype, revision: str | None = None
     """The decoder that `load_backbone` gives, on the meta device: it has no weights and takes no memory."""
     config = AutoConfig.from_pretrained(path, **where(path, revision))
     with torch.device("meta"):
-        model = AutoModel.from_config(config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
+        model = AutoModel.from_config(config, attn_implementation="sdpa", trust_remote_code=False, **in_dtype(dtype))
     return model.eval()  # as one that was read
 
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+
+from modeling.versions import in_dtype
 
 NORMS = ("l2", "l1", "max")
 
@@ -221,11 +223,11 @@ def _layer_of(name: str) -> int | None:
 
 
 def pruned_config(
-    config: PreTrainedConfig,
+    config: PretrainedConfig,
     hidden_size: int | None = None,
     intermediate_size: int | None = None,
     num_layers: int | None = None,
-) -> PreTrainedConfig:
+) -> PretrainedConfig:
     """The config of a smaller decoder; None keeps what there is.
 
     The size of a head is written down, since readers compute it from the hidden size where it is missing; lists with an
@@ -249,10 +251,10 @@ def pruned_config(
     return type(config).from_dict(settings)
 
 
-def _empty(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def _empty(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """A decoder whose weights are still to be assigned."""
     with torch.device("meta"):
-        shell = AutoModel.from_config(config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
+        shell = AutoModel.from_config(config, attn_implementation="sdpa", trust_remote_code=False, **in_dtype(dtype))
     model = shell.eval()
     model.rotary_emb = type(model.rotary_emb)(config)  # its frequencies are computed, not stored
     return model

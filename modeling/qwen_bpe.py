@@ -53,6 +53,8 @@ def tokenizer_from_ranks(ranks: dict[bytes, int]) -> PreTrainedTokenizerFast:
     Args:
         ranks: bytes of a token -> its id; of two possible merges the one that makes the lower id comes first. The
             special tokens are added behind the highest.
+
+    Needs Transformers 5: before it only the package tiktoken reads ranks.
     """
     converter = TikTokenConverter(vocab_file="not read", pattern=SPLIT, extra_special_tokens=SPECIAL_TOKENS)
     converter.load_tiktoken_bpe = lambda _: ranks  # the converter would read a file of the package tiktoken

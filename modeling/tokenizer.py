@@ -34,7 +34,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> tuple[object | Non
         return None, [f"{path!r}: is a folder, and only a hub id has a revision such as {revision!r}"]
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **where(path, revision))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:  # TypeError: Transformers 4 opens the file None
         reason = "no such folder, nor fetched from a hub"
         if revision is not None:
             reason += f" at revision {revision!r}"

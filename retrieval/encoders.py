@@ -14,6 +14,7 @@ from modeling.attention import backend_candidates
 from modeling.backbone import attention_window, read_config
 from modeling.packing import bucket_sizes
 from modeling.tokenizer import appended_token, load_tokenizer
+from modeling.versions import embedding_width
 from retrieval.encode import TOKENS, DecoderEncoder
 from utils import RunError, first_line, read_json
 
@@ -138,7 +139,7 @@ class LibraryEncoder:
     @property
     def width(self) -> int:
         """d."""
-        return self.model.get_embedding_dimension()
+        return embedding_width(self.model)
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> tuple[np.ndarray, int]:

@@ -372,14 +372,17 @@ def _whole(tensors: dict[str, torch.Tensor | None]) -> dict[str, np.ndarray]:
 # -------------------------------------------------------------------------------------- command lines
 
 
-def run_command(*words: str, environment: dict | None = None, folder: Path = ROOT) -> subprocess.CompletedProcess:
+def run_command(
+    *words: str, environment: dict | None = None, folder: Path = ROOT, python: str | Path = sys.executable
+) -> subprocess.CompletedProcess:
     """`words` given to a Python of its own, to its end; it has PATIENCE.
 
     Args:
         environment: the whole of it, instead of this process's.
+        python: another than this one.
     """
     _check_mark()
-    command = [sys.executable, *words]
+    command = [python, *words]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 

@@ -24,7 +24,7 @@ from accelerate.state import AcceleratorState, GradientState
 from test_house_rules import DOORS, MAY_IMPORT
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 ALL_PAGES = [*PAGES, *sorted(ROOT.glob("docs/recipes/*.md"))]  # tests/docs/test_recipe_pages.py runs the recipes
 GLOBAL_BATCH = 8 * 32  # processes of configs/accelerate_config.yaml x train_batch_size of configs/config.json
 
@@ -76,7 +76,8 @@ RUN = {  # command -> what is appended to it here; on two CPU processes where th
     WITHOUT_LAUNCHER: "--experiment_id without_launcher --train_steps 2",
     "python -m tools.plot_run output/first_run": "",
     "python -m tools.report output/first_run --output report.html": "",
-    "python -m tools.report output/first_run output/my_run --output compared.html --names 'published data' 'my data'": "",
+    "python -m tools.report output/first_run output/my_run --output compared.html "
+    "--names 'published data' 'my data'": "",
     "python -m tools.report output/first_run --output report.html --neighbours 8": "",
     f"{TOKENIZE} --input_dir training_data --output_dir training_data/joined --part 1/2": "",
     f"{TOKENIZE} --input_dir training_data --output_dir training_data/joined --part 2/2": "",

@@ -417,7 +417,7 @@ def test_a_model_whose_weights_are_another_ones_is_named(train, toy_world, tmp_p
 
 
 def test_a_tracker_that_is_not_installed_is_refused(settings, capsys):
-    assert "report_to: swanlab is not installed" in refused(capsys, *flags(settings, report_to="swanlab"))
+    assert "report_to: comet_ml is not installed" in refused(capsys, *flags(settings, report_to="comet_ml"))
 
 
 def test_a_model_without_weights_and_a_cut_one_are_refused(settings, toy_world, tmp_path, capsys):

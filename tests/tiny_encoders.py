@@ -33,7 +33,8 @@ def describe(folder: Path, width: int, longest: int, pooling: str, prompts: dict
     ]
     _write(folder / "modules.json", modules)
     _write(folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False})
-    _write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, pooling: True})
+    by_mean = {"pooling_mode_mean_tokens": pooling == "pooling_mode_mean_tokens"}  # 5.0 takes it where nothing is said
+    _write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width} | by_mean | {pooling: True})
     _write(folder / "config_sentence_transformers.json", {"prompts": prompts or {}})
     return folder
 

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, Qwen3Config
 
 from modeling.qwen_bpe import train_tokenizer
+from modeling.versions import in_dtype
 
 SUBJECTS = ("river", "castle", "engine", "poem", "planet", "market", "violin", "garden", "bridge", "island")
 FACTS = ("is old", "was sold", "looks blue", "needs repair", "became famous", "stands empty", "costs little")
@@ -50,7 +51,7 @@ def config(hidden_size: int = 32, layers: int = 2, vocab_size: int = 512) -> Qwe
 def make_backbone(folder: Path, hidden_size: int = 32, seed: int = 0, layers: int = 2) -> Path:
     """A backbone folder: random weights from a seed, and the toy tokenizer."""
     torch.manual_seed(seed)
-    model = AutoModel.from_config(config(hidden_size, layers), dtype=torch.float32)
+    model = AutoModel.from_config(config(hidden_size, layers), **in_dtype(torch.float32))
     model.save_pretrained(folder)
     make_tokenizer(folder)
     return folder

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -31,6 +31,7 @@ from modeling.backbone import load_backbone, read_config
 from modeling.pooling import pooling_of
 from modeling.pruning import NORMS, first_layers, importance, keep_units, pruned_config, strongest
 from modeling.tokenizer import load_tokenizer, make_encoder, save_tokenizer
+from modeling.versions import dtype_of
 from utils import RunError, aside_of, first_line, publish, read_json, remove
 
 LINE_RULE = "give a JSON string, an object with text, or one with query and passage"
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
     except (ValueError, RunError) as error:
         print(first_line(error), file=sys.stderr)
         return 2
-    write(small, tokenizer, flags, config.dtype or torch.float32)
+    write(small, tokenizer, flags, dtype_of(config) or torch.float32)
     print(summary(model, small))
     print(flags.output)
     return 0
@@ -84,7 +85,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def size_problems(flags: argparse.Namespace, config: PreTrainedConfig) -> list[str]:
+def size_problems(flags: argparse.Namespace, config: PretrainedConfig) -> list[str]:
     """Sizes that the decoder cannot be cut to, one line each."""
     problems = []
     for flag, key in SIZES.items():
@@ -101,7 +102,7 @@ def size_problems(flags: argparse.Namespace, config: PreTrainedConfig) -> list[s
     return problems
 
 
-def refused_by_transformers(flags: argparse.Namespace, config: PreTrainedConfig) -> list[str]:
+def refused_by_transformers(flags: argparse.Namespace, config: PretrainedConfig) -> list[str]:
     """What Transformers has against a decoder of these sizes: a Llama's hidden size is a multiple of its heads."""
     sizes = {flag: getattr(flags, flag) for flag in SIZES}
     try:

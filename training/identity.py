@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedConfig
+from transformers import PretrainedConfig
 
 from arguments import Args, defaults, keys_that_may_change
 from data.embedding_store import texts_of
@@ -111,7 +111,7 @@ def _sample(weight: Tensor) -> Tensor:
     return found
 
 
-def config_digest(config: PreTrainedConfig) -> str:
+def config_digest(config: PretrainedConfig) -> str:
     """Names what a decoder's config says of how its weights are used (rope, epsilon, windows, ...): 16 hex digits.
 
     What changes no embedding is left out, so a folder that was saved again, in another dtype or by another version of

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
-from transformers import PreTrainedConfig
+from transformers import PretrainedConfig
 
 from arguments import Args
 from model import Agree, Embedder, FrozenEmbedder, choose_backend
@@ -63,7 +63,7 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
     return model, teacher, attention
 
 
-def leave_out_kernels(args: Args, accelerator: Accelerator, config: PreTrainedConfig) -> None:
+def leave_out_kernels(args: Args, accelerator: Accelerator, config: PretrainedConfig) -> None:
     """Try the kernels for packed texts with the heads of model and teacher, and say which cannot be used, and why."""
     shapes = [head_shape(config)]
     if args.teacher_model_path:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import PretrainedConfig
 
 from arguments import Args
 from configuration import dataset_settings
@@ -17,6 +17,7 @@ from data import cache, embedding_store
 from data.token_store import TokenStore
 from export import hub
 from losses import matryoshka_weights
+from modeling import versions
 from modeling.attention import is_packed
 from modeling.backbone import check_backbone, check_teacher, read_config
 from modeling.tokenizer import fitting_tokenizer
@@ -42,7 +43,7 @@ def find_problems(
     Returns:
         (stores, how each is trained, tokenizer, problems); every problem there is, one line each.
     """
-    problems = list(problems)
+    problems = versions.too_old() + problems
     if not args.cache_only:
         problems += output_problems(args, unknown)
         problems += machine_problems(args, unknown)
@@ -239,7 +240,7 @@ def verify_embeddings(args: Args, stores: list[TokenStore]) -> list[str]:
 
 
 def teacher_problems(
-    args: Args, student: PreTrainedConfig, stores: list[TokenStore], largest_id: int, length: int
+    args: Args, student: PretrainedConfig, stores: list[TokenStore], largest_id: int, length: int
 ) -> list[str]:
     """What in a live teacher does not fit its student or the data, one line each.
 

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModel, Qwen3Config
 
 from modeling.qwen_bpe import train_tokenizer
+from modeling.versions import in_dtype
 
 
 def make_backbone(
@@ -34,5 +35,5 @@ def make_backbone(
         tie_word_embeddings=True,
     )
     torch.manual_seed(seed)
-    AutoModel.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    AutoModel.from_config(config, **in_dtype(torch.float32)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

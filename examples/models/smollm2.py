@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from modeling.tokenizer import save_tokenizer
+from modeling.versions import in_dtype
 from utils import RunError, aside_of, file_digest, first_line, publish, read_json, remove, write_json
 
 from . import weights
@@ -108,7 +109,7 @@ def read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """
     try:
         model, found = AutoModel.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
+            path.parent, gguf_file=path.name, output_loading_info=True, **in_dtype(torch.float32)
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except (ValueError, KeyError, IndexError, OSError, RuntimeError, TypeError, NotImplementedError) as error:
@@ -131,7 +132,7 @@ def first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     settings["num_hidden_layers"] = layers
     settings["pad_token_id"] = settings["eos_token_id"]
     config = type(model.config).from_dict(settings)
-    plain = AutoModel.from_config(config, dtype=torch.float32)
+    plain = AutoModel.from_config(config, **in_dtype(torch.float32))
     wanted = plain.state_dict()
     plain.load_state_dict({name: weight for name, weight in model.state_dict().items() if name in wanted})
     return plain

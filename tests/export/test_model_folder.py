@@ -20,6 +20,7 @@ from model import Embedder
 from modeling.backbone import add_lora, load_backbone
 from modeling.pooling import POOLINGS, pooling_of
 from modeling.tokenizer import make_encoder
+from modeling.versions import in_dtype
 from tools import merge_adapter
 
 
@@ -57,9 +58,9 @@ def test_files_say_what_every_reader_looks_for(backbone, tokenizer, tmp_path):
 
     config = read("config.json")
     assert config["architectures"] == ["Qwen3Model"]
-    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
-    assert config["dtype"] == "bfloat16"
-    assert len(config["layer_types"]) == config["num_hidden_layers"]
+    assert config["rope_theta"] == config.get("rope_parameters", config)["rope_theta"]  # a dictionary since 5
+    assert config["dtype"] == config["torch_dtype"] == "bfloat16"
+    assert len(config.get("layer_types", backbone.layers)) == config["num_hidden_layers"]
     assert config["matryoshka_dimensions"] == dims
     assert [module["type"] for module in read("modules.json")] == [
         f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Normalize")
@@ -161,7 +162,7 @@ def test_probe_allows_what_bf16_costs_this_model_and_no_more(toy_world, tokenize
     torch.manual_seed(0)
     config = toy.config(layers=30)
     config.initializer_range = 0.5
-    deep = AutoModel.from_config(config, dtype=torch.float32).eval()
+    deep = AutoModel.from_config(config, **in_dtype(torch.float32)).eval()
     model_folder.save(tmp_path / "m", deep, tokenizer, facts(), torch.float32)
     batch = probe.probe_batch(tokenizer, LIMIT)
     embedder = Embedder(deep, "buckets")  # rectangles of all texts: other products than text by text

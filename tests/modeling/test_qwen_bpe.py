@@ -6,6 +6,7 @@ python -m pytest tests/modeling/test_qwen_bpe.py
 import pytest
 import toy
 from transformers import AutoTokenizer
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from modeling.qwen_bpe import SPECIAL_TOKENS, tokenizer_from_ranks, train_tokenizer
 from modeling.tokenizer import fingerprint
@@ -22,6 +23,8 @@ def pieces(tokenizer, text: str) -> list[str]:
 @pytest.fixture(scope="module")
 def bytes_alone():
     """A vocabulary in tiktoken's form: all bytes, and two merges, of which `he` comes first."""
+    if not hasattr(TikTokenConverter, "load_tiktoken_bpe"):
+        pytest.skip("before Transformers 5 only the package tiktoken reads ranks, which a benchmark alone has")
     ranks = {bytes([number]): number for number in range(256)}
     return tokenizer_from_ranks(ranks | {b"he": 256, b"th": 257})
 

@@ -92,10 +92,11 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
     tokenizer, problems = module.load_tokenizer(str(tmp_path))
     assert tokenizer is None
     assert str(tmp_path) in problems[0]
-    toy.config().save_pretrained(tmp_path)  # Transformers makes a tokenizer of it, which turns each text into nothing
+    toy.config().save_pretrained(tmp_path)  # Transformers 5 makes a tokenizer of it, with an empty vocabulary
     tokenizer, problems = module.load_tokenizer(str(tmp_path))
     assert tokenizer is None
-    assert problems == [f"{str(tmp_path)!r}: no tokenizer there (its vocabulary is empty)"]
+    (problem,) = problems
+    assert problem.startswith(f"{str(tmp_path)!r}: no tokenizer there (")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from transformers import AutoModel
 
 import run
 from model import Embedder
+from modeling.versions import in_dtype
 from runtime import engine, resume
 from training import kernels, setup
 from training.policy import Policy
@@ -250,7 +251,7 @@ def test_compiled_layers_are_not_cut_at_ddps_buckets():
     """torch would split each graph where a bucket ends, to send it early: of a layer there is only a part left."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = Embedder(AutoModel.from_config(toy.config(), dtype=torch.float32), "segments").train()
+    model = Embedder(AutoModel.from_config(toy.config(), **in_dtype(torch.float32)), "segments").train()
     with torch._dynamo.config.patch(optimize_ddp=True):
         assert kernels.compile_layers(model, "eager") == []
         assert torch._dynamo.config.optimize_ddp is False

@@ -17,6 +17,7 @@ from transformers import AutoModel
 from data.embedding_store import read_meta
 from data.embedding_writer import RowWriter, TextBatches
 from data.token_store import open_store
+from modeling.versions import in_dtype
 from tools import embed_store
 from utils import seal, write_json
 
@@ -59,7 +60,7 @@ def files(folder) -> dict[str, bytes]:
 @torch.no_grad()
 def test_rows_are_the_last_tokens_states_of_each_text_alone(folders):
     """As Transformers computes them, one text at a time, without padding; cut texts end in EOS."""
-    teacher = AutoModel.from_pretrained(folders[0], dtype=torch.float32)
+    teacher = AutoModel.from_pretrained(folders[0], **in_dtype(torch.float32))
     lengths = set()
     for name in NAMES:
         store = open_store(folders[1] / name)
@@ -170,7 +171,7 @@ def test_everything_that_stands_against_it_is_said_at_once(folders, toy_world, t
 
 def test_a_teacher_whose_numbers_are_not_finite_writes_nothing(folders, tmp_path, capsys):
     """Whether all its numbers are broken, which is seen at once, or those of one token that its trial does not have."""
-    teacher = AutoModel.from_pretrained(folders[0], dtype=torch.float32)
+    teacher = AutoModel.from_pretrained(folders[0], **in_dtype(torch.float32))
     used = int(open_store(folders[1] / NAMES[0]).tokens.max())
     damages = {
         "the weights are damaged": teacher.norm.weight.data[3:4],

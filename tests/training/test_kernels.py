@@ -21,6 +21,7 @@ from transformers.models.qwen3 import modeling_qwen3
 
 from model import Embedder
 from modeling.backbone import add_lora, describe_backbone, load_backbone
+from modeling.versions import in_dtype
 from runtime import engine
 from training import kernels, preflight
 
@@ -35,7 +36,7 @@ def packed(lengths) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
 def embedder(backend: str = "segments", every: int = 0, dropout: float | None = None) -> Embedder:
     torch._dynamo.reset()
     torch.manual_seed(0)
-    backbone = AutoModel.from_config(toy.config(), dtype=torch.float32)
+    backbone = AutoModel.from_config(toy.config(), **in_dtype(torch.float32))
     if dropout is not None:
         backbone = add_lora(backbone, 4, 8, dropout, ["q_proj", "up_proj"])
         for name, parameter in backbone.named_parameters():

@@ -11,6 +11,7 @@ from transformers import AttentionInterface, AutoModel, Qwen3Config
 from benchmarks.common import qwen3_config
 from benchmarks.memory import token_cost
 from model import Embedder
+from modeling.versions import in_dtype
 from training import kernels, memory
 from training.memory import Cost, Layout, Weights
 
@@ -19,7 +20,7 @@ COST = Cost(layers=8, per_layer=1000, per_recomputed_layer=100, outside_layers=5
 
 def embedder(dtype=torch.float32) -> Embedder:
     torch.manual_seed(0)
-    return Embedder(AutoModel.from_config(toy.config(), dtype=dtype), "segments").train()
+    return Embedder(AutoModel.from_config(toy.config(), **in_dtype(dtype)), "segments").train()
 
 
 def test_the_counted_cost_of_a_token_is_what_autograd_keeps():
@@ -85,7 +86,7 @@ def test_the_table_counts_a_token_as_autograd_does(size, monkeypatch):
         num_key_value_heads=config.num_key_value_heads,
         head_dim=config.head_dim // 8,
     )
-    model = Embedder(AutoModel.from_config(small, dtype=torch.float32), "segments").train()
+    model = Embedder(AutoModel.from_config(small, **in_dtype(torch.float32)), "segments").train()
     before = AttentionInterface()["f2llm_segments"]
     AttentionInterface.register("f2llm_segments", stand_in)
     try:

@@ -22,6 +22,7 @@ from transformers import AutoModel
 
 import run
 from modeling.backbone import load_backbone
+from modeling.versions import in_dtype
 from runtime import engine
 
 LARGE = 2**18  # bytes; when a storage of this size comes, all are summed up
@@ -123,7 +124,7 @@ def large(tmp_path_factory):
         setattr(config, key, value)
     config.layer_types = ["full_attention"] * config.num_hidden_layers
     torch.manual_seed(0)
-    AutoModel.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    AutoModel.from_config(config, **in_dtype(torch.bfloat16)).save_pretrained(folder)
     toy.make_tokenizer(folder)
     return folder
 

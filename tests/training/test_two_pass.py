@@ -16,6 +16,7 @@ from data.token_store import open_store
 from losses import matryoshka_weights
 from model import Embedder
 from modeling.backbone import add_lora
+from modeling.versions import in_dtype
 from training import two_pass
 from training.objective import Objective
 
@@ -57,7 +58,7 @@ def same(ours, theirs, limit: float) -> None:
 @pytest.mark.parametrize("backend", ["segments", "buckets", "padded"])
 @pytest.mark.parametrize("goal", ["plain", "matryoshka and distillation"])
 def test_parts_have_the_gradient_of_the_whole(toy_world, batches, backend, checkpointing, goal):
-    backbone = AutoModel.from_pretrained(toy_world.backbone, dtype=torch.float64)
+    backbone = AutoModel.from_pretrained(toy_world.backbone, **in_dtype(torch.float64))
     model = Embedder(backbone, backend, checkpointing).train()
     whole, parts = batches
     taught = torch.randn(len(whole.lengths), 48, dtype=torch.float64) if goal != "plain" else None
@@ -68,7 +69,7 @@ def test_parts_have_the_gradient_of_the_whole(toy_world, batches, backend, check
 
 def test_parts_in_bf16_differ_by_its_rounding(toy_world, batches):
     """Each pass under an autocast of its own, as accelerate has it: casts that one cached are not the other's."""
-    model = Embedder(AutoModel.from_pretrained(toy_world.backbone, dtype=torch.float32), "segments").train()
+    model = Embedder(AutoModel.from_pretrained(toy_world.backbone, **in_dtype(torch.float32)), "segments").train()
     whole, parts = batches
     objective = Objective(0.05, {32: 1.0})
     exact = gradients(model, whole, objective)
@@ -82,7 +83,7 @@ def test_parts_in_bf16_differ_by_its_rounding(toy_world, batches):
 
 def lora(toy_world, dropout: float) -> Embedder:
     torch.manual_seed(0)
-    backbone = AutoModel.from_pretrained(toy_world.backbone, dtype=torch.float64)
+    backbone = AutoModel.from_pretrained(toy_world.backbone, **in_dtype(torch.float64))
     model = Embedder(add_lora(backbone, 4, 8, dropout, ["q_proj", "up_proj"]), "segments").train()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -106,7 +107,7 @@ def test_both_passes_have_the_same_dropout(toy_world, batches):
 
 def test_all_parts_but_the_last_run_within_the_engines_context(toy_world, batches):
     """There copies of a model do not sum their gradients (tests/runtime/test_sharding.py counts what they send)."""
-    model = Embedder(AutoModel.from_pretrained(toy_world.backbone, dtype=torch.float64), "segments").train()
+    model = Embedder(AutoModel.from_pretrained(toy_world.backbone, **in_dtype(torch.float64)), "segments").train()
     within = []
     passes = []
 
@@ -128,7 +129,7 @@ def test_a_text_that_runs_twice_has_the_gradient_of_both(toy_world):
     store = open_store(toy_world.stores / "toy_classification")
     _, batch = Feed([store], [1], Plan((29,), 16, 0), [64]).training(1)
     assert len(batch.lengths) == batch.rows + 2 < len(batch.texts)  # two labels for all queries
-    model = Embedder(AutoModel.from_pretrained(toy_world.backbone, dtype=torch.float64), "segments").train()
+    model = Embedder(AutoModel.from_pretrained(toy_world.backbone, **in_dtype(torch.float64)), "segments").train()
     objective = Objective(0.05, {32: 1.0})
     ours = gradients(model, batch, objective)
     pieces = batch.tokens.split(batch.lengths.tolist())

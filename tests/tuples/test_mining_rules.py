@@ -131,7 +131,7 @@ class Vectors:
     def encode_query(self, texts: list[str], **_) -> np.ndarray:
         return np.stack([self.rows[text[0]][int(text[1:])] for text in texts])
 
-    encode_document = encode_query
+    encode_document = encode = encode_query  # Sentence Transformers 5.0 calls `encode` for both
 
     def similarity(self, first, second) -> torch.Tensor:
         return torch.as_tensor(first) @ torch.as_tensor(second).T

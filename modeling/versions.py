@@ -1,0 +1,105 @@
+"""What the oldest supported packages do otherwise than the newest: a few names, and in Transformers who makes masks and
+who recomputes layers.
+
+Everything that differs asks here; nothing else in the project looks at a version. `make test-oldest` runs the tests
+with the oldest.
+"""
+
+from collections.abc import Callable
+from importlib import import_module, metadata
+from importlib.util import find_spec
+
+import torch
+import transformers
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from modeling.attention import NAMES
+
+_LAYERS_RECOMPUTE_THEMSELVES = find_spec("transformers.modeling_layers") is not None  # since 4.52
+_DECODERS_MAKE_MASKS = find_spec("transformers.masking_utils") is None  # until 4.52
+OLDEST = {"transformers": (4, 51), "accelerate": (1, 10), "peft": (0, 15)}  # the bounds of requirements.txt
+
+
+def numbers(version: str) -> tuple[int, int]:
+    """The first two numbers of a version: "4.51.3" -> (4, 51)."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def too_old(installed: Callable[[str], str] = metadata.version) -> list[str]:
+    """A line for each package that is older than the oldest supported version.
+
+    Args:
+        installed: package -> its version.
+    """
+    lines = []
+    for package, oldest in OLDEST.items():
+        found = installed(package)
+        if numbers(found) < oldest:
+            wanted = ".".join(map(str, oldest))
+            lines.append(f"{package} {found}: {wanted} or newer is needed: pip install -U -r requirements.txt")
+    return lines
+
+
+_DTYPE = "dtype" if numbers(transformers.__version__) >= (4, 56) else "torch_dtype"
+
+
+def in_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The keyword that `AutoModel` takes a dtype by."""
+    return {_DTYPE: dtype}
+
+
+def dtype_of(config: PretrainedConfig) -> torch.dtype | None:
+    """What a config says that the weights are saved in."""
+    return getattr(config, _DTYPE, None)
+
+
+def set_attention(decoder: PreTrainedModel, name: str) -> None:
+    """Have a decoder attend by the function of this name.
+
+    Until 4.52 a decoder makes a mask [1, 1, T, T + 1] for any function that it does not know. Ours are given the
+    lengths of the texts and refuse a mask, which would be of no use and of quadratic size.
+    """
+    if hasattr(decoder, "set_attn_implementation"):  # since 4.54
+        decoder.set_attn_implementation(name)
+    else:
+        decoder.config._attn_implementation = name
+    if not _DECODERS_MAKE_MASKS:
+        return
+    vars(decoder).pop("_update_causal_mask", None)  # the method of its class comes back
+    if name in NAMES.values():
+        decoder._update_causal_mask = lambda mask, *_, **__: mask
+
+
+def layers_of(model: nn.Module, decoder: PreTrainedModel) -> list[nn.Module]:
+    """The layers that activations can be recomputed of, in their order."""
+    if _LAYERS_RECOMPUTE_THEMSELVES:
+        kind = import_module("transformers.modeling_layers").GradientCheckpointingLayer
+        return [part for part in model.modules() if isinstance(part, kind)]
+    names = set(decoder._no_split_modules or [])
+    return [part for part in model.modules() if names & {kind.__name__ for kind in type(part).__mro__}]
+
+
+def let_layers_choose(decoder: PreTrainedModel) -> None:
+    """Recompute only the layers whose `gradient_checkpointing` is true, once the decoder recomputes its layers.
+
+    In 4.51 the decoder recomputes all of its layers or none; since then each layer looks at its own attribute.
+    """
+    if _LAYERS_RECOMPUTE_THEMSELVES:
+        return
+    recompute = decoder._gradient_checkpointing_func
+
+    def by_layer(call: Callable, *inputs):
+        layer = getattr(call, "func", call).__self__  # of layer.__call__, or of a partial of it
+        if layer.gradient_checkpointing:
+            return recompute(call, *inputs)
+        return call(*inputs)
+
+    decoder._gradient_checkpointing_func = by_layer
+
+
+def embedding_width(model) -> int:
+    """d of a SentenceTransformer, whose method for it has another name in 5.0."""
+    ask = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
+    return ask()
