@@ -4,6 +4,7 @@ python -m pytest tests/retrieval/test_beir.py
 """
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(beir, "_read_places", refuse)
     assert read_sets(str(folder)) == ([], [f"{folder / CORPUS}: cannot be read: Permission denied"])
+
+
+def test_memory_does_not_grow_with_the_texts(tmp_path):
+    """Ids and places alone are kept; a chunk of texts is in memory while it is asked for."""
+    rows = [{"_id": f"d{number}", "text": f"{number} " + "long text " * 400} for number in range(3000)]
+    folder = write(tmp_path / "a", corpus=rows, scores="q1\td7\t1\n")
+    size = (folder / CORPUS).stat().st_size
+    tracemalloc.start()
+    found = read_set(folder)
+    texts = found.documents[2990:3000]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(texts) == 10
+    assert size > 12e6
+    assert peak < size / 6

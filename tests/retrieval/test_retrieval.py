@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from retrieval import search as module
-from retrieval.search import BM25, Groups, search
+from retrieval.search import BM25, Groups, Nearest, Ranking, merge, search
 from utils import RunError
 
 
@@ -58,6 +59,21 @@ def test_of_equal_scores_the_lower_number_comes_first_whatever_the_chunks(monkey
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :12]
     assert np.array_equal(found.passages, expected)
     assert (np.diff(np.sort(scores, axis=1)[:, -20:]) == 0).any(axis=1).all()  # there were ties in every row
+
+
+@pytest.mark.parametrize("parts", [1, 3, 7])
+def test_chunks_searched_in_several_places_and_merged_are_the_whole(monkeypatch, parts):
+    """With ties everywhere; the last of seven places has no chunk at all."""
+    monkeypatch.setattr(module, "QUERIES_AT_ONCE", 16)
+    rng = np.random.default_rng(2)
+    queries, passages = (torch.from_numpy(rng.integers(-1, 2, (rows, 3))).float() for rows in (40, 200))
+    whole = search(queries.numpy(), passages.numpy(), 12)
+    places = [Nearest(queries, 12) for _ in range(parts)]
+    for number, begin in enumerate(range(0, 200, 35)):
+        places[number % parts].add(passages[begin : begin + 35], begin)
+    found = merge([Ranking(*(tensor.numpy() for tensor in place.found())) for place in places], 12)
+    assert np.array_equal(found.passages, whole.passages)
+    assert np.array_equal(found.scores, whole.scores)
 
 
 def test_a_query_finds_nothing_of_its_own_group(vectors):
