@@ -21,6 +21,7 @@ from model import Embedder
 from modeling.backbone import load_backbone, read_config
 from modeling.pooling import cut_of, pooling_of
 from modeling.tokenizer import load_tokenizer
+from modeling.versions import dtype_of
 from utils import aside_of, first_line, publish, read_json, remove
 
 
@@ -82,7 +83,7 @@ def read(folder: Path) -> Source:
     if is_adapter(folder):
         backbone = load_adapter(folder)
     else:
-        dtype = read_config(str(folder))[0].dtype or torch.float32
+        dtype = dtype_of(read_config(str(folder))[0]) or torch.float32
         backbone = load_backbone(str(folder), torch.float32)
     pooling = pooling_of(folder)
     tokens, cu_seqlens = probe.probe_batch(tokenizer, facts.max_seq_length)

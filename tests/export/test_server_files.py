@@ -8,6 +8,7 @@ tests/serving/test_server.py.
 """
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import gguf
@@ -21,6 +22,7 @@ from transformers import AutoTokenizer
 
 from export import model_folder
 from modeling.backbone import load_backbone
+from modeling.versions import numbers
 
 # The only types of modules that TEI has; one that it has not makes it ignore the whole file.
 TEI_MODULES = [f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Dense", "Normalize")]
@@ -157,6 +159,7 @@ def test_llama_cpp_pooling(folder):
     assert pooling["pooling_mode_lasttoken"]
 
 
+@pytest.mark.skipif(numbers(version("gguf")) < (0, 19), reason="older ones did not look at the post-processor")
 def test_llama_cpp_appends_eos(folder, toy_world, tokenizer):
     """The package gguf, llama.cpp's own reader of tokenizers: add_eos_token, taken from the post-processor."""
     found = gguf.SpecialVocab(folder, load_merges=True)
