@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modeling.pooling import POOLINGS
+from modeling.versions import set_attention
 from utils import first_line
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -61,7 +62,7 @@ def write(path: Path, backbone: PreTrainedModel, pooling: str, cut: int | None) 
     Raises:
         ValueError: torch cannot export this decoder.
     """
-    backbone.set_attn_implementation("sdpa")
+    set_attention(backbone, "sdpa")
     ids = torch.arange(10).reshape(2, 5)
     any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -22,6 +22,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from export import model_folder
 from modeling.backbone import load_backbone
+from modeling.versions import embedding_width, in_dtype
 from retrieval.encode import DecoderEncoder
 from tools import export
 
@@ -90,7 +91,7 @@ def test_sentence_transformers(folders, expected, kind):
     assert_same_vectors(model.encode(TEXTS, convert_to_tensor=True), expected[kind][0])
     assert_same_vectors(model.encode_document(TEXTS, convert_to_tensor=True), expected[kind][0])
     assert_same_vectors(model.encode_query(TEXTS, convert_to_tensor=True), expected[kind][1])
-    assert model.get_embedding_dimension() == expected[kind][0].shape[1]
+    assert embedding_width(model) == expected[kind][0].shape[1]
 
 
 def test_sentence_transformers_own_cut_is_not_of_length_one(folders):
@@ -100,7 +101,7 @@ def test_sentence_transformers_own_cut_is_not_of_length_one(folders):
 
 
 def test_a_cut_folder_in_bf16_gives_vectors_of_length_one(folders, expected):
-    model = SentenceTransformer(str(folders["cut"]), device="cpu", model_kwargs={"dtype": torch.bfloat16})
+    model = SentenceTransformer(str(folders["cut"]), device="cpu", model_kwargs=in_dtype(torch.bfloat16))
     vectors = model.encode(TEXTS, convert_to_tensor=True).float()
     assert (vectors.norm(dim=-1) - 1).abs().max() < 1e-2  # bf16 has three digits
     assert F.cosine_similarity(vectors, expected["cut"][0]).min() > 0.999
