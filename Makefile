@@ -78,4 +78,4 @@ $(VENV)/.models: $(VENV)/.installed examples/requirements.txt
 	touch $@
 
 clean:
-.PHONY: help quickstart foundation v2-demo test test-oldest test-quick test-serving chaos bench lint clean
+	rm -rf $(VENV) $(OLDEST) .venv-serving quickstart

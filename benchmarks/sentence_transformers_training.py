@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, losses
 from sentence_transformers import SentenceTransformerTrainingArguments as TrainingArguments
-from sentence_transformers.sentence_transformer import losses
 from transformers import TrainerCallback
 
 from benchmarks.training_commands import ADAM_BETAS, Training

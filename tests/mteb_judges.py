@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytrec_eval
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.evaluation import (
+from sentence_transformers.evaluation import (  # its name in 5.0 as well as in 6
     BinaryClassificationEvaluator,
     EmbeddingSimilarityEvaluator,
     InformationRetrievalEvaluator,

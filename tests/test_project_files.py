@@ -9,17 +9,18 @@ import tomllib
 import yaml
 from harness import ROOT
 
+from export.model_card import CITATION
+
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
 
-def test_the_citation_names_the_reports_of_the_readme():
+def test_the_citation_names_the_reports_of_the_model_card():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
-    readme = (ROOT / "README.md").read_text()
-    titles = re.findall(r"^  title   = \{(.*)\},$", readme, flags=re.MULTILINE)
-    volumes = re.findall(r"volume = \{(.*?)\}", readme)
+    titles = re.findall(r"^  title +=  *\{(.*)\},$", CITATION, flags=re.MULTILINE)
+    volumes = re.findall(r"volume += \{(.*?)\}", CITATION)
     assert len(titles) == 2
     assert [report["title"] for report in citation["references"]] == titles
     assert [report["volume"] for report in citation["references"]] == volumes

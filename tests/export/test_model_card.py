@@ -13,12 +13,12 @@ import torch
 from conftest import interrupted, read_metrics, toy_settings, train_here
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
-from test_docs import ROOT, blocks
+from test_docs import blocks
 from transformers import AutoTokenizer
 
 from export import card_update, model_folder
 from export.card_results import in_cell
-from export.model_card import CITATION, Facts, model_card
+from export.model_card import Facts, model_card
 from modeling.backbone import load_backbone
 from tools import export, merge_adapter, merge_checkpoints
 
@@ -153,12 +153,6 @@ def test_the_results_have_a_row_for_each_task_and_width():
     assert rows_of(card, ["evaluation", "dimensions", "nDCG@10", "Recall@10"]) == [["files", "32", "0.5000", "0.7500"]]
     rare = model_card(facts(results={"evaluation": {"t": {"32": {"z": 1.0, "a": 0.5}}}}))
     assert rows_of(rare, ["evaluation", "dimensions", "a", "z"]) == [["t", "32", "0.5000", "1.0000"]]
-
-
-def test_the_card_and_the_readme_ask_for_the_same_citation():
-    assert [content.strip() for kind, content in blocks((ROOT / "README.md").read_text()) if kind == "bibtex"] == [
-        CITATION
-    ]
 
 
 # ------------------------------------------------------------------------------------------- its use

@@ -22,6 +22,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from export import model_folder
 from modeling.backbone import load_backbone
+from modeling.versions import in_dtype
 from retrieval.encode import DecoderEncoder
 from tools import export
 
@@ -99,7 +100,7 @@ def test_sentence_transformers_own_cut_is_not_of_length_one(folders):
 
 
 def test_a_cut_folder_in_bf16_gives_vectors_of_length_one(folders, expected):
-    model = SentenceTransformer(str(folders["cut"]), device="cpu", model_kwargs={"torch_dtype": torch.bfloat16})
+    model = SentenceTransformer(str(folders["cut"]), device="cpu", model_kwargs=in_dtype(torch.bfloat16))
     vectors = model.encode(TEXTS, convert_to_tensor=True).float()
     assert (vectors.norm(dim=-1) - 1).abs().max() < 1e-2  # bf16 has three digits
     assert F.cosine_similarity(vectors, expected["cut"][0]).min() > 0.999

@@ -19,7 +19,7 @@ from retrieval.encode import DecoderEncoder
 from retrieval.encoders import LibraryEncoder, open_encoder, prompts_of
 from utils import RunError
 
-TEXTS = ["The river is old.", "a", "The garden was sold and the bridge is old.", "castle " * 60, "engine"]
+TEXTS = ["The river is old.", "a", "The garden was sold and the bridge is old.", "castle " * 59 + "castle", "engine"]
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,7 @@ def test_what_is_finished_is_left_alone_and_another_is_refused(folders, capsys, 
 def test_another_config_of_the_same_weights_is_another_teacher(folders, tmp_path, capsys):
     other = shutil.copytree(folders[0], tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
-    config["rope_parameters"]["rope_theta"] = 123.0
+    config.get("rope_parameters", config)["rope_theta"] = 123.0
     (other / "config.json").write_text(json.dumps(config))
     assert embed(other, *folders[1:]) == 2
     assert "made otherwise (teacher_config '" in capsys.readouterr().err

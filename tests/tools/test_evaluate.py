@@ -21,7 +21,7 @@ import toy
 from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
 from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules.transformer import Transformer
+from sentence_transformers.models import Transformer
 from transformers import AutoTokenizer
 
 from examples.local_tasks import make, translations

@@ -55,7 +55,7 @@ def config(settings, sets) -> dict:
 
 def by_sentence_transformers(folder: Path, one: RetrievalSet, dim: int) -> dict[str, float]:
     """The metrics of a model folder, by the library's own evaluator."""
-    evaluation = pytest.importorskip("sentence_transformers.sentence_transformer.evaluation")
+    evaluation = pytest.importorskip("sentence_transformers.evaluation")
     from sentence_transformers import SentenceTransformer
 
     relevant = {}

@@ -4,6 +4,7 @@ python -m pytest tests/tuples/test_mining_rules.py
 """
 
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from datasets import Dataset
 from sentence_transformers.util import mine_hard_negatives
 
+from modeling.versions import numbers
 from retrieval.search import search
 from tuples.mining.rules import Candidates, Rules, best_first, choose, problems_with, row_negatives
 
@@ -120,6 +122,12 @@ def test_numbers_that_make_no_sense_are_named(changes, words):
 # --------------------------------------------------------------------------- as Sentence Transformers does
 
 
+old_library = pytest.mark.skipif(
+    numbers(version("sentence-transformers")) < (5, 2),
+    reason="until 5.1 the library takes another query's positives for the margins where a query has several",
+)
+
+
 class Vectors:
     """Stands for a SentenceTransformer: the vectors of texts "q3" and "p7" are rows of two matrices."""
 
@@ -215,6 +223,7 @@ SETTINGS = {
 }
 
 
+@old_library
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_negatives_are_those_of_sentence_transformers(name):
     for seed in range(3):
@@ -225,6 +234,7 @@ def test_the_negatives_are_those_of_sentence_transformers(name):
         assert len(expected) < 60  # some queries have too few: the rules did something
 
 
+@old_library
 def test_the_negatives_by_a_cross_encoder_are_those_of_sentence_transformers():
     queries, passages, pairs = world(5)
     logits = (3 * queries @ passages.T + np.random.default_rng(6).normal(size=(60, 150)) - 2).astype(np.float32)

@@ -15,6 +15,7 @@ from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
 from modeling.prompts import query_prompt
+from modeling.versions import embedding_width, in_dtype
 from utils import RunError, first_line
 
 MANY = 10_000  # texts that take long enough for a progress bar
@@ -65,7 +66,7 @@ class FolderModel(AbsEncoder):
             self.model.max_seq_length = max_length
         self.prompts = prompts
         self.prompts_dict = prompts.texts()
-        self.width = self.model.get_embedding_dimension()
+        self.width = embedding_width(self.model)
         self.dimension = self.width
         self.keep = keep
         name = f"local/{folder.resolve().name}"
@@ -161,7 +162,7 @@ def load(folder: Path, dtype: str, device: str | None) -> SentenceTransformer:
     Raises:
         RunError: it cannot be loaded.
     """
-    options = {"use_safetensors": True, "dtype": getattr(torch, dtype)}
+    options = {"use_safetensors": True} | in_dtype(getattr(torch, dtype))
     try:
         return SentenceTransformer(
             str(folder), device=device, local_files_only=True, trust_remote_code=False, model_kwargs=options
