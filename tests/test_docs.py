@@ -122,7 +122,7 @@ NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "python -m benchmarks.": "takes minutes",
     "python run.py --config configs/config.json --experiment_id tracked": "starts a process of wandb's; "
     "tests/training/test_trackers.py does it",
-    "python run.py --config configs/config.json --experiment_id pushed": "needs the hub; tests/export/test_hub.py "
+    "python run.py --config configs/config.json --experiment_id pushed": "needs the hub; tests/export/test_pushing.py "
     "pushes to a stand-in",
     "python -m pytest": "runs tests",
     "UPDATE_GOLDEN=1": "rewrites the golden losses",

@@ -23,7 +23,7 @@ TOY_SIZE = {  # how a command begins -> what is appended to it here; of a flag t
 }
 NOT_RUN = {  # how a command begins -> why it is not run
     "python run.py --config configs/config.json --experiment_id first_run --license": "needs the hub; "
-    "tests/export/test_hub.py pushes to a stand-in"
+    "tests/export/test_pushing.py pushes to a stand-in"
 }
 
 

@@ -1,6 +1,6 @@
 """Pushing to the hub: refused before a run where it cannot work, and never a reason to lose one. Nothing is sent here.
 
-python -m pytest tests/export/test_hub.py
+python -m pytest tests/export/test_pushing.py
 """
 
 from pathlib import Path

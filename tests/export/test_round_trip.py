@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from export import model_folder
 from modeling.backbone import load_backbone
-from modeling.versions import in_dtype
+from modeling.versions import embedding_width, in_dtype
 from retrieval.encode import DecoderEncoder
 from tools import export
 
@@ -91,6 +91,7 @@ def test_sentence_transformers(folders, expected, kind):
     assert_same_vectors(model.encode(TEXTS, convert_to_tensor=True), expected[kind][0])
     assert_same_vectors(model.encode_document(TEXTS, convert_to_tensor=True), expected[kind][0])
     assert_same_vectors(model.encode_query(TEXTS, convert_to_tensor=True), expected[kind][1])
+    assert embedding_width(model) == expected[kind][0].shape[1]
 
 
 def test_sentence_transformers_own_cut_is_not_of_length_one(folders):
