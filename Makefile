@@ -63,9 +63,9 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 	$(BIN)/python $(INSTALL) -r requirements-dev.txt -c constraints.txt
 	touch $@
 
-$(OLDEST)/.installed: requirements.txt requirements-dev.txt requirements-oldest.txt
+$(OLDEST)/.installed: requirements-oldest.txt
 	$(PYTHON) -m venv $(OLDEST) || { echo "Python's venv is missing: apt install python3-venv"; exit 1; }
-	$(OLDEST)/bin/python $(INSTALL) -r requirements-dev.txt -c requirements-oldest.txt
+	$(OLDEST)/bin/python $(INSTALL) -r requirements-oldest.txt
 	touch $@
 
 .venv-serving/.installed: requirements-serving.txt

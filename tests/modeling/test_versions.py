@@ -37,7 +37,7 @@ def test_both_ends_of_each_range_are_installed_by_a_target(name):
     wanted, newest, oldest = bounds(name), bounds("constraints.txt"), bounds("requirements-oldest.txt")
     assert wanted.keys() <= newest.keys()
     for package, version in wanted.items():
-        if package != "torch":  # one version of it is tested
+        if package not in ("torch", "trackio"):  # one version of torch is tested; no trackio runs with the oldest
             assert versions.numbers(oldest[package]) == versions.numbers(version), package
             assert versions.numbers(newest[package]) >= versions.numbers(version), package
 
