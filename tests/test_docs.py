@@ -100,7 +100,7 @@ NOT_RUN = {  # how a command begins -> why no test runs it from the page
     "make quickstart": "nine minutes; tests/examples/test_code_search.py runs it in small",
     "make foundation": "fifty minutes; the quickstart with other numbers",
     ".venv/bin/python -m examples.code_search.search": "needs the foundation's model; a recipe runs it with another",
-    "make v2-demo": "trains eleven models; tests/examples/test_v2_cascade.py runs it in small",
+    "make v2-demo": "trains twelve models; tests/examples/test_v2_cascade.py runs it in small",
     "make test": "runs this test",
     "make chaos": "an hour or two; tests/runtime/test_chaos.py runs it in small",
     "make bench": "a quarter of an hour; tests/test_benchmarks.py runs a part in small",
