@@ -75,8 +75,6 @@ RUN = {  # command -> what is appended to it here; on two CPU processes where th
     "--train_steps 2 --evaluation_dims 8,16 --evaluation_steps 1",
     WITHOUT_LAUNCHER: "--experiment_id without_launcher --train_steps 2",
     "python -m tools.plot_run output/first_run": "",
-    "python -m tools.report output/my_run --output report.html": "--output my_report.html",
-    "python -m tools.export --model output/my_run/epoch_2 --output served --dtype bf16": "--output my_served",
     "python -m tools.report output/first_run --output report.html": "",
     "python -m tools.report output/first_run output/my_run --output compared.html "
     "--names 'published data' 'my data'": "",
