@@ -277,7 +277,7 @@ def train_steps(rank: int, world: int, configs: list[dict], dtype: torch.dtype, 
         "teacher", the class of its parameters; "passes", forward passes of the student (not counted: after `stop`).
     """
     compute_in(dtype)
-    return [_train(config, stop) for config in configs]
+    return [train_one(config, stop) for config in configs]
 
 
 def live_run(config: dict) -> run.Run:
@@ -296,7 +296,8 @@ def live_run(config: dict) -> run.Run:
     return live
 
 
-def _train(config: dict, stop: int) -> dict:
+def train_one(config: dict, stop: int = 0) -> dict:
+    """Run one configuration in this process; `stop` and what is returned are those of `train_steps`."""
     live = live_run(config)
     found = {"gradients": [], "norms": [], "engine": type(live.model).__name__}
     record_gradients(live, found["gradients"])

@@ -21,7 +21,7 @@ import pytest
 import torch
 import toy
 from conftest import tokenize, write_state
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import arguments
@@ -306,7 +306,10 @@ def test_malformed_states(tmp_path):
         data = bytearray(whole[name])
         place %= len(data)
         data[place] ^= change
-        (folder / name).write_bytes(data[:place] if is_cut else data)
+        if is_cut:
+            del data[place:]
+        assume(name != "state.json" or data.split() != whole[name].split())  # another white space changes no JSON
+        (folder / name).write_bytes(data)
         with pytest.raises(ValueError, match=r"state|checksum|format"):
             checkpoint.read(folder)
         (folder / name).write_bytes(whole[name])

@@ -78,7 +78,7 @@ def test_in_batch_can_be_left_out(train, toy_world, tmp_path):
 def gradients_of(config: dict) -> dict:
     """What harness reports of a run in this process."""
     try:
-        return harness._train(config)
+        return harness.train_one(config)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
