@@ -47,6 +47,7 @@ class Asked:
     batch_size: int
     dtype: str
     device: str | None
+    card: bool
 
     @property
     def is_local(self) -> bool:
@@ -91,6 +92,7 @@ def parse(argv: list[str]) -> Asked:
     add("--batch_size", type=int, default=32, help="texts that are embedded at once (default %(default)s)")
     add("--dtype", choices=DTYPES, default="float32", help="of the weights (default %(default)s)")
     add("--device", help="as cpu or cuda:0 (default: a GPU if there is one)")
+    add("--card", action="store_true", help="put the results into the model's own card as well")
     given = parser.parse_args(argv)
     if bool(given.tasks) == bool(given.benchmark):
         parser.error("give either --tasks or --benchmark")
@@ -119,6 +121,7 @@ def evaluate(asked: Asked) -> None:
 
     import transformers
 
+    from export.card_update import add_evaluation
     from tools.evaluation.model import FolderModel, Prompts
     from tools.evaluation.runner import evaluate_all
 
@@ -144,6 +147,8 @@ def evaluate(asked: Asked) -> None:
     write_json(asked.output / "results.json", scores)
     write_json(asked.output / "evaluation.json", facts(asked, model, way, tasks))
     (asked.output / "table.md").write_text(f"{table}\n", encoding="utf-8")
+    if asked.card:
+        add_evaluation(asked.model, scores)
     print(table)
 
 
@@ -167,6 +172,8 @@ def model_problems(asked: Asked) -> list[str]:
     for dim in asked.dims:
         if dim < 1 or (width is not None and dim > width):
             problems.append(f"--dims {dim}: must be between 1 and {width or 'the width of the model'}")
+    if asked.card and asked.model.is_dir() and not (asked.model / "f2llm.json").exists():
+        problems.append(f"--card: {asked.model} was not trained here, and its card is somebody else's")
     reason = unwritable(asked.output)
     if reason:
         problems.append(f"--output {asked.output}: {reason}")
@@ -241,8 +248,17 @@ def override_problems(path: Path | None, overrides: dict, tasks: list) -> list[s
 
 
 def revision(asked: Asked, way: str, overrides: dict) -> str:
-    """What mteb files results under: changes with the model's files and with everything that changes its vectors."""
-    settings = [folders.digest(asked.model), way, overrides, asked.max_seq_length, asked.dtype]
+    """What mteb files results under: changes with the model's files and with everything that changes its vectors.
+
+    The card and the facts that it is made of take up the results themselves.
+    """
+    settings = [
+        folders.digest(asked.model, without=("README.md", "f2llm.json")),
+        way,
+        overrides,
+        asked.max_seq_length,
+        asked.dtype,
+    ]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

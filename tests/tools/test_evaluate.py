@@ -284,6 +284,26 @@ def test_what_is_finished_is_not_run_again_unless_something_changed(model, tasks
     assert set(embedded) == set(results)
 
 
+def test_results_go_into_the_card_of_the_model_where_that_is_asked_for(model, tasks, evaluated, tmp_path, monkeypatch):
+    shutil.copytree(evaluated, tmp_path / "out")
+    shutil.copytree(model, tmp_path / "toy")
+    monkeypatch.setattr(FolderModel, "encode", None)  # would fail where it were called
+    for _ in range(2):  # the card that changed is no other model
+        assert run(tmp_path / "toy", tasks, tmp_path / "out", "--dims", "8", "--card") == 0
+    card = (tmp_path / "toy" / "README.md").read_text()
+    assert "## Results" in card
+    for name in read(evaluated / "results.json"):
+        assert f"| {name} |" in card
+    assert "## Results" not in (model / "README.md").read_text()
+
+
+def test_the_card_of_another_program_is_not_written(model, tasks, tmp_path, capsys):
+    shutil.copytree(model, tmp_path / "theirs")
+    (tmp_path / "theirs" / "f2llm.json").unlink()
+    assert run(tmp_path / "theirs", tasks, tmp_path / "out", "--card") == 2
+    assert "was not trained here" in capsys.readouterr().err
+
+
 def test_nothing_asks_the_hub(model, tasks, tmp_path, monkeypatch):
     """Even where no variable forbids it."""
     asked = []

@@ -262,8 +262,13 @@ def too_few_labels(folder: Path, kind: Kind, rows: dict[str, list[dict]]) -> lis
     return []
 
 
-def digest(folder: Path) -> str:
-    """Changes with the name or the bytes of any file below a folder; 16 hex digits."""
+def digest(folder: Path, without: tuple[str, ...] = ()) -> str:
+    """Changes with the name or the bytes of any file below a folder; 16 hex digits.
+
+    Args:
+        without: names of files in the folder itself that do not count.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    facts = [(str(path.relative_to(folder)), file_digest(path)) for path in files]
+    names = [str(path.relative_to(folder)) for path in files]
+    facts = [(name, file_digest(folder / name)) for name in names if name not in without]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
