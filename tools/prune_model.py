@@ -195,7 +195,8 @@ def write(model: PreTrainedModel, tokenizer, flags: argparse.Namespace, dtype: t
     aside = aside_of(flags.output)
     remove(aside)
     aside.mkdir(parents=True)
-    model_folder.save_weights(aside, model, model.state_dict(), dtype)
+    prefixes = getattr(model.config, "matryoshka_dimensions", None) or []  # those that are left
+    model_folder.save_weights(aside, model, model.state_dict(), dtype, prefixes)
     save_tokenizer(tokenizer, aside, model.config.max_position_embeddings)
     if (source / "modules.json").is_file():
         model_folder.copy_sentence_transformers_files(source, aside, model.config.hidden_size)

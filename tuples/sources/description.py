@@ -58,12 +58,12 @@ class Source:
 
     name: str = key(_WHERE, "", "the dataset is called so, and its file NAME.parquet")
     kind: str = key(_WHAT, "", "how rows become tuples", choices=tuple(KINDS))
-    files: str | list | None = key(
+    files: str | list[str] | None = key(
         _WHERE, "", "a file or several, * allowed, beside the description; null = a hub dataset", default=None
     )
     hub: str | None = key(_WHERE, "", "a dataset's id on the hub, or a folder that `datasets` loads", default=None)
     config: str | None = key(_WHERE, "", "its configuration; null = the only one", default=None)
-    split: str | list = key(_WHERE, "", "its split, or several, which are read one after the other", default="train")
+    split: str | list[str] = key(_WHERE, "", "its split, or several, read one after the other", default="train")
     revision: str | None = key(_WHERE, "", "its commit, tag or branch; null = the main branch", default=None)
     columns: dict | None = key(
         _WHAT, "", "role -> column, or columns whose texts are joined by a newline; null = called as the roles",
