@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 INSTALL := -m pip install --quiet --disable-pip-version-check
 KILLS ?= 1000
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4  # of tests; those that start processes run one by one
 
 .PHONY: help quickstart foundation v2-demo test test-oldest test-quick test-serving chaos bench lint clean
 
@@ -33,15 +34,17 @@ v2-demo: $(VENV)/.models
 test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not processes" $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m processes
 
 test-oldest: $(VENV)/.installed $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python -m pytest -m "not processes" $(SIDE_BY_SIDE)
+	$(OLDEST)/bin/python -m pytest -m processes
 
 test-quick: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m "not processes"
+	$(BIN)/python -m pytest -m "not processes" $(SIDE_BY_SIDE)
 
 test-serving: $(VENV)/.installed .venv-serving/.installed
 	$(BIN)/python -m pytest tests/serving
