@@ -18,7 +18,7 @@ from export import model_folder, onnx_file, probe
 from export.merge import base_problems, load_adapter
 from export.model_card import Facts
 from model import Embedder
-from modeling.backbone import load_backbone, read_config
+from modeling.backbone import load_backbone, read_config, weight_problems
 from modeling.pooling import cut_of, pooling_of
 from modeling.tokenizer import load_tokenizer
 from modeling.versions import dtype_of
@@ -47,7 +47,7 @@ def source_problems(folder: Path) -> list[str]:
         return [f"{folder}: no f2llm.json in it; give a folder that run.py saved, as output/RUN/epoch_2"]
     if is_adapter(folder):
         return base_problems(folder)
-    return read_config(str(folder))[1]
+    return read_config(str(folder))[1] or weight_problems(str(folder))
 
 
 def is_adapter(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, PeftModel
 
-from modeling.backbone import load_backbone, read_config
+from modeling.backbone import load_backbone, read_config, weight_problems
 from utils import first_line, read_json
 
 
@@ -27,4 +27,5 @@ def base_problems(adapter: Path) -> list[str]:
     except (ValueError, KeyError, TypeError) as error:
         return [f"{adapter / 'adapter_config.json'}: names no base model ({first_line(error)})"]
     _, problems = read_config(str(base), config.get("revision"))
+    problems = problems or weight_problems(str(base))
     return [f"the base model of {adapter}: {problem}" for problem in problems]

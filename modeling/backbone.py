@@ -32,7 +32,7 @@ def check_backbone(
     config, problems = read_config(path, revision)
     if config is None:
         return None, problems
-    problems = _weight_problems(path)
+    problems = weight_problems(path)
     problems += _vocabulary_problems(config, max_token_id, "tokenise again with the tokenizer of this model")
     problems += _length_problems(config, max_seq_length, backend)
     return config, problems + _lora_problems(config, lora_targets)
@@ -50,7 +50,7 @@ def check_teacher(
     config, problems = read_config(path, revision)
     if config is None:
         return problems
-    problems = _weight_problems(path)
+    problems = weight_problems(path)
     problems += _vocabulary_problems(config, max_token_id, "take a teacher with the student's vocabulary")
     problems += _length_problems(config, max_seq_length, backend)
     if student.hidden_size > config.hidden_size:
@@ -102,7 +102,7 @@ def _length_problems(config: PretrainedConfig, max_seq_length: int, backend: str
     return problems
 
 
-def _weight_problems(path: str) -> list[str]:
+def weight_problems(path: str) -> list[str]:
     """What is wrong with the weight files of a local folder, as far as their headers and sizes tell."""
     folder = Path(path)
     if not folder.is_dir():

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         lines = export(flags)
-    except ValueError as error:  # a damaged folder, or an export that is another model when it is read back
+    except (ValueError, OSError) as error:  # a damaged folder, another model when it is read back, a disk that refuses
         print(error, file=sys.stderr)
         return 2
     print("\n".join(lines))
@@ -64,7 +64,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def find_problems(flags: argparse.Namespace) -> list[str]:
     """Why this cannot be exported, one line each. Loads no weights."""
     problems = convert.source_problems(flags.model)
-    if not problems:
+    if (flags.model / "f2llm.json").is_file():
         problems += facts_problems(flags)
     if flags.output.exists():
         problems.append(f"--output {flags.output}: exists already")

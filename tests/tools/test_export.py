@@ -6,6 +6,7 @@ The vectors of its folders in other people's programs: tests/export/test_round_t
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -245,6 +246,24 @@ def test_another_folder_is_refused(toy_world, tmp_path, capsys):
     assert f"{toy_world.backbone}: no f2llm.json in it" in capsys.readouterr().err
     assert run(tmp_path / "nowhere", tmp_path / "m") == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_a_folder_without_whole_weights_is_refused_before_it_is_loaded(full, in_onnx, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(convert, "load_backbone", None)
+    shutil.copytree(full, tmp_path / "cut short")
+    weights = tmp_path / "cut short" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert run(tmp_path / "cut short", tmp_path / "m") == 2
+    assert f"{weights}: damaged or cut short" in capsys.readouterr().err
+    assert run(in_onnx[0], tmp_path / "m") == 2  # its weights are no safetensors
+    assert f"{in_onnx[0] / 'model.safetensors'}: no such file" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_said(full, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert run(full, tmp_path / "file" / "m") == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_an_adapter_without_its_base_is_refused(toy_world, tokenizer, tmp_path, capsys):
