@@ -250,10 +250,11 @@ def override_problems(path: Path | None, overrides: dict, tasks: list) -> list[s
 def revision(asked: Asked, way: str, overrides: dict) -> str:
     """What mteb files results under: changes with the model's files and with everything that changes its vectors.
 
-    The card and the facts that it is made of take up the results themselves.
+    The card and the facts that it is made of take up the results themselves; of the facts the instruction counts.
     """
     settings = [
         folders.digest(asked.model, without=("README.md", "f2llm.json")),
+        fact_of(asked.model, "query_instruction"),
         way,
         overrides,
         asked.max_seq_length,

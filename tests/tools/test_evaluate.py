@@ -389,6 +389,25 @@ def test_all_problems_are_said_at_once(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_one_folder_of_tasks_is_wanted(model, tasks, tmp_path, capsys):
+    assert run(model, tasks / "search", tmp_path / "out") == 2
+    assert f"{tasks / 'search'}: is a task itself; give the folder that holds it" in capsys.readouterr().err
+    words = ["--tasks", str(tasks), str(tasks)]
+    assert evaluate.main(["--model", str(model), "--output", str(tmp_path / "out"), *words]) == 2
+    assert f"--tasks {tasks}: a folder stands alone" in capsys.readouterr().err
+
+
+def test_another_instruction_of_the_model_counts_as_another_model(model, tmp_path):
+    asked = evaluate.parse(["--model", str(tmp_path / "m"), "--tasks", "tasks", "--output", "out"])
+    shutil.copytree(model, asked.model)
+    before = evaluate.revision(asked, "published", {})
+    facts = read(asked.model / "f2llm.json")
+    (asked.model / "f2llm.json").write_text(json.dumps(facts | {"results": {"evaluation": {}}}))
+    assert evaluate.revision(asked, "published", {}) == before
+    (asked.model / "f2llm.json").write_text(json.dumps(facts | {"query_instruction": "Find another."}))
+    assert evaluate.revision(asked, "published", {}) != before
+
+
 def test_a_dimension_that_the_model_has_not_is_refused_before_it_is_loaded(model, tasks, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(SentenceTransformer, "__init__", None)
     assert run(model, tasks, tmp_path / "out", "--dims", "8", "64") == 2

@@ -92,6 +92,8 @@ def read_tasks(root: Path) -> tuple[list[LocalTask], list[str]]:
     """The tasks in the folders of `root`, by name, and everything that is wrong with them, one line each."""
     if not root.is_dir():
         return [], [f"{root}: no such folder"]
+    if (root / "task.json").exists() or (root / "queries.jsonl").exists():
+        return [], [f"{root}: is a task itself; give the folder that holds it"]
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     tasks = []
     problems = []

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import huggingface_hub
 import mteb
@@ -119,9 +120,10 @@ def official_tasks(names: list[str], benchmark: str | None) -> tuple[list[AbsTas
         try:
             tasks.append(mteb.get_task(name))
         except (KeyError, ValueError) as error:
-            problems.append(
-                f"--tasks {name}: no folder, and no task of mteb ({error.args[0].removeprefix('KeyError: ')})"
-            )
+            reason = f"no folder, and no task of mteb ({error.args[0].removeprefix('KeyError: ')})"
+            if Path(name).is_dir():
+                reason = "a folder stands alone: give one, which holds a folder for each task"
+            problems.append(f"--tasks {name}: {reason}")
     return tasks, problems
 
 
