@@ -95,7 +95,7 @@ RUN = {  # command -> what is appended to it here; on two CPU processes where th
     AVERAGE: "--output averaged",  # `merged` is there already, from another page
 }
 NOT_RUN = {  # how a command begins -> why no test runs it from the page
-    "make quickstart": "nine minutes; tests/examples/test_code_search.py runs it in small",
+    "make quickstart": "eight minutes; tests/examples/test_code_search.py runs it in small",
     "make foundation": "fifty minutes; the quickstart with other numbers",
     ".venv/bin/python -m examples.code_search.search": "needs the foundation's model; a recipe runs it with another",
     "make v2-demo": "trains twelve models; tests/examples/test_v2_cascade.py runs it in small",

@@ -6,7 +6,7 @@
 
 Curves of all losses and measures, learning rate, gradient norm, throughput, memory, lengths of the texts, quality by
 Matryoshka dimension, configuration and manifest with the differences marked. A run that goes on can be shown as well.
-Nothing but numbers is read, in a second; --neighbours alone loads models.
+It takes seconds: --neighbours alone loads models.
 """
 
 import argparse

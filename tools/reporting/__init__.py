@@ -1,7 +1,7 @@
 """The page of one or several runs, of which tools/report.py is the command. Nothing else imports it.
 
 read.py         open_runs(folders)          what a run has written, and what is wrong with it
-series.py       curve(lines, ...)           numbers over steps, exactly as they were logged
+series.py       plain_curve(lines, key)     numbers over steps, exactly as they were logged
 evaluation.py   history(run), chosen(run)   evaluations and results.json: set, dimension, metric
 charts.py       loss_section(runs), ...     which charts there are, and what each one shows
 stores.py       length_section(runs, ...)   how long the texts are, from the token stores
