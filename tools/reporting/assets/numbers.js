@@ -33,8 +33,7 @@ function linearTicks(low, high, count) {
 // Powers of ten; where they are few, also their multiples by 2 and 5.
 function logTicks(low, high) {
   const ticks = [];
-  const decades = Math.log10(high / low);
-  const factors = decades < 1 ? [1, 1.5, 2, 3, 4, 5, 7] : decades < 3 ? [1, 2, 5] : [1];
+  const factors = factorsFor(Math.log10(high / low));
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++) {
     for (const factor of factors) {
       const tick = Number((factor * 10 ** power).toPrecision(6));
@@ -42,6 +41,11 @@ function logTicks(low, high) {
     }
   }
   return ticks;
+}
+
+function factorsFor(decades) {
+  if (decades < 1) return [1, 1.5, 2, 3, 4, 5, 7];
+  return decades < 3 ? [1, 2, 5] : [1];
 }
 
 // An exponential mean of what came before: each earlier value weighs `weight` times as much as the next; values that
