@@ -40,7 +40,7 @@ from training import two_pass
 from training.card import model_facts, push
 from training.console import end_lines, format_means, format_train_line, how_to_go_on
 from training.evaluation import evaluate
-from training.folders import BEST, folder_name
+from training.folders import BEST, folder_name, steps_of
 from training.meter import Clock, Meter
 from training.models import saved_dtype
 from training.objective import MEASURES
@@ -272,6 +272,8 @@ def save_missing_folders(run: Run) -> None:
     due = folder_name(run.steps_done, run.args.checkpointing_steps, last, steps_per_epoch)
     if run.accelerator.is_main_process:
         put_back(run.folder / BEST)
+    if not run.is_finished:
+        run.evaluations.keep(resume.from_main(run.accelerator, steps_of(run.folder / BEST)), run.steps_done)
     best = run.evaluations.best
     if best is not None and best.step == run.steps_done:
         there = model_folder.is_finished(run.folder / BEST, model_facts(run, best.step))

@@ -119,6 +119,26 @@ def best_of(values: Sequence[tuple[int, float]]) -> Best | None:
     return Best(step, value, len(values) - 1 - place)
 
 
+def of_kept_model(values: list[tuple[int, float]], kept: int | None) -> list[tuple[int, float]]:
+    """The values that count where the best model that was kept is that of step `kept`, None where none was.
+
+    As a rule it is the best of these values, and all count. With another best_metric than before it is not: then it is
+    the one to beat, and what was better and is gone counts no more.
+
+    >>> of_kept_model([(2, 0.1), (4, 0.3), (6, 0.2)], 4)
+    [(2, 0.1), (4, 0.3), (6, 0.2)]
+    >>> of_kept_model([(2, 0.5), (4, 0.3), (6, 0.2), (8, 0.4)], 4)
+    [(4, 0.3), (6, 0.2)]
+    """
+    best = best_of(values)
+    if best is None or best.step == kept:
+        return values
+    value = dict(values).get(kept)
+    if value is None:
+        return []
+    return [(step, other) for step, other in values if step >= kept and other <= value]
+
+
 @dataclass
 class Evaluations:
     """What a run evaluates, when, and what came of it up to now."""
@@ -143,6 +163,17 @@ class Evaluations:
             return False
         self.values.append((step, value))
         return self.best.step == step
+
+    def keep(self, kept: int | None, steps_done: int) -> None:
+        """Leave out values that speak of a model which is gone, when a run goes on after `steps_done`.
+
+        Args:
+            kept: the step of the model in the folder best; None where there is none. A later one than `steps_done` will
+                be come to again.
+        """
+        is_to_be_saved = self.best is not None and self.best.step == steps_done
+        if not is_to_be_saved and (kept is None or kept <= steps_done):
+            self.values = of_kept_model(self.values, kept)
 
     @property
     def best(self) -> Best | None:

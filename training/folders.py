@@ -1,7 +1,17 @@
 """After which steps a run writes a model folder, what it is called, and how much room all of them take."""
 
+from pathlib import Path
+
+from utils import read_json
+
 BEST = "best"  # the folder of the model that was best in the evaluations
 _MUCH_ROOM = 50e9  # bytes
+
+
+def steps_of(folder: Path) -> int | None:
+    """After how many steps the model in a folder was saved; None where there is none."""
+    path = folder / "f2llm.json"
+    return read_json(path)["training"]["steps"] if path.exists() else None
 
 
 def folder_name(step: int, every: int, steps: int, steps_per_epoch: int) -> str | None:

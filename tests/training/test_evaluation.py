@@ -238,6 +238,24 @@ def test_a_run_without_a_better_model_ends_early_and_is_finished(judged, scripte
     assert (step_of(folder / "best"), step_of(folder / "step_8")) == (6, 8)
 
 
+def test_by_another_metric_the_best_folder_is_the_model_to_beat(judged, monkeypatch, capsys):
+    """What was better by that metric before is gone, and no line says that the folder holds it."""
+    values = [(0.1, 0.9), (0.5, 0.1), (0.2, 0.4), (0.1, 0.2), (0.1, 0.3)]
+
+    def note(self, step: int, _, real=Evaluations.note):
+        found = dict(zip(("nDCG@10", "MRR@10"), values[step - 1], strict=True))
+        return real(self, step, {"first": {"32": found}})
+
+    monkeypatch.setattr(Evaluations, "note", note)
+    judged |= {"train_steps": 5, "checkpointing_steps": 3}
+    interrupted(judged, 4)
+    folder = Path(judged["output_dir"]) / "toy"
+    assert step_of(folder / "best") == 2
+    train_here(judged | {"best_metric": "MRR@10"})
+    assert step_of(folder / "best") == 5  # 0.3 against the 0.1 of step 2; 0.2 of step 4 comes between
+    assert f"best:     {folder / 'best'}: MRR@10 0.3000 at step 5" in capsys.readouterr().out
+
+
 def test_evaluations_decide_by_what_was_found_before():
     values = [0.1, 0.3, 0.3, 0.2]
     found = Evaluations([RetrievalSet("a", [], [], [], [], [])], [8, 32], every=2, choice=Choice("nDCG@10"), patience=2)
