@@ -219,6 +219,13 @@ def test_every_link_leads_somewhere(page):
         assert not anchor or anchor in anchors(linked), f"{page.name}: no heading for {target}"
 
 
+def test_the_readme_leads_to_every_page():
+    text = (ROOT / "README.md").read_text()
+    pages = [f"docs/{page.name}" for page in ROOT.glob("docs/*.md")]
+    assert len(pages) > 10
+    assert [page for page in pages if f"]({page}" not in text] == []
+
+
 @pytest.mark.parametrize("page", ALL_PAGES, ids=page_name)
 def test_every_path_in_backticks_exists(page):
     for span in spans(page.read_text()):
