@@ -111,18 +111,26 @@ def package_pairs(lists: Path = LISTS) -> tuple[list[Pair], list[Pair]]:
     return training, held_out
 
 
-def read_list(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(name, short description, long description) of each package of a translation list.
+def stanzas(path: Path) -> list[str]:
+    """The texts between the empty lines of a list, packed or not.
 
     Raises:
         RunError: the file is damaged.
     """
     try:
         with open_list(path) as file:
-            text = file.read().decode("utf-8")
+            return file.read().decode("utf-8").split("\n\n")
     except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
         raise RunError(f"{path}: cannot be read ({first_line(error)}); fetch it again") from None
-    for stanza in text.split("\n\n"):
+
+
+def read_list(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(name, short description, long description) of each package of a translation list.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    for stanza in stanzas(path):
         name, query, passage = read_stanza(stanza)
         if name and query:
             yield name, query, passage

@@ -84,6 +84,12 @@ def format_train_line(
     return " | ".join([*columns, left])
 
 
+def _mean_of_sets(results: dict[str, dict[str, dict[str, float]]], width: str) -> dict[str, float]:
+    """Metric -> its mean over the sets at a width."""
+    at_width = [by_dim[width] for by_dim in results.values()]
+    return {metric: sum(values[metric] for values in at_width) / len(at_width) for metric in at_width[0]}
+
+
 def format_evaluation(results: dict[str, dict[str, dict[str, float]]], best: tuple[int, float] | None) -> str:
     """The console's line about an evaluation: the mean of the sets at the whole width, then nDCG@10 by width and set.
 
@@ -94,20 +100,19 @@ def format_evaluation(results: dict[str, dict[str, dict[str, float]]], best: tup
         results: set -> dimensions -> metric -> value.
         best: step and value of the best evaluation, where there is a metric that decides.
     """
-    widths = sorted({int(dim) for by_dim in results.values() for dim in by_dim})
-    mean = {}
-    for width in widths:
-        at_width = [by_dim[str(width)] for by_dim in results.values()]
-        mean[width] = {name: sum(values[name] for values in at_width) / len(at_width) for name in at_width[0]}
-    whole = widths[-1]
     names = list(results)
-    columns = ["evaluation"]
-    values = " ".join(f"{name} {value:.4f}" for name, value in mean[whole].items())
-    columns.append(f"{names[0] if len(names) == 1 else f'mean of {len(names)} sets'} {values}")
-    if len(widths) > 1:
-        columns.append("at " + " ".join(f"{width}: {mean[width]['nDCG@10']:.4f}" for width in widths[:-1]))
+    *shorter, whole = sorted(results[names[0]], key=int)  # every set has the same widths
+    what = names[0]
     if len(names) > 1:
-        columns.append(" ".join(f"{name} {results[name][str(whole)]['nDCG@10']:.4f}" for name in names))
+        what = f"mean of {len(names)} sets"
+    values = " ".join(f"{metric} {value:.4f}" for metric, value in _mean_of_sets(results, whole).items())
+    columns = ["evaluation", f"{what} {values}"]
+    if shorter:
+        columns.append(
+            "at " + " ".join(f"{width}: {_mean_of_sets(results, width)['nDCG@10']:.4f}" for width in shorter)
+        )
+    if len(names) > 1:
+        columns.append(" ".join(f"{name} {results[name][whole]['nDCG@10']:.4f}" for name in names))
     if best is not None:
         columns.append(f"best {best[1]:.4f} at step {best[0]}")
     return " | ".join(columns)

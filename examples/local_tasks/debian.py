@@ -1,12 +1,10 @@
 """The packages that dpkg and apt know, of a Debian machine: name, section, one-line summary, long description."""
 
-import lzma
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.packages import family_of, is_useful, open_list, read_list
-from utils import RunError, first_line
+from benchmarks.packages import family_of, is_useful, read_list, stanzas
 
 STATUS = Path("/var/lib/dpkg/status")
 LISTS = Path("/var/lib/apt/lists")
@@ -79,12 +77,7 @@ def _stanzas_of(path: Path) -> Iterator[Package]:
     Raises:
         RunError: it is damaged.
     """
-    try:
-        with open_list(path) as file:
-            text = file.read().decode("utf-8")
-    except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
-        raise RunError(f"{path}: cannot be read ({first_line(error)}); fetch it again") from None
-    for stanza in text.split("\n\n"):
+    for stanza in stanzas(path):
         package = package_of(stanza)
         if package.name and package.summary:
             yield package
