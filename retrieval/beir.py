@@ -132,8 +132,8 @@ def _read(folder: Path, quiet: bool) -> tuple[RetrievalSet | None, list[str]]:
 def _read_files(folder: Path, quiet: bool) -> tuple[RetrievalSet | None, list[str]]:
     """The same of a folder that has all files."""
     problems = Problems()
-    queries = _read_queries(folder / QUERIES, problems, quiet)
-    places = _read_places(folder / CORPUS, problems, quiet)
+    queries = _by_id(folder / QUERIES, problems, quiet, lambda _, row: row["text"])
+    places = _by_id(folder / CORPUS, problems, quiet, lambda place, _: place)
     judgements = _read_judgements(folder / JUDGEMENTS, queries, places, problems)
     if not places:
         problems.add("no document", folder / CORPUS)
@@ -179,24 +179,14 @@ class Problems:
         return lines
 
 
-def _read_queries(path: Path, problems: Problems, quiet: bool) -> dict[str, str]:
-    """Id -> text."""
-    queries = {}
-    for line, _, row in _rows(path, problems, quiet):
-        if row["_id"] in queries:
-            problems.add("an id that stands there before", path, f"{line}: {row['_id']!r}")
-        queries[row["_id"]] = row["text"]
-    return queries
-
-
-def _read_places(path: Path, problems: Problems, quiet: bool) -> dict[str, int]:
-    """Id of a document -> where its line begins."""
-    places = {}
+def _by_id(path: Path, problems: Problems, quiet: bool, value_of: Callable) -> dict:
+    """Id -> what `value_of` makes of (where its line begins, what the line says)."""
+    found = {}
     for line, place, row in _rows(path, problems, quiet):
-        if row["_id"] in places:
+        if row["_id"] in found:
             problems.add("an id that stands there before", path, f"{line}: {row['_id']!r}")
-        places[row["_id"]] = place
-    return places
+        found[row["_id"]] = value_of(place, row)
+    return found
 
 
 def _rows(path: Path, problems: Problems, quiet: bool) -> Iterator[tuple[str, int, dict]]:

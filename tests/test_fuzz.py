@@ -21,7 +21,7 @@ import pytest
 import torch
 import toy
 from conftest import tokenize, write_state
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import arguments
@@ -294,6 +294,13 @@ def test_malformed_stores(toy_world, tmp_path):
     check_counts(cases, keys)
 
 
+def is_same_json(data: bytes, other: bytes) -> bool:
+    try:
+        return json.loads(data) == json.loads(other)
+    except ValueError:
+        return False
+
+
 def test_malformed_states(tmp_path):
     folder = write_state(tmp_path, 3, {"weights": {"a": torch.arange(6.0)}}, {"sizes": {"metrics": 3}}, keep=1)
     names = [path.name for path in folder.iterdir()]
@@ -308,10 +315,13 @@ def test_malformed_states(tmp_path):
         data[place] ^= change
         if is_cut:
             del data[place:]
-        assume(name != "state.json" or data.split() != whole[name].split())  # another white space changes no JSON
         (folder / name).write_bytes(data)
-        with pytest.raises(ValueError, match=r"state|checksum|format"):
-            checkpoint.read(folder)
+        if name == "state.json" and is_same_json(data, whole[name]):  # other white space
+            step, facts, _ = checkpoint.read(folder)
+            assert (step, facts) == (3, {"sizes": {"metrics": 3}})
+        else:
+            with pytest.raises(ValueError, match=r"state|checksum|format"):
+                checkpoint.read(folder)
         (folder / name).write_bytes(whole[name])
         cases[name] += 1
 

@@ -124,7 +124,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", str(folder / CORPUS))
 
-    monkeypatch.setattr(beir, "_read_places", refuse)
+    monkeypatch.setattr(beir, "_rows", refuse)
     assert read_sets(str(folder)) == ([], [f"{folder / CORPUS}: cannot be read: Permission denied"])
 
 
