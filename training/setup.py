@@ -92,17 +92,22 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
     Raises:
         RunError: on every process: a problem that shows only once the processes or the model are there.
     """
+    # what is trained, and in which order
     prepare_device(args, accelerator)
     args = record_processes(args, accelerator)
     plan, schedule = lay_out_steps(args, stores, recipes, accelerator.num_processes)
     model, teacher, attention = load_models(args, accelerator)
     known = embedding_store.open_all(args.teacher_embeddings, stores, model.hidden_size)
+    objectives = make_objectives(args, recipes, model.hidden_size)
+    optimizer = make_optimizer(args, model)
+
+    # what a person should know before it begins
     announce(args, accelerator, plan, schedule, attention, model)
     query_instruction, line = choose_query_instruction(args.query_instruction, stores)
     accelerator.print(line)
     warn(args, accelerator, plan, schedule, stores, recipes, model)
-    objectives = make_objectives(args, recipes, model.hidden_size)
-    optimizer = make_optimizer(args, model)
+
+    # whether the folder holds an earlier part of this run
     folder = Path(args.output_dir) / args.experiment_id
     identity = run_identity(args, schedule, plan, stores, recipes, tokenizer, model) | embedding_store.identity(known)
     refuse_with_deepspeed(args, accelerator, folder)
@@ -113,12 +118,16 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
     steps_done, facts, tensors = resume.find(accelerator, args.resume, state_folder, identity, args.model_path, unsaid)
     if accelerator.is_main_process:
         write_first_files(args, accelerator, folder, stores, recipes, resumed=bool(facts))
+
+    # onto the device, in steps that fit its memory
     cost = count_cost(args, accelerator, model)
     if accelerator.device.type == "cuda":
         torch.cuda.empty_cache()  # of the trials; what is reserved in small pieces would count as taken
     model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
     losses = loss_bytes(loss_shape(args, recipes, plan, objectives[0], teacher))
     feed = replace(make_feed(args, accelerator, stores, recipes, plan, model, cost, losses), embeddings=known)
+
+    # what is counted, written and evaluated
     meter = Meter([store.name for store in stores], LOSSES, accelerator.device)
     if facts:
         earlier_sums = resume.restore(accelerator, model, optimizer, tensors)
@@ -127,6 +136,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
     start_trackers(accelerator, args.trackers(), args.experiment_id, folder, asdict(args), steps_done)
     metrics = Metrics(accelerator, folder, facts.get("sizes", {}))
     evaluations = make_evaluations(args, accelerator, sets, objectives[0], metrics)
+
     return Run(
         args=args,
         accelerator=accelerator,
