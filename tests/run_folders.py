@@ -58,11 +58,12 @@ def write_lines(path: Path, lines: list[dict]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def write_run(folder: Path, scale: float = 1.0, steps: int = 100, **configuration) -> Path:
+def write_run(folder: Path, scale: float = 1.0, steps: int = 100, pace: float = 60.0, **configuration) -> Path:
     """A run of `steps` steps with training, validation and evaluation lines; returns its folder.
 
     Args:
         scale: of its losses, so that runs differ.
+        pace: seconds from a log line to the next, which are ten steps.
         configuration: keys of args.json that are not the defaults.
     """
     folder.mkdir(parents=True)
@@ -73,7 +74,7 @@ def write_run(folder: Path, scale: float = 1.0, steps: int = 100, **configuratio
     timings = []
     for step in range(10, steps + 1, 10):
         speeds = {"tuples_per_second": 20 + scale + step % 7, "tokens_per_second": 2000.5 + step, "peak_gib": 3.25}
-        timings.append({"step": step, "kind": "train"} | speeds)
+        timings.append({"step": step, "kind": "train", "seconds": pace} | speeds)
     write_lines(folder / "timings.jsonl", timings)
     keys = {
         "model_path": "models/small",

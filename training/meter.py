@@ -71,7 +71,8 @@ class Meter:
             losses: dataset name -> kind -> mean over all processes' rows; only what occurred.
             shares: padding (of the positions computed), and imbalance (how much more than the mean the process with
             most tokens had, step by step).
-            timings: tuples_per_second, tokens_per_second (real ones), and peak_gib, the fullest process's memory.
+            timings: seconds of training, tuples_per_second, tokens_per_second (real ones), and peak_gib, the fullest
+            process's memory.
         """
         now = time.perf_counter()
         vector = torch.cat([self.state(), self.sums.new_tensor([peak_gib(self.sums.device)])])
@@ -83,9 +84,11 @@ class Meter:
             "padding": 1 - tokens / max(computed, 1),
             "imbalance": heaviest / max(tokens, 1) - 1 if world > 1 else 0.0,
         }
+        seconds = now - self.began
         timings = {
-            "tuples_per_second": tuples / (now - self.began),
-            "tokens_per_second": tokens / (now - self.began),
+            "seconds": seconds,
+            "tuples_per_second": tuples / seconds,
+            "tokens_per_second": tokens / seconds,
             "peak_gib": peaks.max().item(),
         }
         self.sums.zero_()

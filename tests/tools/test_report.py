@@ -119,6 +119,18 @@ def test_every_number_of_the_log_is_in_the_page(run_folder, tmp_path):
     assert chart_named(text, "Padding")["unit"] == "%"
 
 
+def test_time_is_an_axis_where_all_runs_say_how_long_they_took(two_runs):
+    text = page(open_runs(two_runs))
+    ticking = embedded(text)["runs"][1]["clock"]
+    assert ticking == {"step": [0, 10, 20, 30, 40, 50, 60], "seconds": [0, 60, 120, 180, 240, 300, 360]}
+    assert 'data-value="time"' in text
+    path = two_runs[0] / "timings.jsonl"
+    path.write_text(path.read_text().replace('"seconds": 60.0, ', "", 1))
+    assert 'data-value="time"' not in page(open_runs(two_runs))
+    path.unlink()
+    assert 'data-value="time"' not in page(open_runs(two_runs))
+
+
 def test_evaluations_are_shown_over_steps_and_over_dimensions(run_folder):
     text = page(open_runs([run_folder]))
     lines = read_metrics(run_folder, "evaluation")

@@ -135,6 +135,43 @@ def test_controls_change_what_is_drawn(browser, report):
     assert opened.errors == []
 
 
+def test_over_the_time_of_training_the_slower_run_is_longer(browser, tmp_path):
+    """The second has 60 steps to the first's 100, and takes 24 minutes to its 10."""
+    folders = [run_folders.write_run(tmp_path / "fast"), run_folders.write_run(tmp_path / "slow", steps=60, pace=240.0)]
+    opened = browser.open(write(tmp_path / "report.html", page(open_runs(folders))))
+    title = "Learning rate"
+    figure = FIGURE.format(json.dumps(title))
+    opened.evaluate(f"{figure}.scrollIntoView()")
+    opened.settle()
+
+    def ends() -> list[float]:
+        """Where the two lines end, as a share of the axis."""
+        return opened.evaluate(
+            f"(one => {{ const axis = one.querySelector('line.axis'); const left = Number(axis.getAttribute('x1'));"
+            "return [...one.querySelectorAll('path.line')].map(path => (Number(path.getAttribute('d').split(/[ML,]/)"
+            f".at(-2)) - left) / (Number(axis.getAttribute('x2')) - left)); }})({figure})"
+        )
+
+    assert ends() == pytest.approx([1, 0.6], abs=0.01)
+    opened.evaluate("document.querySelector('[data-key=\"x\"][data-value=\"time\"]').click()")
+    assert opened.evaluate(f"{figure}.querySelector('.name').textContent") == "minutes of training"
+    assert ends() == pytest.approx([10 / 24, 1], abs=0.01)
+    opened.evaluate(f"{figure}.querySelector('svg').dispatchEvent(new KeyboardEvent('keydown', {{key: 'ArrowLeft'}}))")
+    assert opened.evaluate(f"{figure}.querySelector('.at').textContent") == "24 minutes"
+    assert values_in(opened, title) == ["–", show(1e-3 * (1 - 60 / 200))]  # the fast one was over long before
+    assert opened.errors == []
+
+
+def test_times_between_log_lines_lie_between_theirs(browser, report):
+    opened = browser.open(report)
+    code = (ASSETS / "numbers.js").read_text()
+    asked = "[5, 10, 15, 25].map(step => interpolated([0, 10, 20], [0, 60, 90], step))"
+    assert opened.evaluate(f"(() => {{ {code}\nreturn {asked}; }})()") == [30, 60, 75, 105]
+    assert opened.evaluate(f"(() => {{ {code}\nreturn [7199, 7200].map(one => unitOfTime(one).name); }})()") == [
+        "minutes", "hours",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)], ids=["light", "dark", "phone"])
 def test_the_page_fits_and_is_not_blank(browser, report, tmp_path, width, dark):
     opened = browser.open(report, width=width, dark=dark)

@@ -31,6 +31,7 @@ def test_meter_weighs_means_by_rows():
     assert losses == {"a": {"in_batch": pytest.approx(2.0), "hard": 4.0}, "b": {"hard": 0.5}}
     assert shares["padding"] == 0.25
     assert timings["tokens_per_second"] / timings["tuples_per_second"] == pytest.approx(300 / 17)
+    assert timings["seconds"] * timings["tuples_per_second"] == pytest.approx(17)
     assert timings["peak_gib"] > 0
     losses, _, timings = meter.read(world=1)  # starts again
     assert losses == {}

@@ -14,7 +14,7 @@ from tools.reporting import charts, compare, stores, summary, tables
 from tools.reporting.charts import Chart, Section
 from tools.reporting.neighbours import Answers, Sample
 from tools.reporting.read import RunLog
-from tools.reporting.series import last_value
+from tools.reporting.series import clock, last_value, thin
 from utils import plural
 
 ASSETS = Path(__file__).parent / "assets"
@@ -94,10 +94,18 @@ def embedded(runs: list[RunLog], drawn: list[Chart]) -> dict:
                 "series": series,
             }
         )
-    named = []
-    for run in runs:
-        named.append({"name": run.name, "stepsPerEpoch": run.steps_per_epoch, "lastStep": run.last_step})
-    return {"runs": named, "charts": listed}
+    return {"runs": [_run_facts(run) for run in runs], "charts": listed}
+
+
+def _run_facts(run: RunLog) -> dict:
+    """What the axes of steps, epochs and time need of a run."""
+    times = thin(clock(run.timings), charts.POINTS)
+    return {
+        "name": run.name,
+        "stepsPerEpoch": run.steps_per_epoch,
+        "lastStep": run.last_step,
+        "clock": {"step": [step for step, _ in times], "seconds": [seconds for _, seconds in times]},
+    }
 
 
 def as_script_data(value) -> str:
@@ -145,7 +153,7 @@ def _facts(run: RunLog) -> str:
 
 
 def _controls(runs: list[RunLog]) -> str:
-    """Which runs are shown, the axis of steps, the scale of losses, smoothing."""
+    """Which runs are shown, the axis of steps, epochs or time of training, the scale of losses, smoothing."""
     groups = []
     if len(runs) > 1:
         buttons = ""
@@ -153,7 +161,10 @@ def _controls(runs: list[RunLog]) -> str:
             words = tables.dot(index) + escape(run.name)
             buttons += f'<button type="button" class="run" data-run="{index}" aria-pressed="true">{words}</button>'
         groups.append(f'<div class="control" role="group" aria-label="Runs">{buttons}</div>')
-    groups.append(_choice("x", "Axis", [("step", "Step"), ("epoch", "Epoch")]))
+    axes = [("step", "Step"), ("epoch", "Epoch")]
+    if all(clock(run.timings) for run in runs):
+        axes.append(("time", "Time"))
+    groups.append(_choice("x", "Axis", axes))
     groups.append(_choice("scale", "Losses", [("linear", "Linear"), ("log", "Log")]))
     groups.append(_choice("smooth", "Smoothing", [("0", "Off"), ("0.6", "Some"), ("0.9", "Strong")]))
     return f'<nav class="controls" aria-label="Charts">{"".join(groups)}</nav>'

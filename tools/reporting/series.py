@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 
 Points = list[tuple[float, float | None]]  # (step, value), None where the run says that there is none
 
@@ -54,6 +55,19 @@ def kinds_of(lines: list[dict], key: str) -> dict[str, set[str]]:
 
 def _object(value) -> dict:
     return value if isinstance(value, dict) else {}
+
+
+def clock(lines: list[dict]) -> Points:
+    """(step, seconds of training until its end) from step 0 on, of the lines of a timings.jsonl.
+
+    Each line has the seconds since the one before, without validation, evaluation and saving. Nothing where any line
+    has none.
+    """
+    seconds = [number(line.get("seconds")) for line in lines]
+    if not lines or None in seconds:
+        return []
+    steps = [line["step"] for line in lines]
+    return [(0, 0.0), *zip(steps, accumulate(seconds), strict=True)]
 
 
 def last_value(points: Points) -> float | None:

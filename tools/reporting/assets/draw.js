@@ -19,12 +19,19 @@ function node(name, attributes, parent, text) {
   return made;
 }
 
-// What is drawn of a chart now: without hidden runs, in steps or epochs, smoothed.
+// A step of a run on the chosen axis: the step itself, the epoch, or the time of training in TIME's unit.
+function positionOf(run, step, view) {
+  if (view.x === "epoch") return step / (run.stepsPerEpoch || 1);
+  if (view.x === "time") return interpolated(run.clock.step, run.clock.seconds, step) / TIME.seconds;
+  return step;
+}
+
+// What is drawn of a chart now: without hidden runs, by the chosen axis, smoothed.
 function visible(chart, view) {
   const shown = chart.series.filter((series) => !view.hidden.has(series.run));
   return shown.map((series) => {
-    const perEpoch = chart.x === "step" && view.x === "epoch" ? DATA.runs[series.run].stepsPerEpoch : 1;
-    const xs = perEpoch === 1 ? series.x : series.x.map((x) => x / (perEpoch || 1));
+    const isOverSteps = chart.x === "step" && view.x !== "step";
+    const xs = isOverSteps ? series.x.map((x) => positionOf(DATA.runs[series.run], x, view)) : series.x;
     const weight = chart.noisy && !series.heldOut ? view.smooth : 0;
     return { ...series, x: xs, drawn: smoothed(series.y, weight), isSmoothed: weight > 0 };
   });
@@ -99,14 +106,18 @@ function positionScale(chart, series, box, view) {
   const place = (x) => box.left + (room * (position(x) - low)) / (high - low);
   const count = Math.max(2, Math.floor(room / 80));
   const ticks = isLog ? apart(xs, place, 34) : linearTicks(low, high, count);
-  const name = isLog ? "dimensions" : view.x;
+  const name = isLog ? "dimensions" : axisName(view);
   return { xs, ticks, place, name };
 }
 
 // Where the runs that are shown end: all charts over steps have the same axis, so that the eye can go from one to another.
 function lastPosition(view) {
   const shown = DATA.runs.filter((_, index) => !view.hidden.has(index));
-  return Math.max(...shown.map((run) => run.lastStep / (view.x === "epoch" ? run.stepsPerEpoch || 1 : 1)));
+  return Math.max(...shown.map((run) => positionOf(run, run.lastStep, view)));
+}
+
+function axisName(view) {
+  return view.x === "time" ? `${TIME.name} of training` : view.x;
 }
 
 // Each bin of lengths has the same width; `limit`, where texts are cut, falls between two.

@@ -62,6 +62,19 @@ function smoothed(values, weight) {
   });
 }
 
+// In what times up to `longest` seconds are shown.
+function unitOfTime(longest) {
+  return longest < 2 * 3600 ? { name: "minutes", seconds: 60 } : { name: "hours", seconds: 3600 };
+}
+
+// The y of a line through points of rising x; outside of them it goes on as between the last two there.
+function interpolated(xs, ys, x) {
+  const found = xs.findIndex((known) => known >= x);
+  const next = found === -1 ? xs.length - 1 : Math.max(found, 1);
+  const share = (x - xs[next - 1]) / (xs[next] - xs[next - 1]);
+  return ys[next - 1] + share * (ys[next] - ys[next - 1]);
+}
+
 // Where in rising numbers the one nearest to `value` stands.
 function nearest(sorted, value) {
   let low = 0;

@@ -2,6 +2,7 @@
 // controls at the top redraw them.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
+const TIME = unitOfTime(Math.max(...DATA.runs.map((run) => run.clock.seconds.at(-1) ?? 0)));
 const view = { x: "step", scale: "linear", smooth: 0, hidden: new Set() };
 const figures = [...document.querySelectorAll("figure.chart")];
 const chartOf = (figure) => DATA.charts[Number(figure.dataset.chart)];
@@ -76,6 +77,7 @@ function valueMark(series, chart, value) {
 function positionWords(chart, at) {
   if (chart.x === "dimension") return `${at} dimensions`;
   if (chart.x === "length") return `from ${at} tokens`;
+  if (view.x === "time") return `${show(at)} ${TIME.name}`;
   return `${view.x} ${view.x === "epoch" ? at.toFixed(2) : at.toLocaleString("en-US")}`;
 }
 
