@@ -3,12 +3,17 @@
 Two sections: files, words.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 # ------------------------------------------------------------------------------------------ files
 
@@ -134,6 +139,30 @@ def read_strictly(path: Path) -> tuple[object, list[str]]:
 
 class RunError(Exception):
     """A run cannot start or go on, for a reason that a person can act on: the message is all they need to read."""
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether a disk refuses what is written, for want of room or of permission: no fault of the code."""
+    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
+
+
+def exit_status(work: Callable[[], object]) -> int:
+    """Do the work of a command, and say in a sentence why it was not done.
+
+    Returns:
+        0; 2 where it raises RunError, for refused input; 1 where a disk refuses what is written.
+    """
+    try:
+        work()
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not is_disk_error(error):
+            raise
+        print(f"the disk refuses what is written: {error}: make room, and give the same command again", file=sys.stderr)
+        return 1
+    return 0
 
 
 def plural(count: int, noun: str) -> str:

@@ -1,6 +1,5 @@
 """Processes that start together, stop together when one is told to, and end together when one fails."""
 
-import errno
 import os
 import signal
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from safetensors import SafetensorError
 
 from runtime import heartbeat, launcher
 from runtime.engine import start
-from utils import RunError
+from utils import RunError, is_disk_error
 
 # Exit statuses, the same on every process of a run.
 FINISHED = launcher.FINISHED
@@ -24,7 +23,6 @@ _STOPPING = f"{launcher.INTERRUPTED}: stopping after this step"
 _STOPPING_AT_ONCE = (
     "; Ctrl-C again ends at once, and the same command goes on from the last saved state, if there is one"
 )
-_DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # no fault of the code
 
 
 @contextmanager
@@ -66,7 +64,7 @@ def user_message(error: BaseException) -> str | None:
 def _is_disk_error(error: BaseException) -> bool:
     if isinstance(error, SafetensorError):
         return "os error" in str(error)  # it has no number, only Rust's words for one
-    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
+    return is_disk_error(error)
 
 
 class StopSignal:

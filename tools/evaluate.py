@@ -18,6 +18,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
@@ -25,7 +26,7 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 
 from configuration.keys import did_you_mean, unwritable
 from tools.evaluation import folders, results
-from utils import RunError, first_line, plural, read_json, read_strictly, write_json
+from utils import RunError, exit_status, first_line, plural, read_json, read_strictly, write_json, write_text
 
 WAYS = ("auto", "published", "own", "none")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -56,17 +57,16 @@ class Asked:
 
 
 def main(argv: list[str]) -> int:
-    """Check everything, then evaluate. Returns the exit status: 0, or 2 for refused input."""
+    """Check everything, then evaluate.
+
+    Returns:
+        The exit status: 0; 2 for refused input; 1 where the disk is full, with what was finished before kept.
+    """
     asked = parse(argv)
     if asked.is_local:  # read on import by the packages that would ask the hub
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["HF_DATASETS_OFFLINE"] = "1"
-    try:
-        evaluate(asked)
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(partial(evaluate, asked))
 
 
 def parse(argv: list[str]) -> Asked:
@@ -108,6 +108,7 @@ def evaluate(asked: Asked) -> None:
 
     Raises:
         RunError: the input is refused, and nothing was written; or a task fails, and results.json is as it was.
+        OSError: the disk refuses what is written; each file is the earlier one or the new one.
     """
     overrides, problems = read_overrides(asked.prompt_overrides)
     problems += model_problems(asked)
@@ -146,7 +147,7 @@ def evaluate(asked: Asked) -> None:
     table = results.table(scores, main_metrics)
     write_json(asked.output / "results.json", scores)
     write_json(asked.output / "evaluation.json", facts(asked, model, way, tasks))
-    (asked.output / "table.md").write_text(f"{table}\n", encoding="utf-8")
+    write_text(asked.output / "table.md", f"{table}\n")
     if asked.card:
         add_evaluation(asked.model, scores)
     print(table)

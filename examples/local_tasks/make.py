@@ -17,17 +17,22 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from examples.code_search import corpus
-from utils import RunError, aside_of, plural, publish, remove, write_json
+from utils import RunError, aside_of, exit_status, plural, publish, remove, write_json
 
 from . import debian, kinds, translations
 from .kinds import Task
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make the tasks. Returns the exit status: 0, or 2 where there is no source, or the folder exists."""
+    """Make the tasks.
+
+    Returns:
+        The exit status: 0; 2 where there is no source, or the folder exists; 1 where the disk refuses the tasks.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m examples.local_tasks.make",
         description=__doc__,
@@ -40,13 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--status", type=Path, default=debian.STATUS, help="dpkg's packages (default %(default)s)")
     add("--lists", type=Path, default=debian.LISTS, help="folder of apt's lists (default %(default)s)")
     add("--locale", type=Path, default=translations.LOCALE, help="folder of translations (default %(default)s)")
-    flags = parser.parse_args(argv)
-    try:
-        make(flags)
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(partial(make, parser.parse_args(argv)))
 
 
 def make(flags: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 python -m pytest tests/tools/test_evaluate.py
 """
 
+import errno
 import json
 import os
 import random
@@ -31,6 +32,7 @@ from export.model_card import Facts
 from modeling.backbone import load_backbone
 from tools import evaluate
 from tools.evaluation import folders
+from tools.evaluation.kept_vectors import KeptVectors
 from tools.evaluation.model import FolderModel, Prompts
 from tools.evaluation.results import metrics_of
 from tools.evaluation.tasks import local_task
@@ -221,8 +223,9 @@ def test_every_text_ends_in_one_eos_also_where_it_is_cut(model, tasks, tmp_path,
 def test_shorter_vectors_are_normalised_again_and_no_text_is_embedded_twice(model, tmp_path, monkeypatch):
     metadata = mteb.get_task("STS12").metadata
     options = {"task_metadata": metadata, "hf_split": "test", "hf_subset": "default"}
-    one = loaded(model, keep=tmp_path)
+    one = loaded(model, kept=KeptVectors(tmp_path, WIDTH))
     texts = ["The river is old.", "A castle", ""]
+    one.encode(batches(["A poem"]), **options)  # what comes later is not read in its place
     whole = one.encode(batches(texts), **options)
     monkeypatch.setattr(SentenceTransformer, "encode", None)  # cannot be called any more
     one.use(8)
@@ -230,6 +233,37 @@ def test_shorter_vectors_are_normalised_again_and_no_text_is_embedded_twice(mode
     assert short.shape == (3, 8)
     expected = torch.nn.functional.normalize(torch.from_numpy(whole[:, :8]), dim=1)
     assert np.abs(short - expected.numpy()).max() < 1e-6
+    one.use(WIDTH)
+    assert np.array_equal(one.encode(batches(texts), **options), whole)
+    assert list(tmp_path.iterdir()) == []  # the file has no name: a kill leaves nothing behind
+    one.kept.close()
+
+
+def no_space(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("where", ["kept vectors", "mteb's file", "results"])
+def test_a_full_disk_ends_in_a_sentence_and_leaves_what_was_there(
+    where, model, tasks, evaluated, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(evaluated, tmp_path / "out")
+    shutil.copytree(tasks / "near", tmp_path / "tasks" / "near")
+    before = (tmp_path / "out" / "results.json").read_text()
+    if where == "kept vectors":
+        monkeypatch.setattr(KeptVectors, "keep", no_space)
+        (tmp_path / "tasks" / "near" / "task.json").write_text('{"type": "sts", "description": "another"}')
+    elif where == "mteb's file":
+        monkeypatch.setattr(mteb.ResultCache, "save_to_cache", no_space)
+        (tmp_path / "tasks" / "near" / "task.json").write_text('{"type": "sts", "description": "another"}')
+    else:
+        monkeypatch.setattr(evaluate, "write_json", no_space)
+    assert run(model, tmp_path / "tasks", tmp_path / "out", "--dims", "8") == 1
+    said = capsys.readouterr().err
+    assert "the disk refuses what is written: [Errno 28] No space left on device: make room, and give the same" in said
+    assert "Traceback" not in said
+    assert (tmp_path / "out" / "results.json").read_text() == before
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def local_metadata(name: str, kind: str):

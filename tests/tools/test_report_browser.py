@@ -153,7 +153,7 @@ def test_over_the_time_of_training_the_slower_run_is_longer(browser, tmp_path):
         )
 
     assert ends() == pytest.approx([1, 0.6], abs=0.01)
-    opened.evaluate("document.querySelector('[data-key=\"x\"][data-value=\"time\"]').click()")
+    opened.evaluate('document.querySelector(\'[data-key="x"][data-value="time"]\').click()')
     assert opened.evaluate(f"{figure}.querySelector('.name').textContent") == "minutes of training"
     assert ends() == pytest.approx([10 / 24, 1], abs=0.01)
     opened.evaluate(f"{figure}.querySelector('svg').dispatchEvent(new KeyboardEvent('keydown', {{key: 'ArrowLeft'}}))")

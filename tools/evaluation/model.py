@@ -1,6 +1,5 @@
 """A model folder as mteb sees it: each task with its instruction, at any of its dimensions."""
 
-import hashlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 from modeling.prompts import query_prompt
 from modeling.versions import embedding_width, in_dtype
+from tools.evaluation.kept_vectors import KeptVectors
 from utils import RunError, first_line
 
 MANY = 10_000  # texts that take long enough for a progress bar
@@ -45,7 +45,7 @@ class FolderModel(AbsEncoder):
     """A folder of Sentence Transformers, for mteb.
 
     Vectors shorter than the model's are its first elements, normalised again. A text is embedded once for all
-    dimensions where `keep` names a folder for its vectors.
+    dimensions where `kept` takes its vectors.
 
     Raises:
         RunError: the folder cannot be loaded.
@@ -59,7 +59,7 @@ class FolderModel(AbsEncoder):
         max_length: int | None = None,
         dtype: str = "float32",
         device: str | None = None,
-        keep: Path | None = None,
+        kept: KeptVectors | None = None,
     ):
         self.model = load(folder, dtype, device)
         if max_length is not None:
@@ -68,7 +68,7 @@ class FolderModel(AbsEncoder):
         self.prompts_dict = prompts.texts()
         self.width = embedding_width(self.model)
         self.dimension = self.width
-        self.keep = keep
+        self.kept = kept
         name = f"local/{folder.resolve().name}"
         facts = {"name": name, "revision": revision, "similarity_fn_name": ScoringFunction.COSINE}
         self.full_meta = ModelMeta.create_empty(facts | {"embed_dim": self.width, "max_tokens": self.max_length})
@@ -133,11 +133,9 @@ class FolderModel(AbsEncoder):
 
     def full_vectors(self, texts: list[str], prompt: str, batch_size: int) -> np.ndarray:
         """Vectors [n, width] as the folder's modules give them, read where they were kept."""
-        path = None
-        if self.keep is not None:
-            path = self.keep / f"{digest([prompt, *texts])}.npy"
-            if path.exists():
-                return np.load(path)
+        found = None if self.kept is None else self.kept.find([prompt, *texts])
+        if found is not None:
+            return found
         vectors = self.model.encode(
             texts,
             prompt=prompt,
@@ -146,8 +144,8 @@ class FolderModel(AbsEncoder):
             show_progress_bar=sys.stderr.isatty() and len(texts) > MANY,
         )
         vectors = vectors.float().cpu().numpy()
-        if path is not None:
-            np.save(path, vectors)
+        if self.kept is not None:
+            self.kept.keep([prompt, *texts], vectors)
         return vectors
 
 
@@ -175,11 +173,3 @@ def normalised(vectors: np.ndarray) -> np.ndarray:
     """Rows of length 1; a row of zeros stays."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.maximum(lengths, 1e-12)
-
-
-def digest(texts: list[str]) -> str:
-    """Changes with any text or their order."""
-    found = hashlib.sha256()
-    for text in texts:
-        found.update(f"{len(text)} ".encode() + text.encode("utf-8", "surrogatepass"))
-    return found.hexdigest()

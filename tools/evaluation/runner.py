@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +14,11 @@ import mteb
 from mteb.abstasks import AbsTask
 from tqdm import tqdm
 
+from tools.evaluation.kept_vectors import KeptVectors
 from tools.evaluation.model import FolderModel
 from tools.evaluation.results import Scores, metrics_of
 from tools.evaluation.tasks import fresh
-from utils import RunError, first_line
+from utils import RunError, first_line, is_disk_error
 
 
 def evaluate_all(model: FolderModel, tasks: list[AbsTask], dims: list[int], output: Path, batch_size: int) -> Scores:
@@ -29,6 +29,7 @@ def evaluate_all(model: FolderModel, tasks: list[AbsTask], dims: list[int], outp
 
     Raises:
         RunError: mteb cannot evaluate a task.
+        OSError: the disk refuses what is written.
     """
     cache = mteb.ResultCache(cache_path=output)
     scores = {}
@@ -46,12 +47,11 @@ def kept_vectors(model: FolderModel, is_wanted: bool, folder: Path) -> Iterator[
     if not is_wanted:
         yield
         return
-    with tempfile.TemporaryDirectory(prefix=".vectors.", dir=folder) as kept:
-        model.keep = Path(kept)
+    with contextlib.closing(KeptVectors(folder, model.width)) as model.kept:
         try:
             yield
         finally:
-            model.keep = None
+            model.kept = None
 
 
 def evaluate_task(
@@ -75,6 +75,8 @@ def evaluate_task(
                     show_progress_bar=False,
                 )
         except (ValueError, KeyError, OSError) as error:
+            if is_disk_error(error):
+                raise
             raise RunError(f"{task.metadata.name}: mteb cannot evaluate it ({first_line(error)})") from error
         by_dimension[str(dimension)] = metrics_of(found.task_results[0].scores)
     return by_dimension
