@@ -3,17 +3,21 @@
 python -m pytest tests/examples/test_local_tasks.py
 """
 
+import errno
 import gettext
 import gzip
 import json
 import struct
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from examples.local_tasks import compare, debian, kinds, make, translations
 from examples.local_tasks.debian import Package
+from export.model_card import Facts
 from tools.evaluation import folders
+from utils import write_json
 
 STATUS = """Package: libfoo1
 Status: install ok installed
@@ -199,7 +203,7 @@ def test_models_stand_side_by_side_with_the_tasks_that_all_have(tmp_path, capsys
         }
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps(results))
-        settings = {"tasks": {task: {"main_metric": f"of_{task}"} for task in scores}}
+        settings = {"model": str(tmp_path), "tasks": {task: {"main_metric": f"of_{task}"} for task in scores}}
         (tmp_path / name / "evaluation.json").write_text(json.dumps(settings))
     assert compare.main([f"one={tmp_path}/a", f"{tmp_path}/b"]) == 0
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
@@ -210,3 +214,38 @@ def test_models_stand_side_by_side_with_the_tasks_that_all_have(tmp_path, capsys
         ["mean of tasks", "", "0.3750", "-"],
     ]
     assert compare.main([f"none={tmp_path}"]) == 2
+    assert compare.main([f"one={tmp_path}/a", f"two={tmp_path}/b", "--card"]) == 2
+    assert f"--card: {tmp_path} holds no model that was trained here" in capsys.readouterr().err
+
+
+def test_the_table_goes_into_the_card_of_the_first_model(tmp_path, capsys):
+    facts = Facts(
+        hidden_size=8, max_seq_length=64, query_instruction="", base_model="toy", matryoshka_dims=[], training={},
+        datasets={},
+    )  # fmt: skip
+    (tmp_path / "model").mkdir()
+    write_json(tmp_path / "model" / "f2llm.json", asdict(facts))
+    for name, score in (("ours", 0.75), ("theirs", 0.5)):
+        (tmp_path / name).mkdir()
+        values = {"main_score": score, "ndcg_at_10": score}
+        write_json(tmp_path / name / "results.json", {"search": {"8" if name == "ours" else "16": values}})
+        settings = {"model": str(tmp_path / "model"), "tasks": {"search": {"main_metric": "ndcg_at_10"}}}
+        write_json(tmp_path / name / "evaluation.json", settings)
+    words = [f"{name}={tmp_path / name}" for name in ("ours", "theirs")]
+    for _ in range(2):  # a second time it is replaced
+        assert compare.main([*words, "--card"]) == 0
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert card.count("| evaluation | metric | this model | theirs |") == 1
+    assert "| search | ndcg_at_10 | 0.7500 | 0.5000 |" in card
+    assert "0.7500" in capsys.readouterr().out
+
+
+def test_a_full_disk_ends_in_a_sentence(tmp_path, monkeypatch, capsys):
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(make, "publish", no_space)
+    monkeypatch.setattr(make, "all_tasks", lambda flags: [kinds.search("one", [("a", "b")] * kinds.LEAST, {})])
+    assert make.main([str(tmp_path / "tasks")]) == 1
+    assert "the disk refuses what is written: [Errno 28] No space left on device: make room" in capsys.readouterr().err
+    assert not (tmp_path / "tasks").exists()
