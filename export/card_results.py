@@ -108,11 +108,22 @@ def _beside(evaluation: dict, beside: dict) -> str:
     rows = []
     for task, by_dim in sorted(evaluation.items()):
         own = _widest(by_dim)
-        metric = [*_shown(own), ""][0]
+        metric = _main_metric(own)
         others = [_widest(figures.get(task, {})) for figures in beside.values()]
         cells = [_figures(values, [metric])[0] for values in (own, *others)]
         rows.append([in_cell(task), in_cell(metric), *cells])
     return table(["evaluation", "metric", "this model", *map(in_cell, beside)], rows)
+
+
+def _main_metric(values: dict[str, float]) -> str:
+    """mteb's main metric, whose value its results hold a second time as main_score; else the first that is shown.
+
+    >>> _main_metric({"accuracy": 0.5, "f1": 0.4, "main_score": 0.4}), _main_metric({"accuracy": 0.5, "f1": 0.4})
+    ('f1', 'accuracy')
+    """
+    shown = [*_shown(values), ""]
+    main = values.get("main_score", math.nan)
+    return next((metric for metric in shown if values.get(metric) == main), shown[0])
 
 
 def _shown(metrics) -> list[str]:

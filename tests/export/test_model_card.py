@@ -127,7 +127,8 @@ def test_the_results_have_a_row_for_each_task_and_width():
         "clustering": {"hard": 3},
     }
     evaluation = {"b": {"32": {"accuracy": 0.5}}, "a": {"8": {"accuracy": 0.25}, "32": {"accuracy": 1.0}},
-                  "search": {"32": {"mrr_at_10": 0.1, "ndcg_at_10": 0.2, "map_at_3": 0.3}}}  # fmt: skip
+                  "search": {"32": {"mrr_at_10": 0.1, "ndcg_at_10": 0.2, "map_at_3": 0.3}},
+                  "translated": {"32": {"accuracy": 0.5, "f1": 0.25, "main_score": 0.25}}}  # fmt: skip
     beside = {"other": {"a": {"64": {"accuracy": 0.9}, "8": {"accuracy": 0.1}}}}
     results = {"held_out": {"step": 1000, "measures": held_out}, "evaluation": evaluation, "beside": beside}
     card = model_card(facts(results=results))
@@ -146,6 +147,7 @@ def test_the_results_have_a_row_for_each_task_and_width():
         ["a", "accuracy", "1.0000", "0.9000"],
         ["b", "accuracy", "0.5000", "–"],
         ["search", "ndcg_at_10", "0.2000", "–"],
+        ["translated", "f1", "0.2500", "–"],  # mteb's main metric
     ]
     sets = {"files": {"32": {"Recall@10": 0.75, "nDCG@10": 0.5, "Recall@1": 0.25}}}
     card = model_card(facts(results={"in_training": {"step": 2000, "sets": sets}}))
