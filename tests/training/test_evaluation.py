@@ -4,6 +4,7 @@ python -m pytest tests/training/test_evaluation.py
 """
 
 import doctest
+import importlib.util
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import pytest
 import toy
 from chaos import final
 from conftest import Killed, door_here, interrupted, read_metrics, train_here
-from harness import on_processes, through_the_door
+from harness import on_processes, run_command, through_the_door
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run
@@ -142,6 +143,47 @@ def test_one_two_and_four_processes_find_the_same(config, sets):
         folder = Path(config["output_dir"]) / kind
         assert read_metrics(folder, "evaluation") == [expected]
         assert (folder / "best" / "model.safetensors").exists()
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="DeepSpeed is an optional package")
+def test_two_processes_under_deepspeed_find_what_one_finds(config, sets, tmp_path):
+    """Through the shipped config: every digit before the weights move, and what the saved folder finds after that.
+
+    The 700 documents are three chunks: one of two processes has more to do.
+    """
+    one = read_set(toy.write_retrieval_set(sets / "third", queries=30, documents=700, seed=2))
+    config |= {"warmup_steps": 1, "train_steps": 2, "evaluation_steps": 1}  # a warm-up's first step moves nothing
+    alone = read_metrics(train_here(config | {"experiment_id": "alone"}), "evaluation")
+    folder = launched(config | {"experiment_id": "launched", "train_batch_size": 4}, tmp_path)
+    before, after = read_metrics(folder, "evaluation")
+    assert before == alone[0]
+    assert 0 < before["sets"]["third"]["32"]["MAP@100"] < 1
+    found = after["sets"]["third"]["32"]
+    assert found == pytest.approx(by_the_saved_folder(folder / "step_2", one), rel=1e-9)
+    assert found != before["sets"]["third"]["32"]
+    assert found == pytest.approx(alone[1]["sets"]["third"]["32"], abs=0.01)  # rounding exchanges near neighbours
+
+
+def by_the_saved_folder(folder: Path, one: RetrievalSet) -> dict[str, float]:
+    """The metrics of a model folder, searched by our other way."""
+    queries = encode(folder, [query_prompt(INSTRUCTION) + query for query in one.queries], 64)
+    documents = encode(folder, one.documents[:], 64)
+    ranking = search(unit_rows(queries), unit_rows(documents), 100)
+    return evaluate(ranking.passages, one.relevance)
+
+
+def launched(config: dict, folder: Path) -> Path:
+    """A run through the shipped config of DeepSpeed, on two processes; returns its folder."""
+    path = folder / "launched.json"
+    path.write_text(json.dumps(config))
+    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
+    del environment["ACCELERATE_USE_CPU"]
+    launch = ["accelerate.commands.launch", "--config_file", "configs/accelerate_deepspeed_cpu.yaml"]
+    done = run_command("-m", *launch, "run.py", "--config", str(path), environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "processes: 2" in done.stdout
+    return Path(config["output_dir"]) / config["experiment_id"]
 
 
 # ------------------------------------------------------------------------------------- no trace in training
