@@ -24,19 +24,36 @@ def test_the_benchmark_of_states_runs_at_toy_size(monkeypatch, tmp_path, capsys)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_benchmark_of_mining_runs_at_toy_size(monkeypatch, tmp_path, capsys):
-    words = ["--passages", "300", "--encode", "0", "--threads", "1", "--folder", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["mining.py", *words])
+def test_the_benchmark_of_mining_measures_what_is_missing(monkeypatch, tmp_path, capsys):
+    """A toy size: every way once; a row that is lost is measured again, and no other is."""
+    measured = []
+
+    def here(function, *arguments):
+        measured.append(arguments[2])
+        return function(*arguments)
+
     monkeypatch.setattr(mining, "QUERIES", 20)
-    monkeypatch.setattr(mining, "in_fresh_process", lambda function, *arguments: function(*arguments))
-    mining.main()
+    monkeypatch.setattr(mining, "in_fresh_process", here)
+    (tmp_path / "vectors").mkdir()
+    flags = ["--passages", "300", "--encode", "0", "--threads", "1", "--folder", str(tmp_path / "vectors")]
+    flags += ["--rows", str(tmp_path / "rows.jsonl")]
+    mining.main([*flags, "--minutes", "0"])
+    assert capsys.readouterr().out.count("left out: ") == 4
+    assert measured == []
+    mining.main(flags)
+    assert measured == ["exact fp32", "exact fp16", "flat", "IVF"]
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[-4:]]
-    assert [row[:-5] for row in rows] == [["exact", "fp32"], ["exact", "fp16"], ["flat"], ["IVF"]]
-    assert [row[-5] for row in rows] == ["300"] * 4
+    assert [row[:-8] for row in rows] == [["exact", "fp32"], ["exact", "fp16"], ["flat"], ["IVF"]]
+    assert [(row[-8], row[-5]) for row in rows] == [("300", "20")] * 4
     recalls = [float(row[-1]) for row in rows]
     assert recalls[0] == recalls[2] == 1
     assert recalls[1] > 0.95
-    assert list(tmp_path.iterdir()) == []
+    assert not any((tmp_path / "vectors").iterdir())
+    kept = (tmp_path / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join([*kept[:2], kept[3]]) + "\n")  # that of "flat" is lost
+    mining.main(flags)
+    assert measured[4:] == ["exact fp32", "flat"]  # the first only to be compared with
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 4
 
 
 def test_frozen_lengths_are_as_named():
