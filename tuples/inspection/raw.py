@@ -81,7 +81,8 @@ def read_raw(path: Path, task: str | None, tokenizer, evaluation: Evaluation | N
     unreadable = UnreadableRows()
     tables = raw_formats.survey(path, columns.types, BATCH_ROWS, unreadable)
     look = partial(_look_at, columns=columns, task=task, evaluation=evaluation)
-    bar = tqdm(desc=path.name, unit="row", disable=None, leave=False)
+    rows_in_all = raw_formats.rows_of_schema(path)  # of a file without a schema nobody knows them before
+    bar = tqdm(total=rows_in_all, desc=path.name, unit="row", disable=None, leave=False)
     parts = []
     file_rows = 0
     for part, rows in in_threads(look, tables, workers):
