@@ -16,7 +16,7 @@ import pytest
 
 from tools import build_tuples
 from tuples.sources import reading
-from tuples.sources.description import KINDS, Source, read_description
+from tuples.sources.description import FILE, KINDS, Source, read_description
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "configs" / "sources"
@@ -39,15 +39,31 @@ def rows_of(source: Source) -> list[dict]:
     for number in range(6):
         row = {}
         for role, columns in source.columns_of.items():
-            row |= {column: f"{column} {number}" for column in columns}
-            if role == "label":
-                row[columns[0]] = labels[number % len(labels)]
-            if role == "score":
-                row[columns[0]] = source.threshold - number % 2
-            if role == "premise":
-                row[columns[0]] = f"premise {number // 3}"
+            for column in columns:
+                put(row, column, value_of(source, role, column, number, labels))
         rows.append(row)
     return rows
+
+
+def value_of(source: Source, role: str, column: str, number: int, labels: list[str]):
+    """What row `number` holds in a column."""
+    if role == "label":
+        return labels[number % len(labels)]
+    if role == "score":
+        return source.threshold - number % 2
+    if role == "premise":
+        return f"premise {number // 3}"
+    if source.joins(role) and len(source.columns_of[role]) == 1:
+        return [f"{column} {number}", f"more {number}"]  # a column of lists, or there would be nothing to join
+    return f"{column} {number}"
+
+
+def put(row: dict, column: str, value) -> None:
+    """Put a value into a row; "a.b" is b of the object a."""
+    *outer, name = column.split(".")
+    for key in outer:
+        row = row.setdefault(key, {})
+    row[name] = value
 
 
 def tuples_expected(source: Source) -> int:
@@ -84,11 +100,15 @@ def built(tmp_path_factory) -> Path:
 
 
 def write_files(folder: Path, source: Source) -> None:
-    """The rows of a source of files, as a file that fits its pattern."""
-    path = folder / source.files.replace("*", "some")
-    path.parent.mkdir(exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in rows_of(source)).encode()
-    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    """The rows of a source of files, as files that fit its pattern: one for each label where the file is the label."""
+    parts = {"some": rows_of(source)}
+    if FILE in source.columns_of.get("label", []):
+        parts = {name: [row for row in parts["some"] if row[FILE] == name] for name in ("a", "b")}
+    for name, rows in parts.items():
+        path = folder / source.files.replace("*", name)
+        path.parent.mkdir(exist_ok=True)
+        text = "".join(json.dumps(row | {FILE: "not read"}) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

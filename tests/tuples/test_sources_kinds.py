@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -57,6 +58,47 @@ def test_columns_of_other_names_are_read_and_several_are_joined(tmp_path):
     columns = {"query": "q", "passage": ["title", "body"]}
     tuples, _ = build(tmp_path, rows, kind="pairs", columns=columns)
     assert [(row["query"], row["passage"]) for row in tuples] == [("a", "t\nb"), ("c", "d")]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_values_in_objects_are_read_and_lists_are_joined_where_the_description_gives_a_list(ending, tmp_path):
+    rows = [
+        {"q": {"text": "a"}, "of": {"parts": ["x", "", "y"], "year": 1}},
+        {"q": {"text": "b"}, "of": {"parts": ["z"], "year": 2}},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+
+    def built(passage) -> list[tuple[str, str]]:
+        description = {"name": "x", "kind": "pairs", "files": f"rows.{ending}"}
+        description |= {"columns": {"query": "q.text", "passage": passage, "id": "of.year"}}
+        (tmp_path / "x.json").write_text(json.dumps(description))
+        assert build_tuples.main(["--source", str(tmp_path / "x.json"), "--output_dir", str(tmp_path / "raw")]) == 0
+        tuples = pq.read_table(tmp_path / "raw" / "x.parquet").to_pylist()
+        return [(row["query"], row["passage"]) for row in tuples]
+
+    assert built(["of.parts"]) == [("a", "x\ny"), ("b", "z")]
+    assert built("of.parts") == [("a", "x"), ("a", "y"), ("b", "z")]
+
+
+def test_a_class_may_be_the_name_of_the_file(tmp_path):
+    for name in ("cats", "dogs"):
+        rows = [{"text": f"{name} {number}"} for number in range(3)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    found = []
+    for ending in ("jsonl", "parquet"):
+        description = {"name": "x", "kind": "clustering", "files": f"*.{ending}", "columns": {"label": "(file)"}}
+        (tmp_path / "x.json").write_text(json.dumps(description))
+        assert build_tuples.main(["--source", str(tmp_path / "x.json"), "--output_dir", str(tmp_path / "raw")]) == 0
+        found.append(pq.read_table(tmp_path / "raw" / "x.parquet").to_pylist())
+    assert found[0] == found[1]
+    assert len(found[0]) == 6
+    for row in found[0]:
+        own, other = row["query"][:4], {"cats": "dogs", "dogs": "cats"}[row["query"][:4]]
+        assert row["passage"].startswith(own)
+        assert row["passage"] != row["query"]
+        assert [text[:4] for text in negatives_of(row)] == [other] * 3
 
 
 def inferences(seed: int) -> list[dict]:

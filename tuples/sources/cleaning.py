@@ -40,7 +40,7 @@ def clean(values: dict, source: Source) -> Clean:
     """
     found = Clean([])
     if ID in source.columns_of:
-        found.id = label_word(values.get(source.columns_of[ID][0]))
+        found.id = label_word(value_at(values, source.columns_of[ID][0]))
     if "label" in source.columns_of:
         found.label = _label(values, source)
     if source.kind == "duplicates" and found.label == DIFFERENT:
@@ -61,6 +61,22 @@ def clean(values: dict, source: Source) -> Clean:
     return found
 
 
+def value_at(values: dict, column: str) -> object:
+    """What a row holds in a column; "a.b" is b of the object a, where no column is called so.
+
+    >>> value_at({"a": {"b": 1}}, "a.b"), value_at({"a.b": 2}, "a.b"), value_at({"a": 3}, "a.b")
+    (1, 2, None)
+    """
+    if column in values:
+        return values[column]
+    value = values
+    for name in column.split("."):
+        if not isinstance(value, dict):
+            return None
+        value = value.get(name)
+    return value
+
+
 def label_word(value: object) -> str:
     """A label, or an id, as the word that stands for it in a table: 1, 1.0 and " 1" are all "1"; null is "".
 
@@ -78,7 +94,7 @@ def label_word(value: object) -> str:
 
 def _label(values: dict, source: Source) -> str:
     """What the label of a row means."""
-    word = label_word(values.get(source.columns_of["label"][0]))
+    word = label_word(value_at(values, source.columns_of["label"][0]))
     table = source.label_table
     if table is not None and word in table:
         return table[word]
@@ -90,7 +106,7 @@ def _label(values: dict, source: Source) -> str:
 
 
 def _check_score(values: dict, source: Source) -> None:
-    value = values.get(source.columns_of["score"][0])
+    value = value_at(values, source.columns_of["score"][0])
     try:
         score = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -102,24 +118,23 @@ def _check_score(values: dict, source: Source) -> None:
 
 
 def _text(values: dict, role: str, source: Source, notes: list[str]) -> str:
-    """The text of a role; of several columns those that hold something, a line each."""
+    """The text of a role; of several columns, or of their lists, those texts that hold something, a line each."""
     parts = []
     for column in source.columns_of[role]:
-        value = values.get(column)
-        if value is not None and not isinstance(value, str):
+        value = value_at(values, column)
+        texts = value if source.joins(role) and isinstance(value, list) else [value]
+        if not all(isinstance(text, str | None) for text in texts):
             raise LeftOut(f"{role} is no text", repr(value)[:40])
-        if value and not value.isspace():
-            parts.append(value)
+        parts += [text for text in texts if text and not text.isspace()]
     if not parts:
         raise LeftOut(f"{role} is empty")
     return _checked("\n".join(parts), role, source, notes)
 
 
 def _passages(values: dict, role: str, source: Source, notes: list[str]) -> list[str]:
-    """The passages of a row, each once: one text, or the texts of a list."""
-    columns = source.columns_of[role]
-    value = values.get(columns[0])
-    if len(columns) > 1 or not isinstance(value, list):
+    """The passages of a row, each once: one text, or the texts of a list that are not to be joined."""
+    value = value_at(values, source.columns_of[role][0])
+    if source.joins(role) or not isinstance(value, list):
         return [_text(values, role, source, notes)]
     if not all(isinstance(text, str | None) for text in value):
         raise LeftOut(f"{role} is no text", repr(value)[:40])

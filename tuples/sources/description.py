@@ -19,6 +19,7 @@ from utils import read_strictly
 ENTAILMENT, NEUTRAL, CONTRADICTION = "entailment", "neutral", "contradiction"
 DUPLICATE, DIFFERENT = "duplicate", "different"
 ID = "id"  # a column that every kind may have
+FILE = "(file)"  # in place of a column: the name of the row's file, without its endings
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Source:
     split: str | list[str] = key(_WHERE, "", "its split, or several, read one after the other", default="train")
     revision: str | None = key(_WHERE, "", "its commit, tag or branch; null = the main branch", default=None)
     columns: dict | None = key(
-        _WHAT, "", "role -> column, or columns whose texts are joined by a newline; null = called as the roles",
+        _WHAT, "", "role -> column, or a list of columns, joined by newlines; null = called as the roles",
         default=None,
     )  # fmt: skip
     labels: dict | None = key(_WHAT, "", "value of the label -> what it means (below)", default=None)
@@ -98,6 +99,10 @@ class Source:
                 named = given.get(role, role)
                 found[role] = [named] if isinstance(named, str) else list(named)
         return found
+
+    def joins(self, role: str) -> bool:
+        """Whether the texts of a role are joined: where `columns` gives it a list, be it of one column."""
+        return isinstance((self.columns or {}).get(role), list)
 
     @property
     def splits(self) -> list[str]:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from configuration.keys import did_you_mean
 from data import raw_formats, raw_rows
 from data.raw_rows import NOT_OBJECT, NOT_UTF8, NOTHING_AFTER, RawError, Row
-from tuples.sources.description import ID, Source
+from tuples.sources.description import FILE, ID, Source
 from utils import first_line
 
 PIECE_BYTES = 2**26  # of a Parquet file, compressed: what is read, kept and dealt to array jobs together
@@ -140,11 +140,13 @@ def _names_of_rows(path: Path) -> list[str]:
 
 
 def column_problems(names: list[str], source: Source) -> list[str]:
-    """Roles whose columns are not among `names`."""
+    """Roles whose columns are not among `names`; of "a.b" a must be."""
     problems = []
     for role, columns in source.columns_of.items():
         for name in columns:
-            if name not in names:
+            if name == FILE and source.files is not None:
+                continue
+            if name not in names and name.partition(".")[0] not in names:
                 there = f"there are {', '.join(names)}"
                 problems.append(f"no column {name!r} for {role}{did_you_mean(name, names)}; {there}")
     return problems
@@ -157,18 +159,35 @@ def _schema_problems(schema: pa.Schema, source: Source) -> list[str]:
         return problems
     for role, columns in source.columns_of.items():
         for name in columns:
-            kind = schema.field(name).type
-            if not _can_fill(role, kind):
+            kind = _type_at(schema, name)
+            if kind is None:
+                problems.append(f"no column {name!r} for {role}; {name.partition('.')[0]!r} has none of that name")
+            elif not _can_fill(role, kind, takes_lists=role == "passage" or source.joins(role)):
                 problems.append(f"column {name!r} holds {kind}, which cannot be the {role}")
     return problems
 
 
-def _can_fill(role: str, kind: pa.DataType) -> bool:
+def _type_at(schema: pa.Schema, column: str) -> pa.DataType | None:
+    """The type of a column; of "a.b" that of b in the objects of a, None where these have no b."""
+    if column == FILE:
+        return pa.string()
+    if column in schema.names:
+        return schema.field(column).type
+    first, *others = column.split(".")
+    kind = schema.field(first).type
+    for name in others:
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            return None
+        kind = kind.field(name).type
+    return kind
+
+
+def _can_fill(role: str, kind: pa.DataType, takes_lists: bool) -> bool:
     """Whether a column of this type can hold the texts, labels, scores or ids of a role."""
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     if role in ("label", "score", ID) and is_number:
         return True
-    if role == "passage" and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    if takes_lists and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         kind = kind.value_type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -212,14 +231,24 @@ def rows_of(source: Source, piece: Piece) -> Iterator[Row]:
     Raises:
         RawError: nothing can be read from some row on.
     """
-    names = list(dict.fromkeys(chain.from_iterable(source.columns_of.values())))
     path = piece.input.path
     if path is None:
         yield from _rows_of_hub(source)
-    elif raw_formats.format_of(path) == raw_formats.PARQUET:
-        yield from _rows_of_parquet(path, names, piece.begin, piece.end)
-    else:
-        yield from _rows_by_row(path)
+        return
+    names = list(dict.fromkeys(chain.from_iterable(source.columns_of.values())))
+    rows = _rows_of_file(path, [name for name in names if name != FILE], piece)
+    if FILE not in names:
+        yield from rows
+        return
+    of_file = {FILE: raw_formats.dataset_name(path)}
+    for row, values in rows:
+        yield row, values | of_file if isinstance(values, dict) else values
+
+
+def _rows_of_file(path: Path, names: list[str], piece: Piece) -> Iterator[Row]:
+    if raw_formats.format_of(path) == raw_formats.PARQUET:
+        return _rows_of_parquet(path, names, piece.begin, piece.end)
+    return _rows_by_row(path)
 
 
 def _rows_by_row(path: Path) -> Iterator[Row]:
