@@ -83,20 +83,36 @@ def built(tmp_path_factory) -> Path:
         source, _ = read_description(path)
         if source.hub is None:
             write_files(path.parent, source)
+        elif source.layout:
+            of_hub |= judged_tables(source)
         else:
             rows = rows_of(source)
             share = -(-len(rows) // len(source.splits))  # of each split, so that all of them are read
             for number, split in enumerate(source.splits):
-                of_hub[source.hub, source.config, split, source.name] = rows[number * share : (number + 1) * share]
+                of_hub[source.name, source.config, split] = rows[number * share : (number + 1) * share]
 
-    def open_hub(source: Source, split: str) -> list[dict]:
-        return of_hub[source.hub, source.config, split, source.name]
+    def open_hub(source: Source, split: str, config: str | None = None) -> list[dict]:
+        return of_hub[source.name, config or source.config, split]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "_open_hub", open_hub)
         paths = map(str, sorted((folder / "sources").rglob("*.json")))
         assert build_tuples.main(["--source", *paths, "--output_dir", str(folder / "raw")]) == 0
     return folder / "raw"
+
+
+def judged_tables(source: Source) -> dict[tuple, list[dict]]:
+    """The three tables of a judged source, by name, configuration and split."""
+    rows = rows_of(source)
+    ids = [f"id {number}" for number in range(len(rows))]
+    texts = [{"_id": name, "text": row["query"]} for name, row in zip(ids, rows, strict=True)]
+    documents = [{"_id": name, "title": row["title"], "text": row["text"]} for name, row in zip(ids, rows, strict=True)]
+    judgements = [{"query-id": name, "corpus-id": name, "score": 1.0} for name in ids]
+    return {
+        (source.name, "queries", "queries"): texts,
+        (source.name, "corpus", "corpus"): documents,
+        (source.name, "default", source.split): judgements,
+    }
 
 
 def write_files(folder: Path, source: Source) -> None:

@@ -19,6 +19,8 @@ from utils import read_strictly
 ENTAILMENT, NEUTRAL, CONTRADICTION = "entailment", "neutral", "contradiction"
 DUPLICATE, DIFFERENT = "duplicate", "different"
 ID = "id"  # a column that every kind may have
+BEIR = "beir"  # a layout: queries, documents and judgements in three tables (tuples/sources/judged.py)
+JUDGED_COLUMNS = {"query": "query", "passage": ["title", "text"]}  # of a source of this layout that names none
 FILE = "(file)"  # in place of a column: the name of the row's file, without its endings
 
 
@@ -66,6 +68,10 @@ class Source:
     config: str | None = key(_WHERE, "", "its configuration; null = the only one", default=None)
     split: str | list[str] = key(_WHERE, "", "its split, or several, read one after the other", default="train")
     revision: str | None = key(_WHERE, "", "its commit, tag or branch; null = the main branch", default=None)
+    layout: str | None = key(
+        _WHERE, "", "beir = queries, documents and judgements in three tables; null = one table",
+        default=None, choices=(BEIR,),
+    )  # fmt: skip
     columns: dict | None = key(
         _WHAT, "", "role -> column, or a list of columns, joined by newlines; null = called as the roles",
         default=None,
@@ -92,7 +98,7 @@ class Source:
     def columns_of(self) -> dict[str, list[str]]:
         """The columns that fill each role that is read: those of the kind, and optional ones that `columns` names."""
         known = KINDS[self.kind]
-        given = self.columns or {}
+        given = self.columns or (JUDGED_COLUMNS if self.layout else {})
         found = {}
         for role in (*known.columns, *known.optional, ID):
             if role in known.columns or role in given:
@@ -162,8 +168,10 @@ def _problems(source: Source, given: dict) -> list[str]:
         problems.append(name_problem(source.name))
     if (source.files is None) == (source.hub is None):
         problems.append("files, hub: give one of the two")
+    of_hub = ("config", "revision") if source.layout else ("config", "split", "revision")
     if source.files is not None:
-        problems += [f"{name}: means nothing without hub" for name in ("config", "split", "revision") if name in given]
+        problems += [f"{name}: means nothing without hub" for name in of_hub if name in given]
+    problems += _layout_problems(source)
     elsewhere = {name for other in KINDS.values() for name in other.keys} - set(known.keys)
     for name in sorted(elsewhere & given.keys()):
         kinds = ", ".join(kind for kind in KINDS if name in KINDS[kind].keys)
@@ -173,6 +181,20 @@ def _problems(source: Source, given: dict) -> list[str]:
     if instruction != source.instruction or (instruction and split_prompt(query_prompt(instruction))[0] != instruction):
         problems.append(f"instruction: {source.instruction!r}: the instruction alone, such as 'Find its answer.'")
     return problems + _column_problems(source) + _label_problems(source)
+
+
+def _layout_problems(source: Source) -> list[str]:
+    """What is wrong with a source of three tables."""
+    if source.layout is None:
+        return []
+    problems = []
+    if source.kind != "pairs":
+        problems.append(f"layout: queries with judged documents are pairs, and this is {source.kind}")
+    if source.config is not None:
+        problems.append(f"config: a dataset of the layout {BEIR} has a configuration for each table: leave it out")
+    if isinstance(source.files, list):
+        problems.append(f"files: of the layout {BEIR} one folder, not a list")
+    return problems
 
 
 def _rate_problems(source: Source) -> list[str]:

@@ -15,10 +15,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configuration.keys import did_you_mean
 from data import raw_formats, raw_rows
 from data.raw_rows import NOT_OBJECT, NOT_UTF8, NOTHING_AFTER, RawError, Row
-from tuples.sources.description import FILE, ID, Source
+from tuples.sources import judged
+from tuples.sources.columns import column_problems, schema_problems
+from tuples.sources.description import FILE, Source
 from utils import first_line
 
 PIECE_BYTES = 2**26  # of a Parquet file, compressed: what is read, kept and dealt to array jobs together
@@ -94,8 +95,10 @@ def _inputs_of(pattern: str, source: Source, folder: Path) -> tuple[list[Input],
         found = _file_problems(path, source)
         problems += [f"files: {path}: {problem}" for problem in found]
         if not found:
-            stat = path.stat()
-            inputs.append(Input(name, path, stat.st_size, stat.st_mtime_ns))
+            files = judged.files_of(path, source.splits) if source.layout else [path]
+            stats = [file.stat() for file in files]
+            changed = max(stat.st_mtime_ns for stat in stats)
+            inputs.append(Input(name, path, sum(stat.st_size for stat in stats), changed))
     return inputs, problems
 
 
@@ -108,7 +111,9 @@ def _names_that_fit(pattern: str, folder: Path) -> list[str]:
 
 
 def _file_problems(path: Path, source: Source) -> list[str]:
-    """Why a file cannot be read as the description says."""
+    """Why a file, or a folder of three tables, cannot be read as the description says."""
+    if source.layout:
+        return judged.folder_problems(path, source.splits) or column_problems(list(judged.COLUMNS), source)
     if path.is_dir():
         return ["is a folder: name its files, for instance with /*.parquet"]
     if raw_formats.format_of(path) is None:
@@ -119,7 +124,7 @@ def _file_problems(path: Path, source: Source) -> list[str]:
             schema = raw_formats.schema_of(path)
             if not pq.read_metadata(path).num_rows:
                 raise RawError("the file has no rows")
-            return _schema_problems(schema, source)
+            return schema_problems(schema, source)
         return column_problems(_names_of_rows(path), source)
     except RawError as error:
         return str(error).splitlines()
@@ -137,61 +142,6 @@ def _names_of_rows(path: Path) -> list[str]:
     if not names:
         raise RawError("\n".join(unreadable.describe() or ["the file has no rows"]))
     return list(names)
-
-
-def column_problems(names: list[str], source: Source) -> list[str]:
-    """Roles whose columns are not among `names`; of "a.b" a must be."""
-    problems = []
-    for role, columns in source.columns_of.items():
-        for name in columns:
-            if name == FILE and source.files is not None:
-                continue
-            if name not in names and name.partition(".")[0] not in names:
-                there = f"there are {', '.join(names)}"
-                problems.append(f"no column {name!r} for {role}{did_you_mean(name, names)}; {there}")
-    return problems
-
-
-def _schema_problems(schema: pa.Schema, source: Source) -> list[str]:
-    """Roles whose columns a Parquet file lacks, or that hold something else there than the role needs."""
-    problems = column_problems(schema.names, source)
-    if problems:
-        return problems
-    for role, columns in source.columns_of.items():
-        for name in columns:
-            kind = _type_at(schema, name)
-            if kind is None:
-                problems.append(f"no column {name!r} for {role}; {name.partition('.')[0]!r} has none of that name")
-            elif not _can_fill(role, kind, takes_lists=role == "passage" or source.joins(role)):
-                problems.append(f"column {name!r} holds {kind}, which cannot be the {role}")
-    return problems
-
-
-def _type_at(schema: pa.Schema, column: str) -> pa.DataType | None:
-    """The type of a column; of "a.b" that of b in the objects of a, None where these have no b."""
-    if column == FILE:
-        return pa.string()
-    if column in schema.names:
-        return schema.field(column).type
-    first, *others = column.split(".")
-    kind = schema.field(first).type
-    for name in others:
-        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
-            return None
-        kind = kind.field(name).type
-    return kind
-
-
-def _can_fill(role: str, kind: pa.DataType, takes_lists: bool) -> bool:
-    """Whether a column of this type can hold the texts, labels, scores or ids of a role."""
-    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    if role in ("label", "score", ID) and is_number:
-        return True
-    if takes_lists and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-        kind = kind.value_type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
 
 
 def pieces_of(inputs: list[Input], source_number: int) -> list[Piece]:
@@ -234,6 +184,9 @@ def rows_of(source: Source, piece: Piece) -> Iterator[Row]:
     path = piece.input.path
     if path is None:
         yield from _rows_of_hub(source)
+        return
+    if source.layout:
+        yield from judged.rows_of_folder(path, source.splits)
         return
     names = list(dict.fromkeys(chain.from_iterable(source.columns_of.values())))
     rows = _rows_of_file(path, [name for name in names if name != FILE], piece)
@@ -287,31 +240,43 @@ def _row_or_problem(table: pa.Table, number: int) -> dict | str:
 # --------------------------------------------------------------------------------------------- the hub
 
 
-def _open_hub(source: Source, split: str):
+def _open_hub(source: Source, split: str, config: str | None = None):
     """The rows of a hub dataset as they come, without the whole of it on this machine. Code of the hub never runs."""
     from datasets import load_dataset  # the only use of the package, which takes a second to import
 
-    return load_dataset(source.hub, source.config, split=split, revision=source.revision, streaming=True)
+    config = config or source.config
+    return load_dataset(source.hub, config, split=split, revision=source.revision, streaming=True)
 
 
 def _rows_of_hub(source: Source) -> Iterator[Row]:
     """The rows of all splits of a hub dataset, numbered on from one to the next."""
     rows = 0
     try:
-        for values in chain.from_iterable(_open_hub(source, split) for split in source.splits):
-            yield rows, values
+        for row, values in _tables_of_hub(source) if source.layout else _table_of_hub(source):
+            yield row, values
             rows += 1
     except Exception as error:  # as below
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise RawError(f"cannot be read after row {rows} ({reason}): the same command begins it again") from None
 
 
+def _table_of_hub(source: Source, config: str | None = None) -> Iterator[Row]:
+    return enumerate(chain.from_iterable(_open_hub(source, split, config) for split in source.splits))
+
+
+def _tables_of_hub(source: Source) -> Iterator[Row]:
+    """The judgements of all splits with their texts."""
+    queries = enumerate(_open_hub(source, "queries", "queries"))
+    corpus = enumerate(_open_hub(source, "corpus", "corpus"))
+    return judged.joined(queries, corpus, _table_of_hub(source, "default"))
+
+
 def _hub_problems(source: Source) -> list[str]:
     """Why a hub dataset cannot be read as the description says; each split is opened, and its first row is read."""
-    problems = []
-    for split in source.splits:
+    problems = column_problems(list(judged.COLUMNS), source) if source.layout else []
+    for config, split in _tables_named(source):
         try:
-            names = list(next(iter(_open_hub(source, split))))
+            names = list(next(iter(_open_hub(source, split, config))))
         except ImportError:
             return ["hub: needs the package datasets: pip install datasets"]
         except StopIteration:
@@ -321,5 +286,15 @@ def _hub_problems(source: Source) -> list[str]:
                 f"hub: {source.hub}: {split!r} cannot be read ({type(error).__name__}: {first_line(error)})"
             )
         else:
-            problems += [f"hub: {source.hub}: {split!r}: {problem}" for problem in column_problems(names, source)]
+            found = column_problems(names, source)
+            if config is not None:
+                found = [f"no column {name!r} in {config}" for name in judged.TABLES[config] if name not in names]
+            problems += [f"hub: {source.hub}: {split!r}: {problem}" for problem in found]
     return problems
+
+
+def _tables_named(source: Source) -> list[tuple[str | None, str]]:
+    """(configuration or None for that of the description, split) of everything that is read of a hub dataset."""
+    if not source.layout:
+        return [(None, split) for split in source.splits]
+    return [("queries", "queries"), ("corpus", "corpus"), *(("default", split) for split in source.splits)]

@@ -1,0 +1,61 @@
+"""Whether a file or a hub dataset has the columns that a description names, and can fill its roles with them."""
+
+import pyarrow as pa
+
+from configuration.keys import did_you_mean
+from tuples.sources.description import FILE, ID, Source
+
+
+def column_problems(names: list[str], source: Source) -> list[str]:
+    """Roles whose columns are not among `names`; of "a.b" a must be."""
+    problems = []
+    for role, columns in source.columns_of.items():
+        for name in columns:
+            if name == FILE and source.files is not None:
+                continue
+            if name not in names and name.partition(".")[0] not in names:
+                there = f"there are {', '.join(names)}"
+                problems.append(f"no column {name!r} for {role}{did_you_mean(name, names)}; {there}")
+    return problems
+
+
+def schema_problems(schema: pa.Schema, source: Source) -> list[str]:
+    """Roles whose columns a Parquet file lacks, or that hold something else there than the role needs."""
+    problems = column_problems(schema.names, source)
+    if problems:
+        return problems
+    for role, columns in source.columns_of.items():
+        for name in columns:
+            kind = _type_at(schema, name)
+            if kind is None:
+                problems.append(f"no column {name!r} for {role}; {name.partition('.')[0]!r} has none of that name")
+            elif not _can_fill(role, kind, takes_lists=role == "passage" or source.joins(role)):
+                problems.append(f"column {name!r} holds {kind}, which cannot be the {role}")
+    return problems
+
+
+def _type_at(schema: pa.Schema, column: str) -> pa.DataType | None:
+    """The type of a column; of "a.b" that of b in the objects of a, None where these have no b."""
+    if column == FILE:
+        return pa.string()
+    if column in schema.names:
+        return schema.field(column).type
+    first, *others = column.split(".")
+    kind = schema.field(first).type
+    for name in others:
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            return None
+        kind = kind.field(name).type
+    return kind
+
+
+def _can_fill(role: str, kind: pa.DataType, takes_lists: bool) -> bool:
+    """Whether a column of this type can hold the texts, labels, scores or ids of a role."""
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    if role in ("label", "score", ID) and is_number:
+        return True
+    if takes_lists and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        kind = kind.value_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
