@@ -2,6 +2,8 @@
 
 description.py    what a source's JSON file says, and every mistake in it
 reading.py        its rows, from files or from the hub
+columns.py        whether they have the columns that the description names
+judged.py         rows of three tables: queries, documents, judgements
 cleaning.py       one row as texts, or the rule by which it is left out
 rows.py           good rows on disk while tuples are made
 kinds.py          rows -> tuples, kind by kind
