@@ -136,6 +136,10 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
     start_trackers(accelerator, args.trackers(), args.experiment_id, folder, asdict(args), steps_done)
     metrics = Metrics(accelerator, folder, facts.get("sizes", {}))
     evaluations = make_evaluations(args, accelerator, sets, objectives[0], metrics)
+    resumable = not engine.is_deepspeed(accelerator)
+    states = StateWriter(accelerator, state_folder, args.save_total_limit)
+    if resumable:
+        states.make_room(resume.like_part(accelerator, model, states.number, states.count))
 
     return Run(
         args=args,
@@ -155,8 +159,8 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
         lock=lock,
         identity=identity,
         query_instruction=query_instruction,
-        resumable=not engine.is_deepspeed(accelerator),
-        states=StateWriter(accelerator, state_folder, args.save_total_limit),
+        resumable=resumable,
+        states=states,
         steps_done=steps_done,
         skipped=facts.get("skipped", 0),
         evaluations=evaluations,
