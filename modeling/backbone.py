@@ -156,12 +156,15 @@ def load_backbone(
 
     Raises:
         ValueError: the weights are not those that the config describes.
+        torch.OutOfMemoryError: the device has no room for them.
     """
     options = where(path, revision) | in_dtype(dtype)
     if device is not None and device.type != "cpu":
         options["device_map"] = {"": device}
     try:
         return AutoModel.from_pretrained(path, attn_implementation="sdpa", use_safetensors=True, **options)
+    except torch.OutOfMemoryError:  # a RuntimeError too, but no fault of the folder's
+        raise
     except RuntimeError as error:  # Transformers has printed a table of what differs
         raise ValueError(f"{path}: its weights do not fit its config.json ({first_line(error)})") from None
 

@@ -5,13 +5,14 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from runtime import heartbeat, launcher
 from runtime.engine import start
-from utils import RunError, is_disk_error
+from utils import RunError, first_line, is_disk_error
 
 # Exit statuses, the same on every process of a run.
 FINISHED = launcher.FINISHED
@@ -53,6 +54,12 @@ def user_message(error: BaseException) -> str | None:
         return launcher.INTERRUPTED
     if isinstance(error, RunError):
         return f"run.py: {error}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"run.py: the memory of the GPU is full ({first_line(error)}), outside of a training step. A lower "
+            "max_tokens_per_forward makes validation and evaluation smaller too; at the start share the model out over "
+            "more GPUs (configs/accelerate_config.yaml). What was saved before is whole"
+        )
     if _is_disk_error(error):
         return (
             f"run.py: the disk refuses what is written: {error}\n"

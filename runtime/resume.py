@@ -59,6 +59,27 @@ def capture(
     return parts
 
 
+def like_part(accelerator: Accelerator, model: nn.Module, number: int | None, count: int) -> checkpoint.Tensors:
+    """Tensors of the names and sizes that this process's part of a state will have, before there are moments.
+
+    A moment is as large as its weight. What is left out, counts of steps and sums of a log line, takes next to nothing.
+
+    Args:
+        number, count: this process among those that write; None = it writes nothing.
+    """
+    parts: checkpoint.Tensors = {"weights": {}, "moments": {}}
+    if number is None:
+        return parts
+    for name, weight in _trained_weights(accelerator, model).items():
+        part = shards.part_to_write(weight.detach(), number, count)
+        if part is None:
+            continue
+        parts["weights"][name] = part
+        for kind in ("exp_avg", "exp_avg_sq"):
+            parts["moments"][f"{name}/{kind}"] = part
+    return parts
+
+
 @torch.no_grad()
 def broken(parts: checkpoint.Tensors) -> str | None:
     """The first tensor of a captured part that is not finite: it must never take the place of a sound state.

@@ -24,6 +24,7 @@ import toy
 from conftest import door_here, read_metrics, tokenize
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModel
 
 import run
 from data import cache, plan
@@ -506,16 +507,36 @@ def test_bf16_is_asked_for_where_nobody_chose_and_the_gpu_has_it():
 
 @pytest.mark.parametrize("keys", [{"gradient_checkpointing": False}, {"gradient_checkpointing": True}])
 def test_a_full_memory_is_told_with_the_step_and_the_keys_that_help(settings, monkeypatch, capsys, keys):
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
-
-    monkeypatch.setattr(two_pass, "embed", full)
+    monkeypatch.setattr(two_pass, "embed", full_memory)
     assert door_here(settings | keys) == processes.FAILED
     printed = capsys.readouterr().err
     assert "step 1: the memory of cpu is full (CUDA out of memory. Tried to allocate 2.00 GiB.)" in printed
     assert re.search(r"8 tuples, \d+ texts and [\d,]+ tokens on this process, the longest text \d+", printed)
     assert ("gradient_checkpointing true, or" in printed) != keys["gradient_checkpointing"]
     assert "a lower max_tokens_per_forward" in printed
+
+
+def full_memory(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+
+
+def test_a_memory_without_room_for_the_weights_is_told_at_once(settings, toy_world, monkeypatch, capsys):
+    """It was told as weights that do not fit their config.json: the error of a full memory is a RuntimeError too."""
+    monkeypatch.setattr(AutoModel, "from_pretrained", full_memory)
+    assert door_here(settings) == processes.FAILED
+    printed = capsys.readouterr().err
+    assert f"run.py: model_path: {toy_world.backbone}: cpu has no room for its weights (CUDA out of memory" in printed
+    assert "share them out over more GPUs" in printed
+    assert "Traceback" not in printed
+
+
+def test_a_full_memory_outside_of_a_step_is_a_sentence_too(settings, monkeypatch, capsys):
+    monkeypatch.setattr(run, "validate", full_memory)
+    assert door_here(settings | {"train_steps": 2, "validation_steps": 1}) == processes.FAILED
+    printed = capsys.readouterr().err
+    assert "run.py: the memory of the GPU is full (CUDA out of memory. Tried to allocate 2.00 GiB.)" in printed
+    assert "max_tokens_per_forward" in printed
+    assert "Traceback" not in printed
 
 
 def test_the_same_bits_can_be_asked_for(train, monkeypatch):

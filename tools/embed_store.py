@@ -18,14 +18,19 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from runtime import launcher
+
+if __name__ == "__main__":
+    launcher.let_memory_grow()
+
 import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
 from tqdm import tqdm
-
-if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data import embedding_writer
 from data.batch import pack
@@ -37,7 +42,7 @@ from model import FrozenEmbedder
 from modeling.attention import head_shape, try_kernels
 from modeling.backbone import check_backbone
 from modeling.tokenizer import fitting_tokenizer
-from runtime import engine, launcher, processes
+from runtime import engine, processes
 from runtime.verdict import refused_elsewhere
 from training.identity import config_digest, weights_digest
 from training.models import load_teacher

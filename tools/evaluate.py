@@ -24,6 +24,11 @@ from pathlib import Path
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from runtime import launcher
+
+if __name__ == "__main__":
+    launcher.let_memory_grow()
+
 from configuration.keys import did_you_mean, unwritable
 from tools.evaluation import folders, results
 from utils import RunError, exit_status, first_line, plural, read_json, read_strictly, write_json, write_text

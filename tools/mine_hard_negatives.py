@@ -20,6 +20,11 @@ from pathlib import Path
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from runtime import launcher
+
+if __name__ == "__main__":
+    launcher.let_memory_grow()
+
 import torch
 import transformers
 
@@ -30,7 +35,6 @@ from modeling import hub
 from modeling.prompts import bare_instruction, query_prompt, split_prompt
 from retrieval.encoders import prompts_of
 from retrieval.faiss_index import KINDS, check_index
-from runtime import launcher
 from runtime.engine import set_threads
 from tuples.mining import report
 from tuples.mining.inputs import check_size, declare_task, read_inputs

@@ -91,13 +91,18 @@ def device_name(device: torch.device) -> str:
 
 def least_free_bytes(accelerator: Accelerator, weights: memory.Weights) -> float:
     """Bytes for gradients, moments, losses and activations on the process that has least; a collective."""
+    own = torch.tensor([float(free_bytes_here(accelerator, weights))], device=accelerator.device)
+    rows = all_rows(own, accelerator.num_processes)  # [processes, 1]
+    return rows.min().item()
+
+
+def free_bytes_here(accelerator: Accelerator, weights: memory.Weights) -> int:
+    """The same on this process, when the engine has the model."""
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     free = memory.free_bytes(accelerator.device, processes_here)
     if accelerator.device.type == "cuda" and engine.has_buckets(accelerator):
         free += 4 * weights.trained  # the buckets are there already, and gradients will lie in them
-    own = torch.tensor([float(free)], device=accelerator.device)
-    rows = all_rows(own, accelerator.num_processes)  # [processes, 1]
-    return rows.min().item()
+    return free
 
 
 def refuse_what_cannot_fit(situation: policy.Situation) -> None:

@@ -20,7 +20,7 @@ from modeling.pooling import pooling_of
 from runtime import engine
 from runtime.collectives import problem_of_any
 from training import kernels
-from utils import RunError
+from utils import RunError, first_line
 
 
 def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenEmbedder | None, str]:
@@ -97,7 +97,7 @@ def read_backbone(
         revision: of a hub id.
 
     Raises:
-        RunError: on every process: one of them cannot read it.
+        RunError: on every process: one of them cannot read it, or has no room for it.
     """
     backbone = None
     problem = None
@@ -110,6 +110,11 @@ def read_backbone(
             backbone = describe_backbone(path, dtype, revision=revision)
     except ValueError as error:
         problem = f"{key}: {error}"
+    except torch.OutOfMemoryError as error:
+        problem = (
+            f"{key}: {path}: {accelerator.device} has no room for its weights ({first_line(error)}): share them out "
+            "over more GPUs (configs/accelerate_config.yaml), or take a smaller model"
+        )
     problem = problem_of_any(problem, accelerator.num_processes)
     if problem:
         raise RunError(problem)

@@ -156,7 +156,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
         identity=identity,
         query_instruction=query_instruction,
         resumable=not engine.is_deepspeed(accelerator),
-        states=StateWriter(accelerator, state_folder, args.save_total_limit),
+        states=make_state_writer(accelerator, model, state_folder, args.save_total_limit),
         steps_done=steps_done,
         skipped=facts.get("skipped", 0),
         evaluations=evaluations,
@@ -290,6 +290,14 @@ def make_feed(
         world=accelerator.num_processes,
         budget=policy.token_limit,
     )
+
+
+def make_state_writer(accelerator: Accelerator, model: torch.nn.Module, folder: Path, keep: int) -> StateWriter:
+    """What writes states into `folder`, with the memory for the first one on its way; a collective."""
+    states = StateWriter(accelerator, folder, keep)
+    if not engine.is_deepspeed(accelerator):
+        states.make_room(resume.like_part(accelerator, model, states.number, states.count))
+    return states
 
 
 def make_evaluations(

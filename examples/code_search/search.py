@@ -7,6 +7,11 @@ PATH is a folder or a file. The model is loaded through Sentence Transformers, a
 vectors of functions are kept beside the model folder, so a second search embeds only what has changed.
 """
 
+from runtime import launcher
+
+if __name__ == "__main__":
+    launcher.let_memory_grow()
+
 import argparse
 import hashlib
 import os

@@ -95,6 +95,45 @@ def test_the_allocator_is_told_before_torch_is_there_unless_somebody_chose(monke
     }.get(chosen)  # fmt: skip
 
 
+RUN_MODELS = (  # every door that may run a model on a GPU
+    "run",
+    "tools.embed_store",
+    "tools.evaluate",
+    "tools.mine_hard_negatives",
+    "examples.code_search.search",
+    "benchmarks.gpu",
+)
+UNTIL_TORCH = """
+import os, runpy, sys
+
+class NoTorch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print(door, "imports torch with", os.environ.get("PYTORCH_ALLOC_CONF"))
+            sys.exit()
+
+sys.meta_path.insert(0, NoTorch())
+for door in sys.argv[1:]:
+    os.environ.pop("PYTORCH_ALLOC_CONF", None)
+    sys.argv = [door]
+    try:
+        runpy.run_module(door, run_name="__main__", alter_sys=True)
+    except SystemExit:
+        print(door, "ends with", os.environ.get("PYTORCH_ALLOC_CONF"))
+"""
+
+
+@pytest.mark.processes
+def test_every_door_that_runs_a_model_tells_the_allocator_before_torch_is_there():
+    unchosen = {name: value for name, value in environment().items() if "_ALLOC_CONF" not in name}
+    said = run_command("-c", UNTIL_TORCH, *RUN_MODELS, environment=unchosen).stdout
+    for door in RUN_MODELS:
+        assert f"{door} ends with expandable_segments:True\n" in said
+    at_torch = [line.split(" imports torch with ") for line in said.splitlines() if "imports torch" in line]
+    assert {"tools.embed_store", "tools.mine_hard_negatives", "benchmarks.gpu"} <= {door for door, _ in at_torch}
+    assert {chosen for _, chosen in at_torch} == {"expandable_segments:True"}
+
+
 # ------------------------------------------------------------------------------ the last lines
 
 

@@ -114,15 +114,26 @@ def test_the_accelerate_config_may_ask_for_it(config):
     assert [call["all_gather_single"] for call in calls] == [3, 3, 3]
 
 
-def evaluate_and_capture(rank: int, world: int, config: dict) -> tuple[int, int]:
-    """How many parameters are whole after a validation; and how many weights a state captured then has."""
+def evaluate_and_capture(rank: int, world: int, config: dict) -> tuple[int, int, bool]:
+    """How many parameters are whole after a validation; how many weights a state captured then has; whether all but
+    single numbers in it are of the sizes that were foreseen at the start."""
     live = live_run(config)
+    foreseen = sizes(resume.like_part(live.accelerator, live.model, rank, world))
     run.train_step(live, 1)
     run.validate(live, 1)
     whole = sum(not isinstance(parameter, DTensor) for parameter in live.model.parameters())
     captured = resume.capture(live.accelerator, live.model, live.optimizer, live.meter.state(), rank, world)
     run.train_step(live, 2)
-    return whole, len(captured["weights"])
+    del captured["processes"]
+    return whole, len(captured["weights"]), foreseen == sizes(captured)
+
+
+def sizes(tensors: dict[str, dict[str, torch.Tensor]]) -> dict[str, tuple]:
+    """Kind and name -> shape and dtype, of all but single numbers."""
+    found = {}
+    for kind, named in tensors.items():
+        found |= {f"{kind} {name}": (tensor.shape, tensor.dtype) for name, tensor in named.items() if tensor.dim()}
+    return found
 
 
 @pytest.mark.processes
@@ -130,9 +141,10 @@ def evaluate_and_capture(rank: int, world: int, config: dict) -> tuple[int, int]
 def test_nothing_stays_gathered_after_a_validation(config, reshard):
     """torch frees weights in the backward pass, and a validation has none: they stood beside what is saved after it."""
     extra = {"FSDP_RESHARD_AFTER_FORWARD": reshard}
-    whole, captured = on_processes(2, evaluate_and_capture, config | WHOLE, kind="fsdp", extra=extra)[0]
-    assert whole == 0
-    assert captured > 20
+    for whole, captured, as_foreseen in on_processes(2, evaluate_and_capture, config | WHOLE, kind="fsdp", extra=extra):
+        assert whole == 0
+        assert captured > 20
+        assert as_foreseen
 
 
 # --------------------------------------------------------------------------------------------- HSDP

@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -256,6 +257,29 @@ def test_training_goes_on_while_a_state_is_written_and_the_state_is_that_of_its_
     train_here(keys)
     assert held.steps_meanwhile[:2] == [5, 6]
     assert final(Path(keys["output_dir"]) / "toy") == final(folder)
+
+
+def test_the_memory_of_the_first_copies_is_got_ahead_and_used(tmp_path):
+    """On a GPU, which is a word here: page-locked memory takes seconds to get, and the first state waited for it."""
+    gpu = SimpleNamespace(
+        device=torch.device("cuda"), is_main_process=True, process_index=0, num_processes=1, wait_for_everyone=int
+    )
+    tensors = {"weights": {"w": torch.arange(6.0).reshape(2, 3)}, "moments": {"w/exp_avg": torch.ones(2, 3)}}
+    writer = background.StateWriter(gpu, tmp_path / "state", keep=1)
+    writer.make_room(tensors)
+    room = writer.room.result(PATIENCE)
+    tensors["moments"]["w/step"] = torch.tensor(1.0)  # not foreseen
+    writer.begin(1, tensors, {}, began=0.0)
+    writer.wait()
+    assert writer.copies["weights"]["w"] is room["weights"]["w"]
+    assert writer.copies["moments"]["w/exp_avg"] is room["moments"]["w/exp_avg"]
+    state = checkpoint.read(tmp_path / "state" / "step_1").tensors
+    for kind, named in tensors.items():
+        assert all(torch.equal(state[kind].read(name), tensor) for name, tensor in named.items())
+    cpu = SimpleNamespace(**vars(gpu) | {"device": torch.device("cpu")})
+    other = background.StateWriter(cpu, tmp_path / "other", keep=1)
+    other.make_room(tensors)
+    assert other.room is None
 
 
 def test_only_one_state_is_written_at_a_time(keys, monkeypatch):

@@ -9,13 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import train_here
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import losses
 from benchmarks.common import batch_of_lengths
 from losses import matryoshka_weights
-from training import loss_memory, objective
+from training import loss_memory, memory, objective, policy
 from training.loss_memory import LossShape, loss_bytes
 from training.objective import Objective
 
@@ -103,6 +104,18 @@ def test_losses_need_what_is_counted(shape, block, monkeypatch):
     counted = counted_peak(shape, monkeypatch)
     print(f"{loss_bytes(shape) / counted:.2f} of what is counted, {counted:,}")
     assert counted <= loss_bytes(shape) <= 1.5 * counted
+
+
+def test_a_run_leaves_room_for_its_losses(settings, monkeypatch):
+    seen = []
+    choose = policy.choose_policy
+    monkeypatch.setattr(policy, "choose_policy", lambda found, fixed: seen.append(found) or choose(found, fixed))
+    train_here(settings | {"train_steps": 1, "train_batch_size": 8, "use_mrl": True, "num_hard_neg": 2})
+    expected = loss_bytes(LossShape(8, 8, 2, 32, tuple(matryoshka_weights(32))))
+    (found,) = seen
+    assert found.losses == expected > 0
+    without = replace(found, losses=0)
+    assert without.activation_bytes(False) - found.activation_bytes(False) == pytest.approx(memory.USABLE * expected)
 
 
 def test_large_batches_need_gigabytes_and_the_published_ones_next_to_nothing():

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from conftest import read_metrics
 
 from benchmarks.memory_plan import CARDS, situation
@@ -195,7 +196,22 @@ def test_moments_that_do_not_fit_a_gpu_are_refused():
             activations.refuse_what_cannot_fit(SimpleNamespace(weights=WEIGHTS, layout=layout, free=free))
 
 
-def test_the_least_free_process_counts_and_buckets_are_there_already(monkeypatch):
+def test_the_least_free_process_counts(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device, processes: 1_000_000)
-    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, distributed_type="NO")
-    assert activations.least_free_bytes(accelerator, WEIGHTS) == 1_000_000
+    monkeypatch.setattr(activations, "all_rows", lambda own, world: torch.stack([own + 5, own, own + 7])[:world])
+    for processes, least in ((1, 1_000_005), (3, 1_000_000)):
+        accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=processes, distributed_type="MULTI_GPU")
+        assert activations.least_free_bytes(accelerator, WEIGHTS) == least
+
+
+@pytest.mark.parametrize(
+    ("device", "engine", "processes", "buckets"),
+    [("cuda", "MULTI_GPU", 2, 4_000), ("cuda", "MULTI_GPU", 1, 0), ("cuda", "FSDP", 2, 0), ("cpu", "MULTI_GPU", 2, 0)],
+)
+def test_the_buckets_of_copies_are_there_already(monkeypatch, device, engine, processes, buckets):
+    """DDP has them when free memory is asked for, and gradients will lie in them: they are not to be counted twice."""
+    monkeypatch.setattr(memory, "free_bytes", lambda device, processes: 1_000_000)
+    accelerator = SimpleNamespace(
+        device=torch.device(device), num_processes=processes, distributed_type=DistributedType[engine]
+    )
+    assert activations.free_bytes_here(accelerator, WEIGHTS) == 1_000_000 + buckets

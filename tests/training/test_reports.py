@@ -9,7 +9,7 @@ import pytest
 import torch
 from chaos import final
 from conftest import door_here, train_here
-from harness import on_processes
+from harness import live_run, on_processes
 
 import run
 from benchmarks.gpu_profile import CountWaits
@@ -57,6 +57,28 @@ def test_a_step_waits_for_nothing_between_its_batch_and_its_update(settings, mon
     assert len(counters) == 6
     assert min(counter.operations for counter in counters) > 500
     assert [counter.waits for counter in counters] == [Counter()] * 6
+
+
+def waits_of_steps(rank: int, world: int, config: dict) -> tuple[list[int], list[dict]]:
+    """Of two steps: how many operations there were, and for which the host would wait."""
+    live = live_run(config)
+    counters = []
+    for step in (1, 2):
+        live.batches.training(step)
+        with CountWaits() as counter:
+            run.train_step(live, step)
+        counters.append(counter)
+    return [counter.operations for counter in counters], [dict(counter.waits) for counter in counters]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_step_of_two_processes_waits_for_nothing_either(settings, kind):
+    """The clipping, the gather of embeddings and the parts of a step differ by engine."""
+    keys = {"max_tokens_per_forward": 64, "num_hard_neg": 2, "train_batch_size": 4}
+    for operations, waits in on_processes(2, waits_of_steps, settings | keys, kind=kind):
+        assert min(operations) > 500
+        assert waits == [{}, {}]
 
 
 # ------------------------------------------------------------------------------------- read a step later

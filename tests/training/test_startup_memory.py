@@ -143,6 +143,17 @@ def test_a_start_in_parts_takes_little_more_than_the_parts(large, settings):
 
 
 @pytest.mark.processes
+def test_a_teacher_is_read_by_one_process_and_shared_out_too(large, settings):
+    """In bf16, 2 bytes a weight, that stay in their file until they are sent; the student is a thousandth of it."""
+    config = settings | {"teacher_model_path": str(large)}
+    found = on_processes(2, start, config, kind="fsdp", extra={"ACCELERATE_MIXED_PRECISION": "bf16"})
+    print(f"two processes and a teacher: [peak, own] bytes a weight: {found}")
+    for peak, own in found:
+        assert own == pytest.approx(2 / 2, rel=0.01)
+        assert own <= peak <= 1.3 * own
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_start_alone_takes_little_more_than_the_model(large, settings, precision):
     config = settings | {"model_path": str(large)}
