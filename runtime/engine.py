@@ -249,6 +249,8 @@ def place(accelerator: Accelerator, model: nn.Module, frozen: bool = False) -> n
         offload = False
     else:
         fsdp2_prepare_model(accelerator, model)
+        # What stands outside the layers: the backward pass begins with it, and accelerate 1.10 alone would free it.
+        model.set_reshard_after_forward(False, recurse=False)
         offload = isinstance(accelerator.state.fsdp_plugin.cpu_offload, CPUOffloadPolicy)
     sharding.hand_out(model, weights, accelerator.device, offload)
     return model

@@ -116,8 +116,9 @@ def read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         raise RunError(f"{path}: cannot be read as a decoder in GGUF ({first_line(error)})") from None
     if found["missing_keys"]:  # Transformers would start them at random
         raise RunError(f"{path}: it holds no {', '.join(sorted(found['missing_keys']))}")
-    if tokenizer.eos_token is None:
+    if model.config.eos_token_id is None:
         raise RunError(f"{path}: its tokenizer has no EOS")
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)  # Transformers 4.51 puts BOS here
     return model, tokenizer
 
 

@@ -165,6 +165,13 @@ def check_vectors_agree(folder: Path) -> None:
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.fixture
+def own_precision(monkeypatch):
+    """The arguments of Transformers 4's trainer leave their precision in the environment, for all runs that follow."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+
+
+@pytest.mark.usefixtures("own_precision")
 def test_sentence_transformers_trains_in_bf16_by_the_same_schedule(tmp_path, toy_world, monkeypatch):
     raw = tmp_path / "search.parquet"
     toy.write_parquet(raw, toy.raw_rows(40, 0))
@@ -198,6 +205,7 @@ def test_sentence_transformers_trains_in_bf16_by_the_same_schedule(tmp_path, toy
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.usefixtures("own_precision")
 def test_without_instructions_for_bf16_every_system_computes_in_fp32(words, tmp_path, monkeypatch):
     here = measured_rows.conditions_here("pairs", Path(words[-3]))
     monkeypatch.setattr(measured_rows, "multiplies_in_bf16", lambda: False)

@@ -10,7 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toy
-from model_folders import LIMIT, TEXTS, assert_same_vectors, facts, make_adapted, training_vectors
+from model_folders import (
+    LIMIT,
+    TEXTS,
+    as_sentence_transformers_reads,
+    assert_same_vectors,
+    facts,
+    make_adapted,
+    training_vectors,
+)
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
@@ -42,7 +50,7 @@ def test_sentence_transformers_gives_the_training_vectors(backbone, tokenizer, t
     assert loaded.similarity_fn_name == "cosine"
     assert_same_vectors(loaded.encode(TEXTS, convert_to_tensor=True), training_vectors(backbone, tokenizer, TEXTS))
     prompted = [model_folder.query_prompt("Find it.") + text for text in TEXTS]
-    expected = training_vectors(backbone, tokenizer, prompted)
+    expected = training_vectors(backbone, tokenizer, as_sentence_transformers_reads(prompted))
     assert_same_vectors(loaded.encode_query(TEXTS, convert_to_tensor=True), expected)
     assert_same_vectors(
         loaded.encode_document(TEXTS, convert_to_tensor=True), training_vectors(backbone, tokenizer, TEXTS)

@@ -12,7 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from model_folders import LIMIT, TEXTS, assert_same_vectors, facts, make_adapted, training_vectors
+from model_folders import (
+    LIMIT,
+    TEXTS,
+    as_sentence_transformers_reads,
+    assert_same_vectors,
+    facts,
+    make_adapted,
+    training_vectors,
+)
 from mteb.models import SentenceTransformerEncoderWrapper
 from mteb.types import PromptType
 from peft import PeftConfig, PeftModel
@@ -28,7 +36,7 @@ from tools import export
 
 KINDS = ("full", "adapter", "merged", "cut")
 CUT = 8
-QUERIES = [model_folder.query_prompt("Find it.") + text for text in TEXTS]
+QUERIES = as_sentence_transformers_reads([model_folder.query_prompt("Find it.") + text for text in TEXTS])
 
 
 @pytest.fixture(scope="module")

@@ -159,7 +159,7 @@ def test_llama_cpp_pooling(folder):
     assert pooling["pooling_mode_lasttoken"]
 
 
-@pytest.mark.skipif(numbers(version("gguf")) < (0, 19), reason="older ones did not look at the post-processor")
+@pytest.mark.skipif(numbers(version("gguf")) < (0, 19), reason="gguf before 0.19 does not look at the post-processor")
 def test_llama_cpp_appends_eos(folder, toy_world, tokenizer):
     """The package gguf, llama.cpp's own reader of tokenizers: add_eos_token, taken from the post-processor."""
     found = gguf.SpecialVocab(folder, load_merges=True)

@@ -57,6 +57,11 @@ def trained(toy_world, tmp_path_factory):
     return train_here(toy_settings(toy_world, tmp_path_factory.mktemp("trained")) | settings) / "step_2"
 
 
+def pooling_name(module) -> str:
+    """What Sentence Transformers says of its own module; 5.0 by a method."""
+    return module.get_pooling_mode_str() if hasattr(module, "get_pooling_mode_str") else module.pooling_mode
+
+
 @pytest.mark.parametrize("author", ["written here", "written elsewhere"])
 def test_a_trained_folder_stays_one_that_sentence_transformers_loads(trained, texts, tmp_path, author):
     source = trained
@@ -67,7 +72,7 @@ def test_a_trained_folder_stays_one_that_sentence_transformers_loads(trained, te
     whole, model = (SentenceTransformer(str(folder), device="cpu") for folder in (source, tmp_path / "small"))
     assert embedding_width(model) == 24
     assert [type(module) for module in model] == [type(module) for module in whole]
-    assert model[1].pooling_mode == whole[1].pooling_mode == "lasttoken"
+    assert pooling_name(model[1]) == pooling_name(whole[1]) == "lasttoken"
     assert model.prompts == whole.prompts
     assert model.prompts["query"].startswith("Instruct: ")
     assert model.max_seq_length == whole.max_seq_length
@@ -199,6 +204,7 @@ def test_sizes_that_cannot_be_are_refused(toy_world, tmp_path, capsys, message):
     assert not (tmp_path / "small").exists()
 
 
+@pytest.mark.skipif(not hasattr(LlamaConfig, "validate_architecture"), reason="Transformers 4 takes these sizes")
 def test_a_hidden_size_that_transformers_refuses_is_refused_before_the_model_is_loaded():
     config = LlamaConfig(hidden_size=36, num_attention_heads=9, num_key_value_heads=3, intermediate_size=64)
     words = ["--input", "model", "--output", "small", "--hidden_size"]

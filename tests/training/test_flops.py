@@ -6,6 +6,7 @@ python -m pytest -s tests/training/test_flops.py        on the meta device: exac
 import numpy as np
 import pytest
 import torch
+from meta_device import NO_MASK, forbid_autocast
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, Qwen3Config
 
@@ -25,7 +26,7 @@ def counted(lengths: np.ndarray, backend: str, checkpointing: bool) -> int:
     with FlopCounterMode(display=False) as counter:
         if backend == "padded":  # its mask is read on the way, which meta tensors cannot; it adds no work
             ids = torch.zeros(len(flat), int(flat.max()), dtype=torch.long, device="meta")
-            model.states("sdpa", input_ids=ids, attention_mask={"full_attention": None})[:, -1].sum().backward()
+            model.states("sdpa", input_ids=ids, attention_mask=NO_MASK)[:, -1].sum().backward()
         else:
             model(tokens, cu_seqlens, flat).sum().backward()
     return counter.get_total_flops()
@@ -41,7 +42,8 @@ def least(lengths: np.ndarray) -> int:
 
 
 @pytest.mark.parametrize("name", GAINS)
-def test_packed_work_is_the_least_and_far_below_the_published(name):
+def test_packed_work_is_the_least_and_far_below_the_published(name, monkeypatch):
+    forbid_autocast(monkeypatch)
     lengths = tuples(name, 16)
     ours, published = counted(lengths, "segments", False), counted(lengths, "padded", True)
     print(f"\n{name}: padding ratio {padding_ratio(lengths):.2f}, {ours / least(lengths):.3f} x the least, "
@@ -50,7 +52,8 @@ def test_packed_work_is_the_least_and_far_below_the_published(name):
     assert published / ours >= GAINS[name]
 
 
-def test_parts_cost_one_more_forward_pass():
+def test_parts_cost_one_more_forward_pass(monkeypatch):
+    forbid_autocast(monkeypatch)
     lengths = tuples("MS-MARCO-like", 8)
     with torch.device("meta"):
         model = Embedder(AutoModel.from_config(CONFIG), "segments").train()

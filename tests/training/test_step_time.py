@@ -5,11 +5,13 @@ python -m pytest tests/training/test_step_time.py
 
 import pytest
 import torch
+from meta_device import NO_MASK, forbid_autocast
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel
 
 from benchmarks.common import qwen3_config
 from benchmarks.memory import weights_of_config, with_adapters
+from modeling.pruning import pruned_config
 from training import step_time
 from training.memory import Layout
 from training.step_time import DEVICES, Device, Way, device_of, step_seconds, work_of
@@ -104,16 +106,16 @@ class Kernels(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_layer_has_about_as_many_kernels_as_are_assumed():
+def test_a_layer_has_about_as_many_kernels_as_are_assumed(monkeypatch):
+    forbid_autocast(monkeypatch)
+
     def count(layers: int) -> int:
-        config = qwen3_config("0.6B")
-        config.num_hidden_layers = layers
-        config.layer_types = config.layer_types[:layers]
+        config = pruned_config(qwen3_config("0.6B"), num_layers=layers)
         with torch.device("meta"):
             model = AutoModel.from_config(config)
             ids = torch.zeros(1, 64, dtype=torch.long)
         with Kernels() as kernels:
-            model(input_ids=ids, attention_mask={"full_attention": None}, use_cache=False)
+            model(input_ids=ids, attention_mask=NO_MASK, use_cache=False)
         return kernels.count
 
     assert 0.6 * step_time.KERNELS <= count(3) - count(2) <= 1.4 * step_time.KERNELS
