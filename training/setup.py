@@ -136,8 +136,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
         accelerator.print(f"going on after step {steps_done} of {schedule.steps}")
     start_trackers(accelerator, args.trackers(), args.experiment_id, folder, asdict(args), steps_done)
     metrics = Metrics(accelerator, folder, facts.get("sizes", {}))
-    evaluations = make_evaluations(args, accelerator, sets, objectives[0], metrics)
-    keep_to_best_folder(evaluations, accelerator, folder / BEST, steps_done)
+    evaluations = make_evaluations(args, accelerator, sets, objectives[0], metrics, steps_done)
 
     return Run(
         args=args,
@@ -295,7 +294,12 @@ def make_feed(
 
 
 def make_evaluations(
-    args: Args, accelerator: Accelerator, sets: list[RetrievalSet], objective: Objective, metrics: Metrics
+    args: Args,
+    accelerator: Accelerator,
+    sets: list[RetrievalSet],
+    objective: Objective,
+    metrics: Metrics,
+    steps_done: int,
 ) -> Evaluations:
     """What the run evaluates, which is said, and what came of it in the steps that it goes on from."""
     asked, _ = best.parse_dims(args.evaluation_dims)
@@ -309,6 +313,8 @@ def make_evaluations(
         accelerator.print(line)
     for line in resume.from_main(accelerator, metrics.lines("evaluation")):
         evaluations.note(line["step"], line["sets"])
+    best_folder = Path(args.output_dir) / args.experiment_id / BEST
+    keep_to_best_folder(evaluations, accelerator, best_folder, steps_done)
     return evaluations
 
 
