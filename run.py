@@ -40,7 +40,7 @@ from training import two_pass
 from training.card import model_facts, push
 from training.console import end_lines, format_means, format_train_line, how_to_go_on
 from training.evaluation import evaluate
-from training.folders import BEST, folder_name, steps_of
+from training.folders import BEST, folder_name
 from training.meter import Clock, Meter
 from training.models import saved_dtype
 from training.objective import MEASURES
@@ -51,7 +51,7 @@ from training.records import task_means, tracker_tags
 from training.reports import Reports
 from training.setup import Run, setup
 from training.step import train_step
-from utils import RunError, plural, put_back
+from utils import RunError, plural
 
 
 def main(argv: list[str], printed: list[str] = ()) -> int:
@@ -270,10 +270,6 @@ def save_missing_folders(run: Run) -> None:
     steps_per_epoch = run.feed.plan.steps_per_epoch
     last = run.steps_done if run.is_finished else run.schedule.steps
     due = folder_name(run.steps_done, run.args.checkpointing_steps, last, steps_per_epoch)
-    if run.accelerator.is_main_process:
-        put_back(run.folder / BEST)
-    if not run.is_finished:
-        run.evaluations.keep(resume.from_main(run.accelerator, steps_of(run.folder / BEST)), run.steps_done)
     best = run.evaluations.best
     if best is not None and best.step == run.steps_done:
         there = model_folder.is_finished(run.folder / BEST, model_facts(run, best.step))

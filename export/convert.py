@@ -71,6 +71,7 @@ def read(folder: Path) -> Source:
     """Load a model folder, or an adapter folder with its base, and embed the probe texts with it.
 
     Raises:
+        RunError: it holds an adapter that is damaged.
         ValueError: its weights do not fit its config, its pooling or cut is not known, or it has no tokenizer.
     """
     facts = replace(read_facts(folder), hub_model_id=None)  # what is made of it does not lie there
@@ -145,7 +146,7 @@ def merge_adapter(adapter: Path, folder: Path, dtype: torch.dtype = torch.float3
         dtype: of the merged weights; only fp32 keeps the vectors of the adapter.
 
     Raises:
-        FileExistsError, ValueError: as `read` and `write`.
+        FileExistsError, RunError, ValueError: as `read` and `write`.
     """
     source = read(adapter)
     write(source, folder, source.facts, dtype)

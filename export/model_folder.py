@@ -254,8 +254,9 @@ def save_config(folder: Path, backbone: nn.Module, facts: Facts) -> None:
 def _complete_config(folder: Path, dtype: torch.dtype, matryoshka_dims: list[int] = ()) -> None:
     """Put into config.json what readers other than Transformers 5 need.
 
-    These are rope_theta at the top level (without it Transformers 4.57 takes another base in silence), the true dtype,
-    also under its old name, and the Matryoshka dimensions (vLLM serves shorter vectors only where they are named).
+    These are rope_theta and rope_scaling at the top level (without them Transformers 4.57 takes another base, and no
+    YaRN, in silence), the true dtype, also under its old name, and the Matryoshka dimensions (vLLM serves shorter
+    vectors only where they are named).
     """
     config = read_json(folder / "config.json")
     config["dtype"] = str(dtype).removeprefix("torch.")
@@ -263,6 +264,8 @@ def _complete_config(folder: Path, dtype: torch.dtype, matryoshka_dims: list[int
     rope_parameters = config.get("rope_parameters") or {}
     if rope_parameters.get("rope_theta"):
         config["rope_theta"] = rope_parameters["rope_theta"]
+        if rope_parameters.get("rope_type", "default") != "default":
+            config["rope_scaling"] = {key: value for key, value in rope_parameters.items() if key != "rope_theta"}
     config.pop("matryoshka_dimensions", None)  # of the folder that this one was made from
     if matryoshka_dims:
         config["matryoshka_dimensions"] = sorted(matryoshka_dims)

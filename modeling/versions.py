@@ -55,6 +55,33 @@ def dtype_of(config: PretrainedConfig) -> torch.dtype | None:
     return getattr(config, _DTYPE, None)
 
 
+def settings_of(config: PretrainedConfig) -> dict:
+    """What a config says that not every config says, in the words of Transformers 5, whichever version has read it.
+
+    Before 5.0 rope's settings stand in two keys, and one that a newer version wrote is there and not looked at. In
+    4.51 the kinds of Qwen's layers have no key: they follow from max_window_layers.
+    """
+    settings = config.to_diff_dict()
+    if "rope_theta" in settings:
+        scaling = settings.pop("rope_scaling", None) or {}
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        settings["rope_parameters"] = scaling | {"rope_theta": settings.pop("rope_theta"), "rope_type": kind}
+    if settings.get("model_type") in ("qwen2", "qwen3") and "layer_types" not in settings:
+        if not settings.get("use_sliding_window"):
+            settings["sliding_window"] = None
+        settings["layer_types"] = _layer_types(settings)
+    return settings
+
+
+def _layer_types(settings: dict) -> list[str]:
+    """The kind of attention of each layer of Qwen 2 and 3: the first max_window_layers see the whole text."""
+    layers = settings["num_hidden_layers"]
+    whole = layers
+    if settings["sliding_window"] is not None:
+        whole = min(settings["max_window_layers"], layers)
+    return ["full_attention"] * whole + ["sliding_attention"] * (layers - whole)
+
+
 def set_attention(decoder: PreTrainedModel, name: str) -> None:
     """Have a decoder attend by the function of this name.
 

@@ -32,6 +32,13 @@ class Groups(NamedTuple):
     passages: np.ndarray  # int64 [m]
 
 
+def groups_of_some(groups: Groups | None, queries: np.ndarray | slice) -> Groups | None:
+    """The same for some of the queries, by their numbers; None stays None."""
+    if groups is None:
+        return None
+    return Groups(groups.queries[queries], groups.passages)
+
+
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """Each row of [n, d] divided by its length: what is cut to its first dimensions must be normalised again."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -57,7 +64,7 @@ def search(
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         block = slice(start, start + QUERIES_AT_ONCE)
         rows = torch.from_numpy(np.ascontiguousarray(queries[block], cosines.dtype)).to(device)  # [b, d]
-        found = _search_block(rows, passages, k, groups and Groups(groups.queries[block], groups.passages))
+        found = _search_block(rows, passages, k, groups_of_some(groups, block))
         numbers[block] = found.numbers.cpu().numpy()
         cosines[block] = found.scores.cpu().numpy()
     return Ranking(numbers, cosines)

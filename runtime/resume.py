@@ -24,6 +24,12 @@ _HOW_TO_TRAIN_LONGER = (
     "  model_path set to this run's last model folder (of an adapter, merged first: python -m tools.merge_adapter).",
     "  A run begun with scheduler_type constant_with_warmup can be made longer as it is",
 )
+# Whether a run that cuts texts shorter still would read the same tokens is not looked for: both stores would have to be
+# there, and be read whole.
+_HOW_TEXTS_STAY = (
+    "  its token store was written anew: tokenise as then, with the same instruction and the same --max_seq_length,",
+    "  also where this run cuts texts shorter than the store does",
+)
 IDENTITY_KEY = "ground"  # of a state's facts; so called since the first states, and those must stay readable
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each weight
 
@@ -264,6 +270,8 @@ def differences(now: dict, earlier: dict, path: str | None = None, earlier_path:
             lines.append(f"model: {_named(earlier_value, earlier_path)} then, {_named(value, path)} now")
         else:
             lines.append(f"{name}: {earlier_value!r} then, {value!r} now")
+        if name.startswith("texts of "):
+            lines += _HOW_TEXTS_STAY
         same_batch = now.get("global batch") == earlier.get("global batch")
         if name == "steps" and same_batch and value and earlier_value and value > earlier_value:
             lines += _HOW_TO_TRAIN_LONGER

@@ -98,6 +98,11 @@ def door_here(config: dict) -> int:
     return _call_here(run.main, config)
 
 
+def flags(config: dict, **changes) -> list[str]:
+    """The words of a command line that sets these keys."""
+    return [word for key, value in (config | changes).items() for word in (f"--{key}", str(value))]
+
+
 def _call_here(door, config: dict) -> int:
     path = Path(config["output_dir"]).parent / "config.json"
     path.parent.mkdir(exist_ok=True)

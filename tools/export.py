@@ -20,6 +20,7 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 
 from export import convert, onnx_file
 from export.model_card import Facts
+from utils import RunError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FORMATS = ("safetensors", "onnx", "gguf")
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         lines = export(flags)
-    except (ValueError, OSError) as error:  # a damaged folder, another model when it is read back, a disk that refuses
+    except (RunError, ValueError, OSError) as error:  # a damaged folder, another model read back, a disk that refuses
         print(error, file=sys.stderr)
         return 2
     print("\n".join(lines))
@@ -99,7 +100,7 @@ def export(flags: argparse.Namespace) -> list[str]:
     """Write the folder; returns what to print.
 
     Raises:
-        ValueError: the model cannot be read, or what was written is another one.
+        RunError, ValueError: the model cannot be read, or what was written is another one.
     """
     source = convert.read(flags.model)
     facts = convert.shortened(source.facts, flags.dimension)

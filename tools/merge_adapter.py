@@ -15,6 +15,7 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 
 from export.convert import merge_adapter
 from export.merge import base_problems
+from utils import RunError
 
 
 def main(argv: list[str]) -> int:
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         merge_adapter(given.adapter, given.folder)
-    except ValueError as error:  # read back, the folder is another model
+    except (RunError, ValueError) as error:  # its files are damaged; or read back, the folder is another model
         print(error, file=sys.stderr)
         return 2
     print(f"merged into {given.folder}")

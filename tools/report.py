@@ -54,7 +54,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, output_dir/experiment_id")
     add("--output", type=Path, required=True, help="the HTML file to write; one that is there is replaced")
     add("--names", nargs="+", help="what to call the runs, in their order (default: their folders' names)")
-    add("--neighbours", type=int, default=0, metavar="N", help="ask each run's last model with N sample queries")
+    add("--neighbours", type=int, metavar="N", help="ask each run's last model with N sample queries (default: none)")
     add("--texts", type=Path, help="for --neighbours: a file of texts, one a line (default: held-out tuples)")
     return parser.parse_args(argv)
 
@@ -66,9 +66,9 @@ def refuse_flags(flags: argparse.Namespace) -> None:
         problems.append(f"--output {flags.output}: is a folder; name a file in it")
     elif not flags.output.parent.is_dir():
         problems.append(f"--output {flags.output}: there is no folder {flags.output.parent}")
-    if flags.neighbours < 0:
-        problems.append(f"--neighbours {flags.neighbours}: must be 0 or more")
-    if flags.texts is not None and not flags.neighbours:
+    if flags.neighbours is not None and flags.neighbours < 1:
+        problems.append(f"--neighbours {flags.neighbours}: must be 1 or more; leave it out to ask nothing")
+    if flags.texts is not None and flags.neighbours is None:
         problems.append("--texts: is asked by --neighbours N alone, which loads the models; add it")
     if problems:
         raise RunError("\n".join(problems))

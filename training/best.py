@@ -99,8 +99,9 @@ def value_of(results: Results, choice: Choice, sets: Sequence[str]) -> float | N
     Args:
         sets: the names of the sets that there are now.
     """
+    names = sets if choice.set is None else [choice.set]
     values = []
-    for name in sets if choice.set is None else [choice.set]:
+    for name in names:
         by_dim = results.get(name, {})
         dim = choice.dim or max(map(int, by_dim), default=0)
         value = by_dim.get(str(dim), {}).get(choice.metric)

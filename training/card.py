@@ -4,7 +4,7 @@ from pathlib import Path
 
 from export import hub
 from export.model_folder import Facts
-from training.folders import BEST, folder_name
+from training.folders import BEST, folder_name, steps_of
 from training.records import Metrics, task_means
 from training.setup import Run
 
@@ -81,9 +81,9 @@ def push(run: Run) -> None:
     """
     if not (run.args.push_to_hub and run.is_finished and run.accelerator.is_main_process):
         return
-    best = run.evaluations.best
-    step = run.steps_done if best is None else best.step
     name = BEST
-    if best is None:
-        name = folder_name(step, run.args.checkpointing_steps, step, run.feed.plan.steps_per_epoch)
-    print(hub.push(run.folder / name, run.args.hub_model_id, step), flush=True)
+    if run.evaluations.best is None:
+        last = run.steps_done
+        name = folder_name(last, run.args.checkpointing_steps, last, run.feed.plan.steps_per_epoch)
+    folder = run.folder / name
+    print(hub.push(folder, run.args.hub_model_id, steps_of(folder)), flush=True)

@@ -16,6 +16,7 @@ from data.embedding_store import texts_of
 from data.plan import Plan
 from data.token_store import TokenStore
 from modeling.tokenizer import fingerprint
+from modeling.versions import settings_of
 from runtime.collectives import all_rows
 from runtime.sharding import rows_here
 from training.recipes import Recipe
@@ -117,8 +118,7 @@ def config_digest(config: PretrainedConfig) -> str:
     What changes no embedding is left out, so a folder that was saved again, in another dtype or by another version of
     Transformers, has the same.
     """
-    settings = config.to_diff_dict()  # only what is not as in every config
-    told = {name: value for name, value in settings.items() if name not in _WITHOUT_EFFECT}
+    told = {name: value for name, value in settings_of(config).items() if name not in _WITHOUT_EFFECT}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -184,13 +184,11 @@ def check_models(
     args: Args, stores: list[TokenStore], settings: DatasetSettings, unknown: set[str]
 ) -> tuple[object, list[str]]:
     """The tokenizer, and what in model and teacher does not fit each other or the data, one line each."""
-    if args.cache_only or "model_path" in unknown:
+    if args.cache_only or unknown & {"model_path", "model_revision", "teacher_revision"}:
         return None, []
     largest_id = max((store.meta["max_token_id"] for store in stores), default=0)
     length = 0 if "max_seq_length" in unknown else args.max_seq_length
     lora_targets = args.lora_targets() if args.use_lora and "lora_target_modules" not in unknown else []
-    if unknown & {"model_revision", "teacher_revision"}:
-        return None, []
     config, problems = check_backbone(
         args.model_path, largest_id, length, args.attn_backend, lora_targets, args.model_revision
     )

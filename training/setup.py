@@ -23,6 +23,7 @@ from training import best
 from training.activations import choose_activation_policy, count_cost
 from training.advice import announce, choose_query_instruction, warn
 from training.best import Evaluations
+from training.folders import BEST, steps_of
 from training.identity import run_identity, what_old_states_stand_for
 from training.loss_memory import LossShape, loss_bytes
 from training.memory import Cost
@@ -34,7 +35,7 @@ from training.recipes import Recipe, expected_losses
 from training.records import Metrics, write_manifest
 from training.schedule import Schedule
 from training.trackers import start_trackers
-from utils import RunError, write_json
+from utils import RunError, put_back, write_json
 
 
 @dataclass
@@ -135,7 +136,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
         accelerator.print(f"going on after step {steps_done} of {schedule.steps}")
     start_trackers(accelerator, args.trackers(), args.experiment_id, folder, asdict(args), steps_done)
     metrics = Metrics(accelerator, folder, facts.get("sizes", {}))
-    evaluations = make_evaluations(args, accelerator, sets, objectives[0], metrics)
+    evaluations = make_evaluations(args, accelerator, sets, objectives[0], metrics, steps_done)
 
     return Run(
         args=args,
@@ -301,7 +302,12 @@ def make_state_writer(accelerator: Accelerator, model: torch.nn.Module, folder: 
 
 
 def make_evaluations(
-    args: Args, accelerator: Accelerator, sets: list[RetrievalSet], objective: Objective, metrics: Metrics
+    args: Args,
+    accelerator: Accelerator,
+    sets: list[RetrievalSet],
+    objective: Objective,
+    metrics: Metrics,
+    steps_done: int,
 ) -> Evaluations:
     """What the run evaluates, which is said, and what came of it in the steps that it goes on from."""
     asked, _ = best.parse_dims(args.evaluation_dims)
@@ -315,4 +321,21 @@ def make_evaluations(
         accelerator.print(line)
     for line in resume.from_main(accelerator, metrics.lines("evaluation")):
         evaluations.note(line["step"], line["sets"])
+    best_folder = Path(args.output_dir) / args.experiment_id / BEST
+    keep_to_best_folder(evaluations, accelerator, best_folder, steps_done)
     return evaluations
+
+
+def keep_to_best_folder(evaluations: Evaluations, accelerator: Accelerator, folder: Path, steps_done: int) -> None:
+    """Let no evaluation count whose model is gone: with another best_metric than before, the folder has another one.
+
+    Before anybody asks whether the run is finished: patience counts from the model that was kept.
+
+    Args:
+        folder: of the best model; put back where a kill came between its two renames.
+    """
+    kept = None
+    if accelerator.is_main_process:
+        put_back(folder)
+        kept = steps_of(folder)
+    evaluations.keep(resume.from_main(accelerator, kept), steps_done)

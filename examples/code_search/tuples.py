@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval.search import BM25
+from utils import RunError, plural
 
 from .corpus import Function
 
@@ -88,9 +89,18 @@ def _by_package(functions: list[Function]) -> dict[str, list[Function]]:
 
 
 def package_tuples(functions: list[Function], rng: random.Random, rows: int) -> list[tuple[str, ...]]:
-    """(query, passage, 24 negatives) by package; each package is drawn equally often."""
+    """(query, passage, 24 negatives) by package; each package is drawn equally often.
+
+    Raises:
+        RunError: there is no second package to take negatives from.
+    """
     packages = _by_package(functions)
     names = sorted(name for name, members in packages.items() if len(members) >= LEAST_FUNCTIONS)
+    if len(names) < 2:
+        raise RunError(
+            f"code_packages: {plural(len(names), 'package')} with {LEAST_FUNCTIONS} documented functions or more, and "
+            "two are needed, as a function's negatives come from other packages: pip install -r requirements-dev.txt"
+        )
     table = []
     for _ in range(rows):
         own, *others = rng.sample(names, 1 + min(NEGATIVES, len(names) - 1))

@@ -3,7 +3,6 @@
 python -m pytest tests/benchmarks/test_quality.py
 """
 
-import gzip
 import json
 import random
 import shutil
@@ -12,7 +11,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -22,16 +20,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from arguments import Args
-from benchmarks import (
-    ingredients,
-    measured_rows,
-    packages,
-    pairs,
-    quality,
-    quality_report,
-    search_task,
-    training_commands,
-)
+from benchmarks import ingredients, measured_rows, quality, quality_report, search_task, training_commands
 from benchmarks import sentence_transformers_training as st_training
 from benchmarks.ingredient_rows import Row, groups
 from benchmarks.measured_rows import RowFile
@@ -40,7 +29,6 @@ from benchmarks.search_task import Variant
 from benchmarks.training_commands import Trained, Training
 from data.token_store import open_store
 from retrieval.encode import encode
-from retrieval.search import Ranking
 from training.schedule import Schedule
 from utils import RunError, read_json
 
@@ -376,22 +364,6 @@ def test_trials_and_rows_are_measured_by_different_pairs(folder):
     assert task.evaluated(20, for_trials=True) == task.evaluated(20)  # too few for both
 
 
-def test_pairs_made_anew_or_of_other_lists_never_meet_old_tuples(tmp_path):
-    for stem in ("speech", "picture"):
-        lists = tmp_path / stem
-        lists.mkdir()
-        text = "\n".join(stanza(f"{stem}{chr(97 + number)}", f"turns {stem} {number} into text") for number in range(9))
-        (lists / "a_i18n_Translation-en").write_text(text)
-    task = search_task.prepare("packages", tmp_path, 4, tmp_path / "speech")
-    assert search_task.prepare("packages", tmp_path, 4, tmp_path / "speech") == task
-    with pytest.raises(RunError, match=r"pairs-4\.json: made of packages of .*speech, not of packages of .*picture"):
-        search_task.prepare("packages", tmp_path, 4, tmp_path / "picture")
-    (tmp_path / "packages" / "pairs-4.json").unlink()
-    other = search_task.prepare("packages", tmp_path, 4, tmp_path / "picture")
-    assert other.folder != task.folder
-    assert other.folder.name == f"pairs-4-{other.digest}"
-
-
 def test_rows_are_told_apart_by_what_was_measured(tmp_path):
     rows = RowFile(tmp_path / "new" / "rows.jsonl")
     assert rows.rows() == []
@@ -402,6 +374,17 @@ def test_rows_are_told_apart_by_what_was_measured(tmp_path):
         assert rows.find(row | other) is None
     rows.append(row | {"steps": 4, "seed": 1})
     assert len(rows.path.read_text().splitlines()) == 2
+
+
+def test_raw_tuples_have_their_negatives_and_instruction(folder):
+    task = search_task.prepare("code", folder, TRAINING)
+    plain = pq.read_table(search_task.raw_file(task, Variant())).to_pylist()
+    first = task.training[0]
+    assert plain[0] == {"query": f"Instruct: Find it.\nQuery: {first.query}", "passage": first.passage}
+    variant = Variant("bm25", 2, instructed=False)
+    raw = pq.read_table(search_task.raw_file(task, variant)).to_pylist()
+    assert [row["query"] for row in raw] == [pair.query for pair in task.training]
+    assert all(len({row["passage"], row["negative_1"], row["negative_2"]}) == 3 for row in raw)
 
 
 # ------------------------------------------------------------------------------------------ ingredients
@@ -509,101 +492,3 @@ def test_a_second_round_is_mined_once_by_the_model_of_the_first(words, folder, t
     columns = pq.read_table(raw).column_names
     assert columns[:2] == ["query", "passage"]
     assert len(columns) >= 2 + 7
-
-
-# ------------------------------------------------------------------------------------------------ pairs
-
-
-def numbered(count: int) -> list[Pair]:
-    return [Pair(f"query {number}", f"passage {number}", f"g{number // 2}") for number in range(count)]
-
-
-def test_negatives_come_from_the_window_and_of_other_groups():
-    made = numbered(20)
-    order = np.arange(20)[None].repeat(20, axis=0)  # every query ranks 0, 1, 2, ...
-    scores = np.linspace(1, 0.05, 20)[None].repeat(20, axis=0)
-    mined = pairs.negatives_of_ranking(made, Ranking(order, scores), 3)
-    assert mined[0] == ["passage 5", "passage 6", "passage 7"]  # ranks 6 to 8
-    assert mined[6] == ["passage 5", "passage 8", "passage 9"]  # 6 and 7 are one group
-    assert all(len(set(texts)) == 3 for texts in pairs.random_negatives(made, 3))
-
-
-def test_raw_tuples_have_their_negatives_and_instruction(folder):
-    task = search_task.prepare("code", folder, TRAINING)
-    plain = pq.read_table(search_task.raw_file(task, Variant())).to_pylist()
-    first = task.training[0]
-    assert plain[0] == {"query": f"Instruct: Find it.\nQuery: {first.query}", "passage": first.passage}
-    variant = Variant("bm25", 2, instructed=False)
-    raw = pq.read_table(search_task.raw_file(task, variant)).to_pylist()
-    assert [row["query"] for row in raw] == [pair.query for pair in task.training]
-    assert all(len({row["passage"], row["negative_1"], row["negative_2"]}) == 3 for row in raw)
-
-
-# --------------------------------------------------------------------------------------------- packages
-
-
-LONG = "It reads what a microphone hears and writes words that a person can read"
-
-
-def stanza(name: str, query: str, passage: str = LONG) -> str:
-    return f"Package: {name}\nDescription-md5: 0\nDescription-en: {query}\n {passage} {name},\n .\n and  no more.\n"
-
-
-def test_packages_are_read_from_lists_of_any_kind(tmp_path):
-    plain = [stanza("speech2-tool", "turns speech into text"), stanza("x", "Turns SPEECH into text", "Other " * 20)]
-    (tmp_path / "a_i18n_Translation-en").write_text("\n".join(plain))
-    with gzip.open(tmp_path / "b_i18n_Translation-en.gz", "wt") as file:
-        file.write(stanza("short", "two words") + "\n" + stanza("brief", "says far too little", "ok"))
-    with pa.output_stream(str(tmp_path / "c_i18n_Translation-en.lz4"), compression="lz4") as file:
-        file.write(stanza("ähnlich", "finds what is alike").encode())
-    (tmp_path / "d_i18n_Translation-de").write_text(stanza("german", "not an English list"))
-    training, held_out = packages.package_pairs(tmp_path)
-    found = sorted(training + held_out, key=lambda pair: pair.group)
-    assert [pair.group for pair in found] == ["speech", "ähnlich"]
-    assert found[0] == Pair("turns speech into text", f"{LONG} speech2-tool, and no more.", "speech")
-
-
-def test_a_family_stands_on_one_side_and_empty_packages_on_none(tmp_path):
-    names = []
-    for number in range(200):
-        stem = f"{chr(97 + number % 20)}{chr(97 + number // 20)}oo"
-        names += [f"lib{stem}2", f"lib{stem}-dev", f"{stem}-doc"]
-    text = [stanza(name, f"makes the thing {name} work") for name in names]
-    text += [stanza("old-name", "transitional package for new"), stanza("foo-dbgsym", "symbols for the foo")]
-    text += [
-        stanza("gone", "something that is gone", "This is a dummy package which can be removed at any time, as said")
-    ]
-    (tmp_path / "x_i18n_Translation-en").write_text("\n".join(text))
-    training, held_out = packages.package_pairs(tmp_path)
-    families = {pair.group for pair in training}
-    assert not families & {pair.group for pair in held_out}
-    assert len(training) + len(held_out) == 600
-    assert len(families) + len({pair.group for pair in held_out}) == 200
-    assert 30 <= len(held_out) <= 90  # one in ten
-    assert len(held_out) % 3 == 0
-
-
-@pytest.mark.parametrize(
-    ("name", "family"),
-    [
-        ("python3-numpy", "numpy"),
-        ("libghc-aeson-dev", "aeson"),
-        ("golang-github-spf13-cobra-dev", "spf"),
-        ("librust-serde+derive-dev", "serde"),
-        ("r-cran-dplyr", "dplyr"),
-        ("libmoose-perl", "moose"),
-        ("gir1.2-gtk-4.0", "gtk"),
-        ("libboost1.81-dev", "boost"),
-        ("ruby", "ruby"),
-    ],
-)
-def test_an_ecosystem_is_no_family(name, family):
-    assert packages.family_of(name) == family
-
-
-def test_without_a_list_the_remedy_is_named(tmp_path):
-    with pytest.raises(RunError, match="apt-get update -o Acquire::Languages=en -o Dir::State::Lists=FOLDER"):
-        packages.package_pairs(tmp_path)
-    (tmp_path / "a_i18n_Translation-en.xz").write_bytes(b"damaged")
-    with pytest.raises(RunError, match="cannot be read"):
-        packages.package_pairs(tmp_path)

@@ -3,6 +3,7 @@
 python -m pytest tests/examples/test_code_search.py
 """
 
+import random
 import re
 import shutil
 
@@ -15,6 +16,7 @@ from harness import ROOT, run_command
 from examples.code_search import corpus, foundation, quickstart, search, tuples
 from examples.code_search.corpus import Function
 from examples.models import weights
+from utils import RunError
 
 SOURCE = '''
 class Box:
@@ -106,6 +108,16 @@ def test_all_three_tasks_are_written_in_the_published_layout(tmp_path):
         assert {row["passage"], row["negative_1"]} == set(tuples.LABELS)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()  # deterministic
+
+
+@pytest.mark.parametrize(
+    ("packages", "found"), [(["p"], "1 package with"), (["p", "small"], "1 package with"), ([], "0")]
+)
+def test_a_cluster_without_another_is_refused(packages, found, tmp_path):
+    """Of `small` there are fewer functions than a cluster needs."""
+    functions = [function(i, package) for package in packages for i in range(5 if package == "small" else 40)]
+    with pytest.raises(RunError, match=f"code_packages: {found}"):
+        tuples.package_tuples(functions, random.Random(0), 10)
 
 
 @pytest.mark.processes

@@ -21,7 +21,7 @@ from model_folders import (
 )
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from export import model_folder, probe
 from model import Embedder
@@ -30,6 +30,8 @@ from modeling.pooling import POOLINGS, pooling_of
 from modeling.tokenizer import make_encoder
 from modeling.versions import in_dtype
 from tools import merge_adapter
+from training.identity import config_digest
+from utils import write_json
 
 
 @pytest.fixture
@@ -90,6 +92,21 @@ def test_files_say_what_every_reader_looks_for(backbone, tokenizer, tmp_path):
     assert "first 8, 16 dimensions" in card
     assert "cosine similarity, last-token pooling.\n" in card
     assert not list(tmp_path.glob(".*"))  # nothing is left aside
+
+
+def test_the_way_positions_are_stretched_is_said_where_any_version_looks_for_it(toy_world, tmp_path):
+    """Transformers 4 reads rope_scaling; 5 reads both, and writes rope_parameters alone."""
+    config = json.loads((toy_world.backbone / "config.json").read_text())
+    theta = config.get("rope_parameters", config)["rope_theta"]
+    config.pop("rope_parameters", None)
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+    (tmp_path / "base").mkdir()
+    write_json(tmp_path / "base" / "config.json", config | {"rope_theta": theta, "rope_scaling": yarn})
+    backbone = AutoModel.from_config(AutoConfig.from_pretrained(tmp_path / "base"))
+    model_folder.save_weights(tmp_path / "m", backbone, backbone.state_dict(), torch.float32)
+    saved = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert (saved["rope_theta"], saved["rope_scaling"]) == (theta, yarn)
+    assert config_digest(AutoConfig.from_pretrained(tmp_path / "m")) == config_digest(backbone.config)
 
 
 def test_a_folder_is_never_overwritten(backbone, tokenizer, tmp_path):

@@ -138,11 +138,12 @@ def test_the_best_folder_goes_to_the_hub_where_there_is_one(tmp_path, monkeypatc
     api = StandIn()
     monkeypatch.setattr(hub, "HfApi", api)
     (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "f2llm.json").write_text('{"training": {"steps": 5}}')
     run = SimpleNamespace(
         args=SimpleNamespace(push_to_hub=True, hub_model_id="me/model"),
         is_finished=True,
         accelerator=SimpleNamespace(is_main_process=True),
-        evaluations=SimpleNamespace(best=SimpleNamespace(step=5)),
+        evaluations=SimpleNamespace(best=SimpleNamespace(step=7)),  # the folder knows better
         folder=tmp_path,
     )
     push(run)

@@ -4,9 +4,16 @@ python -m pytest tests/tools/test_merge_adapter.py
 """
 
 import json
+import shutil
+from pathlib import Path
 
+import model_folders
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
+from export import model_folder
 from tools import merge_adapter
 
 
@@ -51,3 +58,58 @@ def test_all_problems_are_named_at_once(tmp_path, capsys):
     assert capsys.readouterr().err.splitlines() == [
         f"{tmp_path / 'nowhere'}: no adapter_config.json in it", f"{tmp_path}: exists already"
     ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------- damaged adapters
+
+
+@pytest.fixture(scope="module")
+def whole(toy_world, tmp_path_factory) -> Path:
+    """A real adapter folder."""
+    folder = tmp_path_factory.mktemp("adapters") / "whole"
+    adapted = model_folders.make_adapted(toy_world.backbone)
+    tokenizer = AutoTokenizer.from_pretrained(toy_world.backbone)
+    model_folder.save(folder, adapted, tokenizer, model_folders.facts(), torch.float32)
+    return folder
+
+
+def without_a_tensor(path: Path) -> None:
+    weights = load_file(path)
+    del weights[min(weights)]
+    save_file(weights, path)
+
+
+def with_another_tensor(path: Path) -> None:
+    save_file(load_file(path) | {"base_model.model.other.lora_A.weight": torch.ones(4, 2)}, path)
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    (Path.unlink, "no adapter_model.safetensors in it"),
+    (lambda path: path.write_bytes(path.read_bytes()[:1000]), "Error while deserializing header"),  # SafetensorError
+    (without_a_tensor, "lacks 1 tensor that its config asks for, as base_model.model.layers.0"),  # a warning of PEFT's
+    (with_another_tensor, "has 1 tensor that its config does not ask for, as base_model.model.other"),  # in silence
+], ids=["no file", "cut short", "a tensor less", "a tensor more"])  # fmt: skip
+def test_damaged_weights_of_an_adapter_are_refused(whole, tmp_path, capsys, damage, words):
+    shutil.copytree(whole, tmp_path / "adapter")
+    damage(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert merge_adapter.main([str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'adapter'}: no adapter can be loaded from it (" in said
+    assert words in said
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"r": 8}, "size mismatch for"),  # RuntimeError
+    ({"lora_alpha": "x"}, "unsupported operand type"),  # TypeError
+    ({"peft_type": "NONE"}, "'NONE'"),  # KeyError
+    ({"target_modules": ["nowhere"]}, "not found in the base model"),  # ValueError
+])  # fmt: skip
+def test_a_config_of_another_adapter_is_refused(whole, tmp_path, capsys, changes, words):
+    folder = shutil.copytree(whole, tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+    assert merge_adapter.main([str(folder), str(tmp_path / "merged")]) == 2
+    said = capsys.readouterr().err
+    assert f"{folder}: no adapter can be loaded from it (" in said
+    assert words in said

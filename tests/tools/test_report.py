@@ -303,7 +303,8 @@ def test_flags_that_cannot_be_met_are_refused(two_runs, tmp_path, capsys):
         ([first, second, "--names", "a"], "1 name for 2 runs"),
         ([first, second, "--names", "a", "a"], "2 runs would be called a"),
         ([first, "--texts", "file.txt"], "add it"),
-        ([first, "--neighbours", "-1"], "must be 0 or more"),
+        ([first, "--neighbours", "-1"], "must be 1 or more"),
+        ([first, "--neighbours", "0"], "must be 1 or more; leave it out to ask nothing"),
         ([first, "--neighbours", "2"], "give texts by --texts FILE"),
         ([first, "--neighbours", "2", "--texts", "no/file.txt"], "--texts no/file.txt: cannot be read"),
     ]:

@@ -298,6 +298,29 @@ def test_by_another_metric_the_best_folder_is_the_model_to_beat(judged, monkeypa
     assert f"best:     {folder / 'best'}: MRR@10 0.3000 at step 5" in capsys.readouterr().out
 
 
+def test_a_finished_run_by_another_metric_names_the_model_that_its_best_folder_holds(judged, monkeypatch):
+    """Started again to be pushed, say: by that metric step 3 was better, whose model is gone."""
+    values = [(0.1, 0.2), (0.5, 0.1), (0.2, 0.4), (0.1, 0.2)]
+
+    def note(self, step: int, _, real=Evaluations.note):
+        found = dict(zip(("nDCG@10", "MRR@10"), values[step - 1], strict=True))
+        return real(self, step, {"first": {"32": found}})
+
+    named = []  # what a push would take for the best; not the runs themselves, which hold their folder's lock
+    monkeypatch.setattr(Evaluations, "note", note)
+    monkeypatch.setattr(run, "push", lambda finished: named.append(finished.evaluations.best))
+    judged |= {"train_steps": 4, "checkpointing_steps": 0}
+    folder = train_here(judged)
+    train_here(judged | {"best_metric": "MRR@10"})
+    assert [best.step for best in named] == [2, 2]
+    assert (step_of(folder / "best"), step_of(folder / "step_4")) == (2, 4)
+    unjudged = judged | {"best_metric": None, "experiment_id": "unjudged"}
+    folder = train_here(unjudged)
+    train_here(unjudged | {"best_metric": "nDCG@10"})
+    assert named[-1] is None  # as there is no folder: the last model is the one to push
+    assert not (folder / "best").exists()
+
+
 def test_evaluations_decide_by_what_was_found_before():
     values = [0.1, 0.3, 0.3, 0.2]
     found = Evaluations([RetrievalSet("a", [], [], [], [], [])], [8, 32], every=2, choice=Choice("nDCG@10"), patience=2)

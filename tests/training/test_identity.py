@@ -4,10 +4,12 @@ python -m pytest tests/training/test_identity.py
 """
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import toy
 from conftest import door_here, tokenize, train_here
+from transformers import AutoConfig
 
 from data.token_store import open_store
 from runtime.resume import IDENTITY_KEY
@@ -55,6 +57,7 @@ def test_data_whose_tuples_alone_are_the_same_are_refused(config, stores, capsys
     assert "cannot go on, because this has changed" in said
     assert line in said
     assert "dataset questions" not in said
+    assert ("with the same instruction and the same --max_seq_length" in said) == (name == "instruction")
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
@@ -84,3 +87,35 @@ def test_a_config_is_named_by_what_it_does_to_an_embedding():
     other = [{}, {"rms_norm_eps": 1e-5}, {"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}},
              {"hidden_act": "gelu"}, {"num_attention_heads": 2}, {"sliding_window": 16}]  # fmt: skip
     assert len({digest(**changes) for changes in other}) == len(other)
+
+
+QWEN = {
+    "model_type": "qwen3", "head_dim": 128, "hidden_size": 1024, "intermediate_size": 3072,
+    "max_position_embeddings": 40960, "max_window_layers": 28, "num_attention_heads": 16, "num_hidden_layers": 28,
+    "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000,
+    "sliding_window": 4096, "use_sliding_window": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+@pytest.mark.parametrize(("changes", "digest"), [
+    ({}, "9edc32accab74679"),
+    ({"rope_scaling": YARN}, "d9ed44c90eb7280a"),
+    ({"use_sliding_window": True, "sliding_window": 512, "max_window_layers": 2}, "54c47caae633f69e"),
+    ({"model_type": "qwen2"}, "33c1b688ccbe5d1b"),
+    ({"model_type": "llama", "rope_theta": 100000}, "baaee9399754ffbd"),
+])  # fmt: skip
+def test_any_version_of_transformers_names_a_config_alike(changes, digest, tmp_path):
+    """The digests are those of 5.23; 4.51 says the same settings in other words."""
+    write_json(tmp_path / "config.json", QWEN | changes)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config_digest(config) == digest
+    config.save_pretrained(tmp_path / "again")
+    assert config_digest(AutoConfig.from_pretrained(tmp_path / "again")) == digest
+
+
+def test_a_config_in_the_words_of_an_old_version_is_named_as_by_a_new_one():
+    """What 4.51 says of the first config above, whichever version is installed here."""
+    in_old_words = QWEN | {"attention_bias": False, "hidden_act": "silu"}
+    config = SimpleNamespace(to_diff_dict=lambda: dict(in_old_words))
+    assert config_digest(config) == "9edc32accab74679"

@@ -86,27 +86,39 @@ def length_section(runs: list[RunLog], datasets: list[Dataset]) -> Section:
     """How long queries and positives are, by dataset, or by task where the datasets are many."""
     there = [dataset for dataset in datasets if dataset.store is not None]
     by_task = len({dataset.name for dataset in there}) > MOST_CHARTS
+    members_of: dict[str, list[Dataset]] = {}
+    for dataset in there:
+        name = dataset.task if by_task else dataset.name
+        members_of.setdefault(name, []).append(dataset)
     charts = []
-    for name in dict.fromkeys(dataset.task if by_task else dataset.name for dataset in there):
-        members = [dataset for dataset in there if name == (dataset.task if by_task else dataset.name)]
-        charts += [_chart(name, role, members, len(runs)) for role in ROLES]
+    for name, members in members_of.items():
+        for role in ROLES:
+            charts.append(_chart(name, role, members, len(runs)))
     return Section("Lengths of the texts", charts, _left_out(runs, datasets))
 
 
 def _chart(name: str, role: str, members: list[Dataset], runs: int) -> Chart:
     """Shares of texts by their length; runs that were trained on the same data share a series."""
-    groups: dict[tuple, list[int]] = {}
-    for index in sorted({dataset.run for dataset in members}):
-        digests = tuple(dataset.digest for dataset in members if dataset.run == index)
-        groups.setdefault(digests, []).append(index)
     series = []
-    for sharing in groups.values():
+    for sharing in _runs_of_same_data(members):
         lengths = [dataset.lengths(role) for dataset in members if dataset.run == sharing[0]]
-        run = -1 if len(sharing) == runs > 1 else sharing[0]
-        series.append(Series(run, histogram(np.concatenate(lengths)), label="all runs" if run == -1 else ""))
+        shares = histogram(np.concatenate(lengths))
+        if runs > 1 and len(sharing) == runs:
+            series.append(Series(-1, shares, label="all runs"))
+        else:
+            series.append(Series(sharing[0], shares))
     limits = {dataset.limit for dataset in members}
     limit = limits.pop() if len(limits) == 1 else None
     return Chart(f"{name} · {role}", series, "share by tokens", "%", "length", from_zero=True, bars=True, limit=limit)
+
+
+def _runs_of_same_data(members: list[Dataset]) -> list[list[int]]:
+    """The runs of these datasets, ascending; those that were trained on the same data together."""
+    runs_of: dict[tuple[str, ...], list[int]] = {}
+    for run in sorted({dataset.run for dataset in members}):
+        digests = tuple(dataset.digest for dataset in members if dataset.run == run)
+        runs_of.setdefault(digests, []).append(run)
+    return list(runs_of.values())
 
 
 def histogram(lengths: np.ndarray) -> list[tuple[int, float]]:

@@ -7,15 +7,17 @@ from statistics import median
 from tools.reporting.charts import loss_section, measure_section
 from tools.reporting.evaluation import chosen
 from tools.reporting.read import RunLog
-from tools.reporting.series import last_value, number
+from tools.reporting.series import Points, last_value, number
+
+Value = tuple[str, str] | None  # a number as it is shown, and its unit; None where a run has none
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A label, and for each run a value and its unit; None where a run has none."""
+    """A label, and a value for each run."""
 
     label: str
-    values: list[tuple[str, str] | None]
+    values: list[Value]
 
 
 def show(value: float | None) -> str:
@@ -41,11 +43,12 @@ def tiles(runs: list[RunLog]) -> list[Tile]:
     """Steps, the first loss, the first measure of quality, throughput, memory, batch; only what some run has."""
     found = [Tile("Steps trained", [(f"{run.last_step:,}", _of_planned(run)) for run in runs])]
     found += _last_of(loss_section(runs).charts, len(runs))
-    found += _best_evaluation(runs) or _last_of(measure_section(runs).charts, len(runs))
-    speeds = [_numbers(run, "tuples_per_second") for run in runs]
-    found.append(Tile("Throughput, median", [(show(median(one)), "tuples/s") if one else None for one in speeds]))
-    memory = [_numbers(run, "peak_gib") for run in runs]
-    found.append(Tile("Peak memory", [(show(max(one)), "GiB") if one else None for one in memory]))
+    quality = _best_evaluation(runs)
+    if not quality:
+        quality = _last_of(measure_section(runs).charts, len(runs))
+    found += quality
+    found.append(Tile("Throughput, median", [_throughput(run) for run in runs]))
+    found.append(Tile("Peak memory", [_peak_memory(run) for run in runs]))
     found.append(Tile("Global batch", [_batch(run) for run in runs]))
     return [tile for tile in found if any(tile.values)]
 
@@ -53,7 +56,9 @@ def tiles(runs: list[RunLog]) -> list[Tile]:
 def _of_planned(run: RunLog) -> str:
     """Of how many steps, where the configuration tells."""
     planned = planned_steps(run)
-    return "" if planned is None or planned < run.last_step else f"of {planned:,}"
+    if planned is None or planned < run.last_step:
+        return ""
+    return f"of {planned:,}"
 
 
 def planned_steps(run: RunLog) -> int | None:
@@ -72,7 +77,7 @@ def _last_of(charts: list, runs: int) -> list[Tile]:
     """The last value of the first chart, of each run: held out where there is such a value."""
     if not charts:
         return []
-    values: list[tuple[str, str] | None] = [None] * runs
+    values: list[Value] = [None] * runs
     for series in charts[0].series:  # a run's held-out series comes after its trained one
         values[series.run] = (show(last_value(series.points)), "held out" if series.held_out else "")
     return [Tile(f"{charts[0].title}, last", values)]
@@ -81,16 +86,34 @@ def _last_of(charts: list, runs: int) -> list[Tile]:
 def _best_evaluation(runs: list[RunLog]) -> list[Tile]:
     """The best value, and when it was, of what the runs are judged by: the first best_metric that one of them has."""
     given = [run.configuration.get("best_metric") for run in runs]
-    judged = [chosen(run, next((one for one in given if isinstance(one, str)), None)) for run in runs]
-    label = next((words for words, _ in judged if words), None)
-    if label is None:
+    metrics = [metric for metric in given if isinstance(metric, str)]
+    best_metric = metrics[0] if metrics else None
+    judged = [chosen(run, best_metric) for run in runs]
+    labels = [label for label, _ in judged if label]
+    if not labels:
         return []
-    values: list[tuple[str, str] | None] = []
-    for words, points in judged:
-        of_label = points if words == label else []
-        step, value = max(of_label, key=lambda point: point[1], default=(0, None))
-        values.append(None if value is None else (show(value), f"step {step:,}"))
-    return [Tile(f"{label}, best", values)]
+    values: list[Value] = []
+    for label, points in judged:
+        values.append(_highest(points) if label == labels[0] else None)
+    return [Tile(f"{labels[0]}, best", values)]
+
+
+def _highest(points: Points) -> Value:
+    """The highest value, and the first step that has it."""
+    if not points:
+        return None
+    step, value = max(points, key=lambda point: point[1])
+    return show(value), f"step {step:,}"
+
+
+def _throughput(run: RunLog) -> Value:
+    speeds = _numbers(run, "tuples_per_second")
+    return (show(median(speeds)), "tuples/s") if speeds else None
+
+
+def _peak_memory(run: RunLog) -> Value:
+    peaks = _numbers(run, "peak_gib")
+    return (show(max(peaks)), "GiB") if peaks else None
 
 
 def _numbers(run: RunLog, key: str) -> list[float]:
@@ -98,7 +121,9 @@ def _numbers(run: RunLog, key: str) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _batch(run: RunLog) -> tuple[str, str] | None:
+def _batch(run: RunLog) -> Value:
     rows = number(run.configuration.get("train_batch_size"))
     processes = number(run.manifest.get("num_processes"))
-    return (f"{rows * processes:,}", "tuples") if rows and processes else None
+    if not rows or not processes:
+        return None
+    return f"{rows * processes:,}", "tuples"

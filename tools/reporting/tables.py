@@ -88,20 +88,26 @@ def results_table(runs: list[RunLog]) -> str:
     main = main_metrics([key for one in found for key in one])
     if not main:
         return ""
-    columns = []
-    for index, one in enumerate(found):
-        columns += [(index, dimension) for dimension in sorted({dimension for _, dimension, _ in one})]
-    heads = []
+    columns = []  # (run, dimensions)
+    for index, values in enumerate(found):
+        dimensions = {dimension for _, dimension, _ in values}
+        columns += [(index, dimension) for dimension in sorted(dimensions)]
+    head = "<tr><th>task</th><th>metric</th>"
     for index, dimension in columns:
-        name = dot(index) + escape(runs[index].name) + " · " if len(runs) > 1 else ""
-        heads.append(f'<th class="num">{name}{dimension}</th>')
-    rows = []
+        name = ""
+        if len(runs) > 1:
+            name = f"{dot(index)}{escape(runs[index].name)} · "
+        head += f'<th class="num">{name}{dimension}</th>'
+    head += "</tr>"
+    body = ""
     for name, metric in main.items():
-        values = [show(found[index].get((name, dimension, metric))) for index, dimension in columns]
-        cells = "".join(f'<td class="num">{value}</td>' for value in values)
-        rows.append(f"<tr><td>{escape(name)}</td><td>{escape(metric)}</td>{cells}</tr>")
-    head = f"<thead><tr><th>task</th><th>metric</th>{''.join(heads)}</tr></thead>"
-    return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>'
+        body += f"<tr><td>{escape(name)}</td><td>{escape(metric)}</td>"
+        for index, dimension in columns:
+            value = found[index].get((name, dimension, metric))
+            body += f'<td class="num">{show(value)}</td>'
+        body += "</tr>"
+    table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
 def neighbour_cards(runs: list[RunLog], sample: Sample, answers: list[Answers]) -> str:

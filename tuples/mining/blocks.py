@@ -95,7 +95,8 @@ class Miner:
         chosen = choose(found, positive, self.rules, queries)
         drawn = 0
         if self.fill:
-            drawn = sum(self._fill(chosen, row, found, positive, query) for row, query in enumerate(queries))
+            for row, query in enumerate(queries):
+                drawn += self._fill(chosen, row, found, positive, query)
         counts = {"found": int((numbers >= 0).sum()), **chosen.removed, "random": drawn}
         return {
             "numbers": chosen.numbers,
@@ -141,7 +142,9 @@ class Miner:
         if not len(free):
             return 0
         drawn = self._draw(query, 8 * len(free) + 64)
-        drawn = drawn[~np.isin(drawn, found.numbers[row]) & ~self._is_same(np.array([query]), drawn[None])[0]]
+        was_found = np.isin(drawn, found.numbers[row])
+        is_same = self._is_same(np.array([query]), drawn[None])[0]
+        drawn = drawn[~was_found & ~is_same]
         scores = np.full(len(drawn), np.nan, np.float32)
         if self.scorer is not None:
             scores = self.scorer.score(np.full(len(drawn), query), drawn)

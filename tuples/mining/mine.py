@@ -27,7 +27,7 @@ from modeling.prompts import carries_instruction, split_prompt
 from retrieval.encoders import open_encoder
 from retrieval.faiss_index import FaissIndex, build
 from retrieval.rescore import Cosines, CrossEncoderScores
-from retrieval.search import BM25, search
+from retrieval.search import BM25, groups_of_some, search
 from retrieval.vectors import VectorFolder, Vectors
 from tuples.mining import texts as mining_texts
 from tuples.mining.blocks import BlockFolder, Find, Miner, Positives, Scorer, groups_of
@@ -219,12 +219,13 @@ class Mining:
 
     def index(self) -> None:
         """Build FAISS's index, where one is asked for and missing."""
-        if self.plan.backend == "faiss":
-            path = self._index_path()
-            if self.share.is_first and not path.exists():
-                plan = self.plan
-                build(path, self.passage_folder.open(), plan.index, plan.lists, plan.code_bytes)
-            wait_until(path.exists)
+        plan = self.plan
+        if plan.backend != "faiss":
+            return
+        path = self._index_path()
+        if self.share.is_first and not path.exists():
+            build(path, self.passage_folder.open(), plan.index, plan.lists, plan.code_bytes)
+        wait_until(path.exists)
 
     def _index_path(self) -> Path:
         plan = self.plan
@@ -288,7 +289,7 @@ class Mining:
         groups = groups_of(self.texts)
 
         def find(numbers: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-            own = groups._replace(queries=groups.queries[numbers]) if groups else None
+            own = groups_of_some(groups, numbers)
             found = search(queries.take(numbers), passages, k, self.device, own)
             return np.where(np.isfinite(found.scores), found.passages, -1), found.scores
 
@@ -314,8 +315,9 @@ class Mining:
         groups = groups_of(texts)
 
         def find(numbers: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-            own = groups._replace(queries=groups.queries[numbers]) if groups else None
-            found = index.rank([split_prompt(texts.queries.get(number))[1] for number in numbers], k, own)
+            own = groups_of_some(groups, numbers)
+            queries = [split_prompt(texts.queries.get(number))[1] for number in numbers]
+            found = index.rank(queries, k, own)
             return np.where(found.scores > 0, found.passages, -1), found.scores  # 0: no word in common
 
         return find

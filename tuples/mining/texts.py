@@ -69,12 +69,13 @@ def corpus_column(path: Path, wanted: str | None) -> str:
         RawError: the column holds something else.
     """
     names = column_names(path)
-    found = [name for name in ((wanted,) if wanted else CORPUS_COLUMNS) if name in names]
-    if not found and len(names) == 1 and not wanted:
+    looked_for = (wanted,) if wanted else CORPUS_COLUMNS
+    found = [name for name in looked_for if name in names]
+    if not found and not wanted and len(names) == 1:
         found = names
     if not found:
-        looked_for = wanted or " or ".join(CORPUS_COLUMNS)
-        raise RunError(f"{path}: no column {looked_for}; there are {', '.join(names) or 'none'}: give --corpus_column")
+        there = ", ".join(names) or "none"
+        raise RunError(f"{path}: no column {' or '.join(looked_for)}; there are {there}: give --corpus_column")
     if raw_formats.format_of(path) == raw_formats.PARQUET:
         raw_formats.check_types(raw_formats.schema_of(path), {found[0]: pa.string()})
     return found[0]

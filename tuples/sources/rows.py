@@ -67,8 +67,9 @@ def write_piece(
             records = []
             for number, found in _cleaned(block, source, input_name, tally):
                 label = labels.setdefault(found.label, len(labels)) if found.label else 0
-                for first, second in found.pairs:
-                    first, second = first.encode(), second.encode()
+                for pair in found.pairs:
+                    first = pair[0].encode()
+                    second = pair[1].encode()
                     middle = position + len(first)
                     end = middle + len(second)
                     keys = _keys(first, second, found.id, source)
@@ -109,7 +110,8 @@ def _keys(first: bytes, second: bytes, own_id: str, source: Source) -> tuple[byt
         if source.kind in ("sts", "duplicates"):
             both.sort()
         of_both = text_key(b"".join(both))
-    return text_key(own_id.encode()) if own_id else _NO_ID, of_both, of_first
+    of_id = text_key(own_id.encode()) if own_id else _NO_ID
+    return of_id, of_both, of_first
 
 
 def is_written(folder: Path, identity: dict) -> bool:
@@ -138,16 +140,18 @@ class Rows:
     def __init__(self, folders: list[Path]):
         self.pieces = [_records(folder) for folder in folders]
         self.maps = [_mapped(folder / "texts") for folder in folders]
-        facts = [read_json(folder / "piece.json") for folder in folders]
         self.tally = Tally()
-        for found in facts:
-            self.tally.merge(tally_of(found["tally"]))
-        labels_of_pieces = [found["labels"] for found in facts]
+        labels_of_pieces = []
+        for folder in folders:
+            facts = read_json(folder / "piece.json")
+            self.tally.merge(tally_of(facts["tally"]))
+            labels_of_pieces.append(facts["labels"])
         self.labels = in_one_order(labels_of_pieces)
-        number_of = {name: number for number, name in enumerate(self.labels)}
-        self._label_maps = []  # of each piece: the number of its own label i among all
+        number_of = {label: number for number, label in enumerate(self.labels)}
+        self._label_numbers = []  # of each piece: its own labels' numbers among all, int64 [its labels]
         for labels in labels_of_pieces:
-            self._label_maps.append([number_of[name] for name in labels])
+            numbers = [number_of[label] for label in labels]
+            self._label_numbers.append(np.array(numbers or [0], np.int64))  # without labels all records have 0
 
     def __len__(self) -> int:
         """How many pairs there are."""
@@ -161,8 +165,8 @@ class Rows:
     def label(self) -> np.ndarray:
         """The number of each pair's label among `labels`, int64 [n]; 0 where there are none."""
         found = []
-        for records, numbers in zip(self.pieces, self._label_maps, strict=True):
-            found.append(np.array(numbers or [0], np.int64)[records["label"]])
+        for records, numbers in zip(self.pieces, self._label_numbers, strict=True):
+            found.append(numbers[records["label"]])
         return np.concatenate(found)
 
     def keys(self, name: str) -> np.ndarray:
@@ -192,9 +196,8 @@ class Rows:
         in_pairs = np.clip(numbers, 0, max(len(begins) - 1, 0))
         pieces = np.searchsorted(first_pairs, in_pairs // 2, side="right") - 1
         found = []
-        for number, piece, begin, end in zip(
-            numbers.tolist(), pieces.tolist(), begins[in_pairs].tolist(), ends[in_pairs].tolist(), strict=True
-        ):
+        places = zip(numbers.tolist(), pieces.tolist(), begins[in_pairs].tolist(), ends[in_pairs].tolist(), strict=True)
+        for number, piece, begin, end in places:
             if number < 0:
                 found.append(None)
             elif number < len(begins):
