@@ -58,7 +58,7 @@ def of_training(_metrics, _step, kind, *_) -> bool:
     return kind == "train"
 
 
-def of_evaluation(_metrics, _step, kind, *_) -> bool:
+def of_search(_metrics, _step, kind, *_) -> bool:
     return kind == "evaluation"
 
 
@@ -117,7 +117,7 @@ POINTS = {
     "in validation": (1, objective.Objective, "measures", before),
     "in the search of an evaluation": (1, evaluation.Nearest, "add", before),
     "in the collective of an evaluation": (1, evaluation, "all_rows", before),
-    "in the middle of an evaluation's line": (0, records.Metrics, "write", lambda f: after(f, of_evaluation, half_a_line)),
+    "in the middle of an evaluation's line": (0, records.Metrics, "write", lambda f: after(f, of_search, half_a_line)),
     "while the best model is read back": (0, probe, "read_back", lambda f: before(f, of_best)),
     "between a state and the best model": (0, model_folder, "save", lambda f: before(f, of_best)),
     "between the two renames of the best model": (0, os, "replace", lambda f: before(f, to_best)),

