@@ -1,9 +1,9 @@
-"""What a start takes: bytes a weight, at the peak, from before the model is read until the engine has it; and a save.
+"""What a start takes: bytes a weight, at the peak, from before the model is read until the engine has it.
 
 python -m pytest tests/training/test_startup_memory.py -s
 
-Counted, not measured: every storage that torch makes in run.setup, or in run.save, as long as it lives. Weights that
-still lie in the file, mapped into memory, take none of it.
+Counted, not measured: every storage that torch makes in run.setup, as long as it lives. Weights that still lie in the
+file, mapped into memory, take none of it.
 """
 
 import json
@@ -89,8 +89,8 @@ def mapped_files() -> list[tuple[int, int]]:
     return [(int(begin, 16), int(end, 16)) for begin, end in bounds]
 
 
-def start(rank: int, world: int, config: dict, saves: bool = False) -> list[float]:
-    """Set up a run, and return [peak, own part, peak of a save], all in bytes a weight of model and teacher."""
+def start(rank: int, world: int, config: dict) -> list[float]:
+    """Set up a run, and return [peak, own part], both in bytes a weight of model and teacher."""
     os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # a counter sees its own thread alone
     path = Path(config["output_dir"]).with_suffix(f".{os.getpid()}.json")
     path.write_text(json.dumps(config))
@@ -105,13 +105,10 @@ def start(rank: int, world: int, config: dict, saves: bool = False) -> list[floa
     parameters = [parameter for model in models for parameter in model.parameters()]
     weights = sum(parameter.numel() for parameter in parameters)
     own = sum(local(parameter).untyped_storage().nbytes() for parameter in parameters)
-    with Counted() as saving:
-        if saves:
-            run.save(live, "step_1", 1)
     live.metrics.close()
     if live.lock:
         live.lock.release()
-    return [counted.peak / weights, own / weights, saving.peak / weights]
+    return [counted.peak / weights, own / weights]
 
 
 def local(parameter: torch.Tensor) -> torch.Tensor:
@@ -135,10 +132,9 @@ def large(tmp_path_factory):
 @pytest.mark.processes
 def test_a_start_in_parts_takes_little_more_than_the_parts(large, settings):
     config = settings | {"model_path": str(large)}
-    found = on_processes(2, start, config, True, kind="fsdp", extra={"ACCELERATE_MIXED_PRECISION": "bf16"})
-    print(f"two processes: [peak, own, peak of a save] bytes a weight: {found}")
-    for rank, (peak, own, saving) in enumerate(found):
-        assert saving <= (4.5 if rank == 0 else 0.5)  # beside the parts: what is gathered, or what is read back
+    found = on_processes(2, start, config, kind="fsdp", extra={"ACCELERATE_MIXED_PRECISION": "bf16"})
+    print(f"two processes: [peak, own] bytes a weight: {found}")
+    for rank, (peak, own) in enumerate(found):
         assert own == pytest.approx(4 / 2, rel=0.01)
         if rank == 0:
             assert 3.9 < peak <= 4.1  # it reads the model, and begins with the smallest weights
@@ -161,7 +157,7 @@ def test_a_teacher_is_read_by_one_process_and_shared_out_too(large, settings):
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_start_alone_takes_little_more_than_the_model(large, settings, precision):
     config = settings | {"model_path": str(large)}
-    [(peak, own, _)] = on_processes(1, start, config, extra={"ACCELERATE_MIXED_PRECISION": precision})
+    [(peak, own)] = on_processes(1, start, config, extra={"ACCELERATE_MIXED_PRECISION": precision})
     print(f"one process, {precision}: {peak:.2f} bytes a weight")
     assert own == pytest.approx(4, rel=0.01)
     assert own <= peak <= 1.1 * own
