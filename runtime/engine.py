@@ -43,8 +43,7 @@ def start(trackers: list[str], logging_dir: str) -> Accelerator:
     """The Accelerator that the launcher's environment asks for.
 
     Raises:
-        RunError: the launcher started several processes that do not find each other, or asked for FSDP1, for weights
-            on the CPU or for fp16.
+        RunError: processes do not find each other, or the launcher asked for FSDP1, weights on the CPU or fp16.
     """
     if not torch.accelerator.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # without it accelerate leaves each process alone
