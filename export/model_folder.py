@@ -56,7 +56,8 @@ def save(
 
     Args:
         dtype: of the saved weights; adapters are small and stay in fp32.
-        weights: the backbone's whole state dict where the module holds only a part; None = the module's own.
+        weights: the backbone's whole state dict where the module holds only a part; None = the module's own. It is
+            emptied, so that what was gathered is gone when `check` reads as much.
         check: called on the finished temporary folder; any returned problem aborts the rename.
         pooling: what the model was trained with, a name of modeling/pooling.py.
         replace: what is at `folder` already gives way when the new folder is whole.
@@ -238,8 +239,8 @@ def _write_pooling(folder: Path, hidden_size: int, pooling: str) -> None:
 def save_weights(
     folder: Path, backbone: nn.Module, weights: dict, dtype: torch.dtype, matryoshka_dims: list[int] = ()
 ) -> None:
-    """config.json and the weights in `dtype`."""
-    converted = {name: weight.detach().to("cpu", dtype) for name, weight in weights.items()}
+    """config.json and the weights in `dtype`; `weights` is emptied, one after the other."""
+    converted = {name: weights.pop(name).detach().to("cpu", dtype) for name in list(weights)}
     backbone.save_pretrained(folder, state_dict=converted)
     _complete_config(folder, dtype, matryoshka_dims)
 
@@ -289,6 +290,7 @@ def _save_adapter(folder: Path, backbone: PeftModel, weights: dict) -> None:
     """adapter_config.json and the adapter's weights. A base model in a folder is named by its full path, so that the
     adapter can be loaded from anywhere."""
     backbone.save_pretrained(folder, state_dict=weights)
+    weights.clear()
     config = read_json(folder / "adapter_config.json")
     base = Path(config["base_model_name_or_path"])
     if base.is_dir():

@@ -43,7 +43,7 @@ def start(trackers: list[str], logging_dir: str) -> Accelerator:
     """The Accelerator that the launcher's environment asks for.
 
     Raises:
-        RunError: the launcher started several processes that do not find each other, or asked for FSDP1 or fp16.
+        RunError: processes do not find each other, or the launcher asked for FSDP1, weights on the CPU or fp16.
     """
     if not torch.accelerator.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # without it accelerate leaves each process alone
@@ -70,6 +70,9 @@ def start(trackers: list[str], logging_dir: str) -> Accelerator:
             raise RunError("fsdp_version: 2 is needed in the accelerate config")
         if fsdp.activation_checkpointing:
             raise RunError("fsdp_activation_checkpointing: set it to false; gradient_checkpointing recomputes layers")
+        # AdamW would hear of a broken gradient (found_inf) by a copy from the GPU that it does not wait for.
+        if isinstance(fsdp.cpu_offload, CPUOffloadPolicy):
+            raise RunError("fsdp_offload_params: set it to false; more processes or use_lora take less memory")
         fsdp.mixed_precision_policy = _precision(accelerator)
         fsdp.cpu_ram_efficient_loading = False  # accelerate's gathers each weight on every process; `place` does not
     return accelerator
@@ -246,13 +249,11 @@ def place(accelerator: Accelerator, model: nn.Module, frozen: bool = False) -> n
     sharding.agree_on_weights(model)
     if frozen:
         sharding.shard_frozen(model, model._no_split_modules, _precision(accelerator), _mesh(accelerator))
-        offload = False
     else:
         fsdp2_prepare_model(accelerator, model)
         # What stands outside the layers: the backward pass begins with it, and accelerate 1.10 alone would free it.
         model.set_reshard_after_forward(False, recurse=False)
-        offload = isinstance(accelerator.state.fsdp_plugin.cpu_offload, CPUOffloadPolicy)
-    sharding.hand_out(model, weights, accelerator.device, offload)
+    sharding.hand_out(model, weights, accelerator.device)
     return model
 
 

@@ -59,14 +59,13 @@ def agree_on_weights(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def hand_out(module: nn.Module, weights: dict[str, Tensor], device: torch.device, offload: bool = False) -> None:
+def hand_out(module: nn.Module, weights: dict[str, Tensor], device: torch.device) -> None:
     """Give each process its rows of the main process's weights, and all of its buffers; a collective.
 
     Args:
         module: sharded by `fully_shard` along the rows, on the meta device.
         weights: on the main process what `take_weights` gave, by the names of this module; it is emptied.
         device: where the processes talk to each other, and hold their rows.
-        offload: whether rows rest on the CPU.
     """
     is_main = dist.get_rank() == 0
     parameters = dict(module.named_parameters())
@@ -75,8 +74,6 @@ def hand_out(module: nn.Module, weights: dict[str, Tensor], device: torch.device
         whole = weights.pop(name) if is_main else None
         rows = _own_rows(parameters[name], whole, device)
         del whole
-        if offload:
-            rows = rows.to("cpu")
         _put(module, name, rows)
     for name, buffer in list(module.named_buffers()):
         value = torch.empty_like(buffer, device=device)

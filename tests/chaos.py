@@ -5,15 +5,17 @@
     PYTHONPATH=. python tests/chaos.py --kills 100 --only "4 x fsdp"
     python -m pytest tests/runtime/test_chaos.py    one storm: each named point once, then a few at random moments
 
-A storm is one run of the toy: Matryoshka, three datasets, a state at every step, full or LoRA with dropout. Processes
-get SIGKILL, one or all; who is left must end by itself; every state that lies there must be whole; the same command
-goes on. In a steady storm number of processes and engine stay as they are: at the end weights, moments, logs and model
-folders must be, byte for byte, those of the run that was left alone. In a changing storm each start draws another
-number of processes and another engine: at the end the logs must name the same steps, with losses and weights within
-BOUNDS of that run's.
+A storm is one run of the toy: Matryoshka, three datasets, a state at every step, a search in a retrieval set at every
+eighth and the best model kept, full or LoRA with dropout. Processes get SIGKILL, one or all, at the points of
+tests/kill_points.py or anywhere; who is left must end by itself; every state that lies there must be whole; the same
+command goes on. In a steady storm number of processes and engine stay as they are: at the end weights, moments, logs
+and model folders must be, byte for byte, those of the run that was left alone. In a changing storm each start draws
+another number of processes and another engine: at the end the logs must name the same steps, and the best model must be
+of the same step, with losses and weights within BOUNDS of that run's.
 """
 
 import argparse
+import faulthandler
 import json
 import os
 import random
@@ -24,23 +26,26 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 
-import torch
 import toy
-from accelerate import Accelerator
 from harness import Processes, start_door
+from kill_points import POINTS, TOKENISING
 from safetensors.torch import load_file
 
 import tokenize_data_qwen
-from data import store_writer, token_store, tokenising
-from export import model_folder, probe
-from runtime import background, checkpoint, heartbeat, resume, shards
-from training import objective, records, reports
+from data import token_store, tokenising
+from retrieval import vectors
+from runtime import checkpoint, heartbeat, resume
+from training.best import Evaluations
+from training.folders import BEST, steps_of
 
 LIMIT = 60.0  # seconds in which a process must end after another was killed: six times `process_timeout`
+STILL = 300.0  # seconds without a new state in which nobody dies, after which all of them hang. A limit of the whole
+# start would not do: four processes take 10 s for it on an idle core and a minute on a busy one.
 STEPS_AN_EPOCH = 33
+EVALUATION_STEPS = 8
 TUPLES = 8  # of a global batch
 Way = tuple[int, str]  # processes, engine
 WAYS: list[Way] = [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")]  # one process has nothing to shard
@@ -48,90 +53,6 @@ KINDS = {"full": {"use_lora": False}, "LoRA with dropout": {"use_lora": True, "l
 # Of a changing storm: how far losses (relative) and weights (absolute) may be from the quiet run's. Sums over processes
 # round otherwise, and AdamW makes much of little; dropout is drawn for each process, and so differs with their number.
 BOUNDS = {"full": (1e-3, 1e-3), "LoRA with dropout": (0.5, 0.1)}
-
-
-# ------------------------------------------------------------------------------------- named points
-
-
-def die(*_, **__) -> None:
-    """As a power cut: nothing is tidied up."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def before(function, when=lambda *_: True):
-    """The function, or death in its place when it is called so."""
-    return lambda *words, **named: die() if when(*words) else function(*words, **named)
-
-
-def after(function, when=lambda *_: True, spoil=lambda *_: None):
-    """The function, and death when it was called so."""
-
-    def call(*words, **named):
-        found = function(*words, **named)
-        if when(*words):
-            spoil(*words)
-            die()
-        return found
-
-    return call
-
-
-def half(path: Path, *_) -> None:
-    """What a full cache and a power cut make of a file."""
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def half_a_line(metrics, *_) -> None:
-    if metrics.files:
-        os.write(metrics.files["metrics"].fileno(), b'{"step": 7, "ki')
-
-
-def to_state(_, path) -> bool:
-    return Path(path).parent.name == "state" and Path(path).name.startswith("step_")
-
-
-def to_model_folder(_, path) -> bool:
-    return Path(path).parent.name != "state" and Path(path).name.startswith(("step_", "epoch_"))
-
-
-def of_moments(path, *_) -> bool:
-    return Path(path).name.startswith("moments")
-
-
-def on_old_state(path, *_) -> bool:
-    return Path(path).name.endswith(".old") and Path(path).exists()
-
-
-POINTS = {  # name -> (rank, or the last where there are fewer; where, attribute, its replacement)
-    "before the backward pass": (1, Accelerator, "backward", before),
-    "in the gather": (1, objective, "gather", before),
-    "in the optimizer's step": (0, torch.optim.AdamW, "step", after),
-    "in the collective that agrees to stop": (1, reports.Reports, "send", before),
-    "in validation": (1, objective.Objective, "measures", before),
-    "in the middle of a log line": (0, records.Metrics, "write", lambda f: after(f, spoil=half_a_line)),
-    "before a state is captured": (1, resume, "capture", before),
-    "while a state is copied": (1, background, "copy_to_cpu", after),
-    "in the background, in the middle of a file": (0, shards, "write_file", lambda f: after(f, spoil=half)),
-    "in the background, between two files": (0, shards, "write_file", lambda f: before(f, of_moments)),
-    "in the middle of another process's part": (1, shards, "write_file", lambda f: after(f, of_moments, half)),
-    "when a process has written and told nobody": (1, checkpoint, "write_part", after),
-    "when all have written": (0, checkpoint, "finish", before),
-    "before a state's rename": (0, os, "replace", lambda f: before(f, to_state)),
-    "after a state's rename": (0, os, "replace", lambda f: after(f, to_state)),
-    "while an old state is removed": (0, shutil, "rmtree", lambda f: before(f, on_old_state)),
-    "between a state and its model folder": (0, model_folder, "save", before),
-    "before a model folder's rename": (0, os, "replace", lambda f: before(f, to_model_folder)),
-    "after a model folder's rename": (0, os, "replace", lambda f: after(f, to_model_folder)),
-    "while a model folder is read back": (0, probe, "read_back", before),
-    "in a resume": (0, resume, "restore", before),
-}
-TOKENISING = {
-    "before a commit": (store_writer.StoreWriter, "commit", before),
-    "after a commit": (store_writer.StoreWriter, "commit", after),
-    "before the journal's rename": (os, "replace", lambda f: before(f, lambda _, to: Path(to).name == "journal.json")),
-    "before a store's rename": (os, "replace", lambda f: before(f, lambda _, to: Path(to).parent.name == "stores")),
-    "after a store's rename": (os, "replace", lambda f: after(f, lambda _, to: Path(to).parent.name == "stores")),
-}
 
 
 # ----------------------------------------------------------------------------------------- processes
@@ -152,9 +73,18 @@ def prepare(point: str | None, mark: str, world: int, rank: int) -> None:
         return begin(*words)
 
     setattr(where, name, watch)
+    faulthandler.register(signal.SIGUSR2)  # says where all threads are
+    Evaluations.note = partialmethod(note_by_step, Evaluations.note)
+    vectors._FEWEST = 8  # documents of a chunk: the others than the first process search too
     if point and rank == victim_at(point, world):
         _, where, name, replacement = POINTS[point]
         setattr(where, name, replacement(getattr(where, name)))
+
+
+def note_by_step(self, note, step: int, results: dict) -> bool:
+    """Have two of three evaluations find the best model so far: it is written often, and no rounding decides when."""
+    value = float(step) if step // EVALUATION_STEPS % 3 else 0.0
+    return note(self, step, {name: {"32": {"nDCG@10": value}} for name in results})
 
 
 def tokenise_until(rank: int, world: int, words: list[str], point: str | None) -> None:
@@ -220,21 +150,38 @@ class Storm:
     def _end(self, group: Processes, started: float, what: str) -> list[int | None]:
         """Wait for the end of all; who was left alone before they met is ended as a launcher would."""
         first_end = None
+        newest, moved = None, started
         while not group.wait(0.02):
-            if first_end is None and len(group.running()) < len(self.marks):
-                first_end = time.monotonic()
+            now = time.monotonic()
             if self.start == 0.0 and self._have_met():
-                self.start = time.monotonic() - started
-            if first_end is None:
-                continue
-            if time.monotonic() - first_end > (LIMIT if self._have_met() else 1.0):
+                self.start = now - started
+            if first_end is None and len(group.running()) < len(self.marks):
+                first_end = now
+            if self._newest_state() != newest:
+                newest, moved = self._newest_state(), now
+            if first_end is None and now - moved > STILL:
+                self._give_up(group, f"{what}: no new state in {STILL:.0f} s after {newest}")
+            elif first_end is not None and now - first_end > (LIMIT if self._have_met() else 1.0):
                 if self._have_met():
-                    self.hangs.append(f"{what}: {group.running()} did not end")
+                    self._give_up(group, f"{what}: {group.running()} did not end")
                 group.kill(group.running())
         self.met += self._have_met()
         if first_end is not None:
             self.slowest = max(self.slowest, time.monotonic() - first_end)
         return [ended.status for ended in group.end()]
+
+    def _give_up(self, group: Processes, what: str) -> None:
+        """Note a hang with where each process stands, and kill all."""
+        hanging = group.running()
+        group.kill(hanging, signal.SIGUSR2)
+        group.wait(2.0)
+        group.kill(hanging)
+        places = [f"process {rank} prints\n{group.printed[rank].decode(errors='replace')}" for rank in hanging]
+        self.hangs.append("\n".join([what, *places]))
+
+    def _newest_state(self) -> str | None:
+        steps = [int(path.name.removeprefix("step_")) for path in self.states.glob("step_*[0-9]")]
+        return f"step_{max(steps)}" if steps else None
 
     def _have_met(self) -> bool:
         return all(path.exists() for path in self.marks)
@@ -314,8 +261,10 @@ def nearly(killed: Path, whole: Path, kind: str) -> str:
     lines, expected = (read_lines(folder / "metrics.jsonl") for folder in (killed, whole))
     if [(line["kind"], line["step"]) for line in lines] != [(line["kind"], line["step"]) for line in expected]:
         return "the logs name other steps"
+    if steps_of(killed / BEST) != steps_of(whole / BEST):
+        return "the best model is of another step"
     off_losses = max(map(loss_difference, lines, expected))
-    names = [str(path.relative_to(whole)) for path in whole.glob("*_*/*model.safetensors")]
+    names = [str(path.relative_to(whole)) for path in whole.glob("*/*model.safetensors")]
     off_weights = 0.0
     for name in names:
         ours, theirs = load_file(killed / name), load_file(whole / name)
@@ -347,6 +296,7 @@ def settings(root: Path, epochs: int, kind: str) -> dict:
         "train_epochs": epochs, "log_interval": 3, "validation_steps": 7, "checkpointing_steps": 11,
         "save_every_minutes": 1e-9,  # a state at every step
         "use_mrl": True, "report_to": "none", "process_timeout": 10,
+        "evaluation_data_path": str(root / "sets"), "evaluation_steps": EVALUATION_STEPS, "best_metric": "nDCG@10",
     }  # fmt: skip
 
 
@@ -376,6 +326,7 @@ def weather(
     storm.to_its_end(tries=3 * (kills + len(POINTS)))
     killed, whole = (Path(config["output_dir"]) / name for name in ("killed", "whole"))
     assert len(final(whole)) > 10
+    assert steps_of(whole / BEST) > EVALUATION_STEPS
     if len(ways) > 1:
         return storm, nearly(killed, whole, kind)
     ours, theirs = final(killed), final(whole)
@@ -384,8 +335,9 @@ def weather(
 
 
 def lay_ground(root: Path, tokenising: int, seed: int = 0) -> Counter:
-    """Backbone and stores of the toy; they are tokenised under kills, which are counted."""
+    """Backbone, retrieval set and stores of the toy; these are tokenised under kills, which are counted."""
     toy.make_backbone(root / "backbone")
+    toy.write_retrieval_set(root / "sets" / "search", queries=10, documents=30)
     toy.write_raw(root / "raw")
     return tokenise(root, root / "backbone", root / "raw", tokenising, seed)
 

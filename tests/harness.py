@@ -12,6 +12,7 @@ import json
 import multiprocessing.connection
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -116,10 +117,11 @@ class Processes:
             multiprocessing.connection.wait([*ends, *self._open_pipes()], left)
             self._read()
 
-    def kill(self, ranks: list[int]) -> None:
-        """SIGKILL, as when a machine goes."""
-        for rank in ranks:
-            self.workers[rank].kill()
+    def kill(self, ranks: list[int], number: int = signal.SIGKILL) -> None:
+        """Send a signal: SIGKILL, as when a machine goes, or another."""
+        for rank in set(ranks) & set(self.running()):
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.workers[rank].pid, number)
 
     def end(self, seconds: float = PATIENCE) -> list[Ended]:
         """Wait for the end of all, kill who has not ended after `seconds`, and say how each ended."""

@@ -21,6 +21,7 @@ from model_folders import (
 )
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from export import model_folder, probe
@@ -298,3 +299,20 @@ def test_a_pooling_that_sentence_transformers_does_not_have_is_refused(backbone,
     with pytest.raises(ValueError, match="'softest' is none of Sentence Transformers': cls, mean"):
         model_folder.save(tmp_path / "m", backbone, tokenizer, facts(), torch.float32, pooling="softest")
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "LoRA"])
+def test_gathered_weights_are_gone_when_the_folder_is_read_back(toy_world, tmp_path, tokenizer, lora):
+    """What reads the folder back needs as much memory as they did."""
+    model = make_adapted(toy_world.backbone) if lora else load_backbone(str(toy_world.backbone), torch.float32)
+    gathered = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+    memory = [StorageWeakRef(weight.untyped_storage()) for weight in gathered.values()]
+    gone = []
+
+    def check(folder):
+        gone.extend(place.expired() for place in memory)
+        return []
+
+    model_folder.save(tmp_path / "m", model, tokenizer, facts(), torch.float32, gathered, check)
+    assert len(gone) > 20
+    assert all(gone)

@@ -3,17 +3,55 @@
 python -m pytest -s tests/runtime/test_chaos.py        `make chaos` does the same with 1,000 kills, over more engines
 """
 
+import signal
+
+import chaos
 import pytest
-from chaos import POINTS, TOKENISING, lay_ground, weather
+from chaos import POINTS, TOKENISING, Storm, lay_ground, weather
+from harness import Ended
 
 
 @pytest.mark.processes
 def test_kills_anywhere_change_nothing(tmp_path):
     tokenising = lay_ground(tmp_path, tokenising=2)
     assert {point for point in TOKENISING if tokenising[point]} == set(TOKENISING)
-    storm, problem = weather(tmp_path, [(2, "ddp")], "LoRA with dropout", kills=4, epochs=3)
+    storm, problem = weather(tmp_path, [(2, "ddp")], "LoRA with dropout", kills=4, epochs=2)
     assert {point for point in POINTS if storm.seen[point]} == set(POINTS)
     assert storm.seen["random"] >= 2  # a kill may come too late, when the run is over
     assert storm.unreadable == []
     assert storm.hangs == []
     assert problem == ""
+
+
+class Hanging:
+    """Stands for two processes that wait for each other until they are killed."""
+
+    def __init__(self):
+        self.signals = []
+        self.printed = [b"waits in all_reduce", b"waits in barrier"]
+
+    def running(self) -> list[int]:
+        return [] if signal.SIGKILL in self.signals else [0, 1]
+
+    def wait(self, seconds: float) -> bool:
+        return not self.running()
+
+    def kill(self, ranks: list[int], number: int = signal.SIGKILL) -> None:
+        assert ranks == [0, 1]
+        self.signals.append(number)
+
+    def end(self) -> list[Ended]:
+        return [Ended(-signal.SIGKILL, "")] * 2
+
+
+def test_a_storm_ends_a_run_that_stands_still_and_says_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(chaos, "STILL", 0.05)
+    storm = Storm({"output_dir": str(tmp_path), "experiment_id": "killed"}, [(2, "ddp")], 0)
+    (storm.states / "step_9").mkdir(parents=True)
+    storm.marks = [tmp_path, tmp_path]
+    group = Hanging()
+    assert storm._end(group, chaos.time.monotonic(), "in the gather") == [-signal.SIGKILL] * 2
+    assert group.signals == [signal.SIGUSR2, signal.SIGKILL]  # their stacks are printed first
+    [hang] = storm.hangs
+    for word in ("in the gather", "no new state", "step_9", "waits in all_reduce", "waits in barrier"):
+        assert word in hang

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import toy
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from conftest import read_metrics
 from harness import (
     PATIENCE,
@@ -31,6 +31,7 @@ from harness import (
 )
 from safetensors.torch import load_file
 
+import run
 from data.feed import Feed
 from export import model_folder
 from runtime import engine
@@ -127,6 +128,23 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     monkeypatch.setattr(engine, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
     with pytest.raises(RunError, match="2 processes were launched, but each of them is alone"):
         engine.start([], "")
+
+
+@pytest.mark.parametrize(("key", "remedy"), [
+    ("OFFLOAD_PARAMS", "fsdp_offload_params: set it to false"),
+    ("ACTIVATION_CHECKPOINTING", "fsdp_activation_checkpointing: set it to false"),
+])  # fmt: skip
+def test_what_fsdp_cannot_do_here_is_refused_before_a_model_is_read(train, monkeypatch, key, remedy):
+    """As a launcher asks for it: accelerate itself reads the key."""
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv(f"FSDP_{key}", "true")
+    state = SimpleNamespace(fsdp_plugin=FullyShardedDataParallelPlugin())
+    monkeypatch.setattr(
+        engine, "Accelerator", lambda **_: SimpleNamespace(num_processes=1, mixed_precision="no", state=state)
+    )
+    monkeypatch.setattr(run, "setup", lambda *_: pytest.fail("a model is read"))
+    with pytest.raises(RunError, match=remedy):
+        train()
 
 
 # -------------------------------------------------------------------------------- one ends, all end

@@ -43,6 +43,11 @@ VARIANTS = {
     "LoRA, matryoshka, distillation": LORA | {"use_mrl": True, "teacher_model_path": "teacher"},
     "LoRA, detached, checkpointing": LORA | {"gather_with_grad": False, "gradient_checkpointing": True},
 }
+WITH_BOTH = {  # a variant with Matryoshka and distillation -> the same with one of the two, or with none
+    "in parts, matryoshka, distillation": ["matryoshka", "distillation"],
+    "detached, matryoshka, distillation": ["detached"],
+    "LoRA, matryoshka, distillation": ["LoRA"],
+}
 STEPS = 6  # one epoch of the toy
 ROUNDED = ["both losses", "in parts, matryoshka, distillation", "LoRA, matryoshka, distillation"]  # in fp32 as well
 MOVING = 1e-4  # learning rate
@@ -157,6 +162,8 @@ def test_processes_have_the_gradients_and_weights_of_one(alone, world_of_toys, t
         check_wrapped(ours, kind)
         worst = max(worst, check_gradients(ours, theirs, 1e-12, name))
         check_losses(ours, theirs, name)
+        if name.startswith("in parts"):
+            assert ours["passes"] > 2 * STEPS == 2 * theirs["passes"]  # several parts in most steps, each twice
         apart = largest_difference(ours["weights"], theirs["weights"])
         assert apart <= 1e-12, f"{name}: weights after {STEPS} steps"
         moved = max(moved, apart)
@@ -193,6 +200,11 @@ def test_the_toy_moves_and_its_variants_differ(alone):
     gradients = {name: run["gradients"] for name, run in alone.items()}
     for other in ("in-batch alone", "matryoshka", "distillation", "detached"):
         assert max(map(relative_error, gradients[other], gradients["both losses"])) > 1e-2, other
+    for name, pieces in WITH_BOTH.items():  # neither Matryoshka nor distillation is idle beside the other, in any step
+        for other in pieces:
+            parts = zip(gradients[name], gradients[other], strict=True)
+            assert min(relative_error(both, one) for both, one in parts) > 5e-2, (name, other)
+        assert all(kinds["distillation"] > 1e-2 for kinds in alone[name]["losses"].values()), name
     assert max(map(relative_error, gradients["checkpointing"], gradients["both losses"])) < 1e-6
     assert all(len(step) == 2 * 2 * 2 for step in gradients["LoRA"])  # A and B of two modules in two layers
 
