@@ -2,7 +2,8 @@
 
     model = first_layers(model, 8)                        depth: the first n layers and the final norm
     found = importance(model, texts)                      how strongly each unit is active on a sample of texts
-    small = keep_units(model, strongest(found.hidden, 320), [strongest(one, 2048) for one in found.mlp])
+    hidden = at_their_places(strongest(found.hidden, 320))
+    small = keep_units(model, hidden, [strongest(one, 2048) for one in found.mlp])
 
 One set of residual units holds for the whole decoder, since all layers add to the same stream; each layer's MLP has a
 set of its own. Heads, KV heads, their size and the vocabulary stay. The report names neither the norm nor the sample.
@@ -169,6 +170,30 @@ def strongest(values: Tensor, count: int) -> Tensor:
     return order[:count].sort().values
 
 
+def at_their_places(units: Tensor) -> Tensor:
+    """The same units in another order: each whose number is below their count stands there, the others fill the gaps.
+
+    What a decoder computes does not depend on the order of its residual units. But distillation compares the student's
+    unit i with the teacher's unit i, and a Matryoshka prefix is made of the first ones, so a student of its teacher
+    begins nearer to it where as many units as possible keep their number (docs/v2.md has the figures).
+
+    Args:
+        units: int64 [count], ascending.
+
+    Returns:
+        int64 [count].
+
+    >>> at_their_places(torch.tensor([0, 2, 5, 7]))
+    tensor([0, 5, 2, 7])
+    """
+    count = len(units)
+    stays = units < count
+    order = torch.full((count,), -1)
+    order[units[stays]] = units[stays]
+    order[order == -1] = units[~stays]
+    return order
+
+
 def keep_units(model: PreTrainedModel, hidden: Tensor, mlp: list[Tensor]) -> PreTrainedModel:
     """A decoder of these units alone.
 
@@ -177,7 +202,7 @@ def keep_units(model: PreTrainedModel, hidden: Tensor, mlp: list[Tensor]) -> Pre
     but for the norm's epsilon, which weighs less beside a larger mean.
 
     Args:
-        hidden: int64 [kept], ascending, of the residual stream.
+        hidden: int64 [kept], of the residual stream, in the order that they are to have.
         mlp: of each layer, int64 [kept], equally many.
 
     Raises:

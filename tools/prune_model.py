@@ -29,11 +29,12 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 from export import model_folder
 from modeling.backbone import load_backbone, read_config
 from modeling.pooling import pooling_of
-from modeling.pruning import NORMS, first_layers, importance, keep_units, pruned_config, strongest
+from modeling.pruning import NORMS, at_their_places, first_layers, importance, keep_units, pruned_config, strongest
 from modeling.tokenizer import load_tokenizer, make_encoder, save_tokenizer
 from modeling.versions import dtype_of
 from utils import RunError, aside_of, first_line, publish, read_json, remove
 
+UNIT_ORDERS = ("places", "ascending")
 LINE_RULE = "give a JSON string, an object with text, or one with query and passage"
 SIZES = {"hidden_size": "hidden_size", "intermediate_size": "intermediate_size", "num_layers": "num_hidden_layers"}
 
@@ -81,6 +82,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--calibration_texts", type=int, default=256, help="drawn from the file (default %(default)s)")
     add("--max_seq_length", type=int, default=512, help="tokens of a calibration text (default %(default)s)")
     add("--norm", choices=NORMS, default="l2", help="of a unit's activations over all tokens (default %(default)s)")
+    add("--unit_order", choices=UNIT_ORDERS, default="places",
+        help="of residual units: each where it stood, as far as there is room, so that a teacher's units face its "
+        "student's; or ascending (default %(default)s)")  # fmt: skip
     add("--seed", type=int, default=0, help="of the draw of texts (default %(default)s)")
     return parser.parse_args(argv)
 
@@ -167,6 +171,8 @@ def prune(model: PreTrainedModel, tokenizer, texts: list[str], flags: argparse.N
     tokens = (torch.from_numpy(encode([text])[0]).long() for text in tqdm(texts, desc="calibrating", disable=None))
     found = importance(model, tokens, flags.norm)
     hidden = strongest(found.hidden, flags.hidden_size or model.config.hidden_size)
+    if flags.unit_order == "places":
+        hidden = at_their_places(hidden)
     mlp = [strongest(of_layer, flags.intermediate_size or model.config.intermediate_size) for of_layer in found.mlp]
     return keep_units(model, hidden, mlp)
 

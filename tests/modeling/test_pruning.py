@@ -177,6 +177,26 @@ def test_of_equal_units_the_first_stay_and_numbers_ascend():
             pruning.strongest(values, count)
 
 
+def test_a_unit_keeps_its_number_where_there_is_room_for_it():
+    units = torch.tensor([0, 1, 4, 5, 6, 9, 30, 31])
+    order = pruning.at_their_places(units)
+    assert order.tolist() == [0, 1, 9, 30, 4, 5, 6, 31]
+    assert sorted(order.tolist()) == units.tolist()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_order_of_residual_units_changes_nothing_but_their_places(name):
+    model = decoder(CONFIGS[name])
+    _, mlp = all_units(model)
+    kept = torch.cat([torch.arange(3, 13), torch.arange(14, 32)])  # 28, a multiple of the heads
+    order = pruning.at_their_places(kept)
+    assert not torch.equal(order, kept)
+    ascending = states(pruning.keep_units(model, kept, mlp))
+    placed = states(pruning.keep_units(model, order, mlp))
+    assert ascending.abs().mean() > 0.1
+    assert torch.allclose(placed, ascending[:, torch.searchsorted(kept, order)], rtol=1e-4, atol=1e-5)
+
+
 def test_what_cannot_be_pruned_is_refused():
     model = decoder(CONFIGS["qwen3"])
     with pytest.raises(ValueError, match="no text"):

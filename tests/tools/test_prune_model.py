@@ -177,6 +177,25 @@ def test_the_same_command_gives_the_same_weights_and_another_norm_or_sample_othe
     assert not torch.equal(found["one"], found["sample"])
 
 
+def test_residual_units_stay_at_their_places_unless_ascending_ones_are_asked_for(toy_world, texts, tmp_path):
+    order = {}
+    for way, more in {"places": [], "ascending": ["--unit_order", "ascending"]}.items():
+        words = ["--hidden_size", 24, "--calibration", texts, *more]
+        assert prune(toy_world.backbone, tmp_path / way, *words) == 0
+        order[way] = units_of(tmp_path / way, toy_world.backbone)
+    assert order["ascending"] == sorted(order["places"])
+    assert order["places"] != order["ascending"]
+    for unit in order["ascending"]:
+        assert unit >= 24 or order["places"][unit] == unit
+
+
+def units_of(small, whole) -> list[int]:
+    """Which of the larger decoder's residual units each unit is, by its column of token embeddings."""
+    columns = load_file(whole / "model.safetensors")["embed_tokens.weight"].T
+    found = load_file(small / "model.safetensors")["embed_tokens.weight"].T
+    return torch.cdist(found, columns).argmin(dim=1).tolist()
+
+
 def test_depth_alone_needs_no_texts_and_keeps_bf16(toy_world, tmp_path):
     half = tmp_path / "half"
     model = AutoModel.from_pretrained(toy_world.backbone, **in_dtype(torch.bfloat16))
