@@ -74,8 +74,8 @@ class Args:
     gradient_checkpointing: bool | int | None = free_key(
         _MODEL,
         "",
-        "recompute activations, far less memory for a quarter more work; k = in every k-th layer; true as published; "
-        "null = as much as memory asks for",
+        "recompute activations, far less memory for up to a third more work; k = in every k-th layer; true as "
+        "published; null = as much as memory asks for",
         None,
         low=0,
     )
