@@ -1,7 +1,8 @@
 """Which of the passages that a search found become hard negatives: pure functions of numbers and scores.
 
-The published negatives were mined by Sentence Transformers, so the rules, their names and their order are those of its
-`mine_hard_negatives`; tests/tuples/test_mining_rules.py compares the two. In this order a candidate is removed because
+A public summary of the report says that it mined with Sentence Transformers. So the rules, their names and their order
+are those of its `mine_hard_negatives`; tests/tuples/test_mining_rules.py compares the two. In this order a candidate is
+removed because
 
     same              it is a positive of the query, the query itself, or of its group
     absolute_margin   its score is not below the positive's score minus this
