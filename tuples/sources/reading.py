@@ -211,7 +211,9 @@ def rows_of(source: Source, piece: Piece) -> Iterator[Row]:
         return
     of_file = {FILE: raw_formats.dataset_name(path)}
     for row, values in rows:
-        yield row, values | of_file if isinstance(values, dict) else values
+        if isinstance(values, dict):
+            values = values | of_file
+        yield row, values
 
 
 def _rows_of_file(path: Path, names: list[str], piece: Piece) -> Iterator[Row]:
@@ -276,7 +278,8 @@ def _rows_of_hub(source: Source) -> Iterator[Row]:
     """The rows of all splits of a hub dataset, numbered on from one to the next."""
     rows = 0
     try:
-        for row, values in _tables_of_hub(source) if source.layout else _table_of_hub(source):
+        found = _tables_of_hub(source) if source.layout else _table_of_hub(source)
+        for row, values in found:
             yield row, values
             rows += 1
     except Exception as error:  # as below
@@ -285,6 +288,7 @@ def _rows_of_hub(source: Source) -> Iterator[Row]:
 
 
 def _table_of_hub(source: Source, config: str | None = None) -> Iterator[Row]:
+    """The rows of all splits, numbered on from one to the next."""
     return enumerate(chain.from_iterable(_open_hub(source, split, config) for split in source.splits))
 
 
