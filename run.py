@@ -325,11 +325,13 @@ def save_state(run: Run, step: int) -> None:
     broken = resume.broken(parts)
     if broken:
         raise RunError(f"step {step}: {broken} is not finite: nothing is saved, and older states are kept")
+    best = run.evaluations.best
     facts = {
         resume.IDENTITY_KEY: run.identity,
         "model_path": run.args.model_path,
         "sizes": run.metrics.sizes(),
         "skipped": run.skipped,
+        "best": None if best is None else best.step,
     }
     run.states.begin(step, parts, facts, began)
 

@@ -201,6 +201,8 @@ def measure_encoding(model: Path, texts: int, threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     functions = corpus.distinct(corpus.standard_library_functions())
     passages = [function.passage for function in functions if function.passage][:texts]
+    if len(passages) < texts:
+        raise ValueError(f"--encode {texts}: the standard library has {len(passages):,} functions")
     with PeakMemory() as memory:
         encoder = open_encoder(model)
         encoder.encode(passages[:16])  # what is done once is done now

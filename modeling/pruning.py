@@ -175,7 +175,7 @@ def at_their_places(units: Tensor) -> Tensor:
 
     What a decoder computes does not depend on the order of its residual units. But distillation compares the student's
     unit i with the teacher's unit i, and a Matryoshka prefix is made of the first ones, so a student of its teacher
-    begins nearer to it where as many units as possible keep their number (docs/v2.md has the figures).
+    begins nearer to it where as many units as possible keep their number (docs/v2.md says what that brought).
 
     Args:
         units: int64 [count], ascending.

@@ -72,7 +72,7 @@ class StateWriter:
         self.start = from_main(accelerator, uuid.uuid4().hex[:8])
         self.number, self.count = self._place_among_writers()
         self.store = dist.HashStore() if self.world == 1 else heartbeat.new_connection()
-        self.pool = ThreadPoolExecutor(1, "state writer")  # its thread starts with the first state
+        self.pool = ThreadPoolExecutor(1, "state writer")  # its thread starts with the first work
         self.copies: checkpoint.Tensors = {}
         self.room: Future | None = None  # memory for the first copies, on its way
         self.part: Future | None = None  # the checksums of what this process has written

@@ -56,9 +56,9 @@ def user_message(error: BaseException) -> str | None:
         return f"run.py: {error}"
     if isinstance(error, torch.OutOfMemoryError):
         return (
-            f"run.py: the memory of the GPU is full ({first_line(error)}), outside of a training step. A lower "
-            "max_tokens_per_forward makes validation and evaluation smaller too; at the start share the model out over "
-            "more GPUs (configs/accelerate_config.yaml). What was saved before is whole"
+            f"run.py: the memory of the GPU is full ({first_line(error)}), outside of a training step. "
+            "In a validation or an evaluation a lower max_tokens_per_forward helps; where this came at the start, "
+            "share the model out over more GPUs (configs/accelerate_config.yaml). What was saved before is whole"
         )
     if _is_disk_error(error):
         return (

@@ -24,8 +24,8 @@ _HOW_TO_TRAIN_LONGER = (
     "  model_path set to this run's last model folder (of an adapter, merged first: python -m tools.merge_adapter).",
     "  A run begun with scheduler_type constant_with_warmup can be made longer as it is",
 )
-# Whether a run that cuts texts shorter still would read the same tokens is not looked for: both stores would have to be
-# there, and be read whole.
+# A store of longer texts may give this run the same tokens as before, where the run cuts texts to fewer. That is not
+# looked for: both stores would have to be there, and be read whole.
 _HOW_TEXTS_STAY = (
     "  its token store was written anew: tokenise as then, with the same instruction and the same --max_seq_length,",
     "  also where this run cuts texts shorter than the store does",

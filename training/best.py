@@ -165,15 +165,22 @@ class Evaluations:
         self.values.append((step, value))
         return self.best.step == step
 
-    def keep(self, kept: int | None, steps_done: int) -> None:
+    def keep(self, kept: int | None, steps_done: int, earlier: int | None = None) -> None:
         """Leave out values that speak of a model which is gone, when a run goes on after `steps_done`.
 
+        A run that has ended for want of a better model stays ended, though somebody has taken its best model away.
+
         Args:
-            kept: the step of the model in the folder best; None where there is none. A later one than `steps_done` will
-                be come to again.
+            kept: the step of the model in the folder best; None where there is none.
+            earlier: the step of the best model when the state was written that the run goes on from; None where there
+                was none, or the state does not say.
         """
-        is_to_be_saved = self.best is not None and self.best.step == steps_done
-        if not is_to_be_saved and (kept is None or kept <= steps_done):
+        if self.best is None:
+            return
+        is_to_be_saved = self.best.step == steps_done
+        will_be_trained_again = kept is not None and kept > steps_done
+        was_taken_away = kept is None and self.is_over and self.best.step == earlier
+        if not (is_to_be_saved or will_be_trained_again or was_taken_away):
             self.values = of_kept_model(self.values, kept)
 
     @property

@@ -136,7 +136,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
         accelerator.print(f"going on after step {steps_done} of {schedule.steps}")
     start_trackers(accelerator, args.trackers(), args.experiment_id, folder, asdict(args), steps_done)
     metrics = Metrics(accelerator, folder, facts.get("sizes", {}))
-    evaluations = make_evaluations(args, accelerator, sets, objectives[0], metrics, steps_done)
+    evaluations = make_evaluations(args, accelerator, sets, objectives[0], metrics, steps_done, facts.get("best"))
 
     return Run(
         args=args,
@@ -308,8 +308,13 @@ def make_evaluations(
     objective: Objective,
     metrics: Metrics,
     steps_done: int,
+    earlier: int | None,
 ) -> Evaluations:
-    """What the run evaluates, which is said, and what came of it in the steps that it goes on from."""
+    """What the run evaluates, which is said, and what came of it in the steps that it goes on from.
+
+    Args:
+        earlier: the step of the best model, as the state says from which the run goes on; None where it says none.
+    """
     asked, _ = best.parse_dims(args.evaluation_dims)
     dims = best.all_dims(asked, list(objective.prefixes))
     names = [one.name for one in sets]
@@ -322,20 +327,23 @@ def make_evaluations(
     for line in resume.from_main(accelerator, metrics.lines("evaluation")):
         evaluations.note(line["step"], line["sets"])
     best_folder = Path(args.output_dir) / args.experiment_id / BEST
-    keep_to_best_folder(evaluations, accelerator, best_folder, steps_done)
+    keep_to_best_folder(evaluations, accelerator, best_folder, steps_done, earlier)
     return evaluations
 
 
-def keep_to_best_folder(evaluations: Evaluations, accelerator: Accelerator, folder: Path, steps_done: int) -> None:
+def keep_to_best_folder(
+    evaluations: Evaluations, accelerator: Accelerator, folder: Path, steps_done: int, earlier: int | None
+) -> None:
     """Let no evaluation count whose model is gone: with another best_metric than before, the folder has another one.
 
     Before anybody asks whether the run is finished: patience counts from the model that was kept.
 
     Args:
         folder: of the best model; put back where a kill came between its two renames.
+        earlier: as of `make_evaluations`.
     """
     kept = None
     if accelerator.is_main_process:
         put_back(folder)
         kept = steps_of(folder)
-    evaluations.keep(resume.from_main(accelerator, kept), steps_done)
+    evaluations.keep(resume.from_main(accelerator, kept), steps_done, earlier)

@@ -276,6 +276,10 @@ def test_a_run_without_a_better_model_ends_early_and_is_finished(judged, scripte
     assert "| saved " not in printed
     shutil.rmtree(folder / "step_5")  # as if a kill had come before it
     assert final(train_here(patient)) == before
+    os.rename(folder / "best", folder.parent / "taken")  # to be served from elsewhere, say
+    train_here(patient)
+    assert "this run is finished: 5 steps were trained" in capsys.readouterr().out
+    os.rename(folder.parent / "taken", folder / "best")
     train_here(patient | {"early_stopping_patience": 0})
     assert (step_of(folder / "best"), step_of(folder / "step_8")) == (6, 8)
 

@@ -107,6 +107,28 @@ def test_what_cannot_be_joined_is_refused(keys, words, tmp_path, capsys):
     assert not (tmp_path / "raw").exists()
 
 
+@pytest.mark.parametrize(("file", "text", "words"), [
+    ("corpus.jsonl", '{"id": "d0", "text": "a"}\n', "corpus.jsonl: no column '_id'; there are id, text"),
+    ("queries.jsonl", "", "queries.jsonl: the file has no rows"),
+    ("qrels/train.tsv", "q0\t0\td0\t1\nq1\t0\td1\t1\n", "train.tsv: no column 'query-id'; there are q0, 0, d0, 1"),
+])  # fmt: skip
+def test_a_table_without_its_columns_is_refused(file, text, words, tmp_path, capsys):
+    write_set(tmp_path / "set", {"train": judgements(0, 9)})
+    (tmp_path / "set" / file).write_text(text)
+    assert build(tmp_path, files="set") == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "raw" / "x.parquet").exists()
+
+
+def test_judgements_that_end_in_a_broken_field_are_refused_and_not_used_in_part(tmp_path, capsys):
+    write_set(tmp_path / "set", {"train": judgements(0, 60)})
+    path = tmp_path / "set" / "qrels" / "train.tsv"
+    path.write_text(path.read_text() + '"q1\td1\t1\n')
+    assert build(tmp_path, files="set") != 0
+    assert "set: train.tsv: row 60 (counted from 0) cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "raw" / "x.parquet").exists()
+
+
 def test_judgements_that_are_none_are_named():
     rows = enumerate([{"query-id": "q0", "corpus-id": "d0", "score": "much"}, {"query-id": "q0"}, "is not JSON"])
     assert list(judged.joined([], [], rows)) == [(0, judged.NO_JUDGEMENT), (1, judged.NO_JUDGEMENT), (2, "is not JSON")]

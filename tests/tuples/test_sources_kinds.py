@@ -17,6 +17,8 @@ import pytest
 from tools import build_tuples
 from tuples.sources import kinds as sources_kinds
 from tuples.sources import rows as sources_rows
+from tuples.sources.columns import schema_problems
+from tuples.sources.description import Source
 from tuples.sources.instructions import instruct
 
 
@@ -79,6 +81,13 @@ def test_values_in_objects_are_read_and_lists_are_joined_where_the_description_g
 
     assert built(["of.parts"]) == [("a", "x\ny"), ("b", "z")]
     assert built("of.parts") == [("a", "x"), ("a", "y"), ("b", "z")]
+
+
+def test_a_list_can_be_joined_to_a_text_and_to_no_label_score_or_id():
+    schema = pa.schema([("texts", pa.list_(pa.string()))])
+    columns = {"sentence1": ["texts"], "sentence2": ["texts"], "score": ["texts"], "id": ["texts"]}
+    found = schema_problems(schema, Source("x", "sts", columns=columns))
+    assert [problem.rpartition(" ")[2] for problem in found] == ["score", "id"]
 
 
 def test_a_class_may_be_the_name_of_the_file(tmp_path):

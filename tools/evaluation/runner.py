@@ -47,7 +47,8 @@ def kept_vectors(model: FolderModel, is_wanted: bool, folder: Path) -> Iterator[
     if not is_wanted:
         yield
         return
-    with contextlib.closing(KeptVectors(folder, model.width)) as model.kept:
+    with contextlib.closing(KeptVectors(folder, model.width)) as kept:
+        model.kept = kept
         try:
             yield
         finally:

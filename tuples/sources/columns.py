@@ -5,6 +5,8 @@ import pyarrow as pa
 from configuration.keys import did_you_mean
 from tuples.sources.description import FILE, ID, Source
 
+_SINGLE = ("label", "score", ID)  # roles that hold one value, and no text
+
 
 def column_problems(names: list[str], source: Source) -> list[str]:
     """Roles whose columns are not among `names`; of "a.b" a must be."""
@@ -29,7 +31,7 @@ def schema_problems(schema: pa.Schema, source: Source) -> list[str]:
             kind = _type_at(schema, name)
             if kind is None:
                 problems.append(f"no column {name!r} for {role}; {name.partition('.')[0]!r} has none of that name")
-            elif not _can_fill(role, kind, takes_lists=role == "passage" or source.joins(role)):
+            elif not _can_fill(role, kind, takes_lists=_takes_lists(role, source)):
                 problems.append(f"column {name!r} holds {kind}, which cannot be the {role}")
     return problems
 
@@ -49,10 +51,17 @@ def _type_at(schema: pa.Schema, column: str) -> pa.DataType | None:
     return kind
 
 
+def _takes_lists(role: str, source: Source) -> bool:
+    """Whether a column of lists can fill a role: one of texts, that makes several of them or joins them."""
+    if role in _SINGLE:
+        return False
+    return role == "passage" or source.joins(role)
+
+
 def _can_fill(role: str, kind: pa.DataType, takes_lists: bool) -> bool:
     """Whether a column of this type can hold the texts, labels, scores or ids of a role."""
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    if role in ("label", "score", ID) and is_number:
+    if role in _SINGLE and is_number:
         return True
     if takes_lists and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         kind = kind.value_type

@@ -112,7 +112,7 @@ class Source:
 
     @property
     def splits(self) -> list[str]:
-        """The splits of a hub dataset."""
+        """The splits of a hub dataset, or of the judgements in a folder."""
         return [self.split] if isinstance(self.split, str) else list(self.split)
 
     @property

@@ -7,13 +7,12 @@ A row is a judgement with the columns of COLUMNS: its query and its document's t
 texts that judgements name, and no others: of a corpus of millions these are few.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data import raw_rows
 from data.raw_rows import Row
 from tuples.sources.cleaning import label_word
 
@@ -73,24 +72,35 @@ def _by_id(rows: Iterable[Row], wanted: set[str]) -> dict[str, dict]:
     return found
 
 
+def table_problems(table: str, names: list[str]) -> list[str]:
+    """Columns that one of TABLES needs and that are not among `names`."""
+    there = ", ".join(names)
+    return [f"no column {name!r}; there are {there}" for name in TABLES[table] if name not in names]
+
+
 # --------------------------------------------------------------------------------------------- a folder
 
 
-def files_of(folder: Path, splits: list[str]) -> list[Path]:
-    """The files of a folder that are read."""
-    return [folder / "queries.jsonl", folder / "corpus.jsonl", *(folder / "qrels" / f"{split}.tsv" for split in splits)]
+def files_of(folder: Path, splits: list[str]) -> list[tuple[str, Path]]:
+    """(which of TABLES, its file) of all files of a folder that are read."""
+    judgements = [("default", folder / "qrels" / f"{split}.tsv") for split in splits]
+    return [("queries", folder / "queries.jsonl"), ("corpus", folder / "corpus.jsonl"), *judgements]
 
 
 def folder_problems(folder: Path, splits: list[str]) -> list[str]:
     """Why a folder cannot be read."""
     if not folder.is_dir():
         return ["is no folder with queries.jsonl, corpus.jsonl and qrels"]
-    return [f"{path.relative_to(folder)} is missing" for path in files_of(folder, splits) if not path.is_file()]
+    return [f"{path.relative_to(folder)} is missing" for _, path in files_of(folder, splits) if not path.is_file()]
 
 
-def rows_of_folder(folder: Path, splits: list[str]) -> Iterator[Row]:
-    """The rows of a folder; its judgements are numbered on from one split to the next. Raises RawError."""
-    queries, corpus, *judgements = files_of(folder, splits)
-    values = chain.from_iterable(raw_rows.rows_of(path, ".tsv") for path in judgements)
+def rows_of_folder(folder: Path, splits: list[str], read: Callable[[Path], Iterator[Row]]) -> Iterator[Row]:
+    """The rows of a folder; its judgements are numbered on from one split to the next.
+
+    Args:
+        read: gives the rows of a file.
+    """
+    queries, corpus, *judgements = [path for _, path in files_of(folder, splits)]
+    values = chain.from_iterable(read(path) for path in judgements)
     numbered = ((number, value) for number, (_, value) in enumerate(values))
-    return joined(raw_rows.rows_of(queries, ".jsonl"), raw_rows.rows_of(corpus, ".jsonl"), numbered)
+    return joined(read(queries), read(corpus), numbered)

@@ -95,7 +95,9 @@ def _inputs_of(pattern: str, source: Source, folder: Path) -> tuple[list[Input],
         found = _file_problems(path, source)
         problems += [f"files: {path}: {problem}" for problem in found]
         if not found:
-            files = judged.files_of(path, source.splits) if source.layout else [path]
+            files = [path]
+            if source.layout:
+                files = [file for _, file in judged.files_of(path, source.splits)]
             stats = [file.stat() for file in files]
             changed = max(stat.st_mtime_ns for stat in stats)
             inputs.append(Input(name, path, sum(stat.st_size for stat in stats), changed))
@@ -113,7 +115,7 @@ def _names_that_fit(pattern: str, folder: Path) -> list[str]:
 def _file_problems(path: Path, source: Source) -> list[str]:
     """Why a file, or a folder of three tables, cannot be read as the description says."""
     if source.layout:
-        return judged.folder_problems(path, source.splits) or column_problems(list(judged.COLUMNS), source)
+        return _folder_problems(path, source)
     if path.is_dir():
         return ["is a folder: name its files, for instance with /*.parquet"]
     if raw_formats.format_of(path) is None:
@@ -128,6 +130,20 @@ def _file_problems(path: Path, source: Source) -> list[str]:
         return column_problems(_names_of_rows(path), source)
     except RawError as error:
         return str(error).splitlines()
+
+
+def _folder_problems(folder: Path, source: Source) -> list[str]:
+    """Why a folder of three tables cannot be read as the description says."""
+    problems = judged.folder_problems(folder, source.splits)
+    if problems:
+        return problems
+    for table, path in judged.files_of(folder, source.splits):
+        try:
+            found = judged.table_problems(table, _names_of_rows(path))
+        except RawError as error:
+            found = str(error).splitlines()
+        problems += [f"{path.relative_to(folder)}: {problem}" for problem in found]
+    return problems + column_problems(list(judged.COLUMNS), source)
 
 
 def _names_of_rows(path: Path) -> list[str]:
@@ -186,7 +202,7 @@ def rows_of(source: Source, piece: Piece) -> Iterator[Row]:
         yield from _rows_of_hub(source)
         return
     if source.layout:
-        yield from judged.rows_of_folder(path, source.splits)
+        yield from judged.rows_of_folder(path, source.splits, _rows_of_table)
         return
     names = list(dict.fromkeys(chain.from_iterable(source.columns_of.values())))
     rows = _rows_of_file(path, [name for name in names if name != FILE], piece)
@@ -195,13 +211,23 @@ def rows_of(source: Source, piece: Piece) -> Iterator[Row]:
         return
     of_file = {FILE: raw_formats.dataset_name(path)}
     for row, values in rows:
-        yield row, values | of_file if isinstance(values, dict) else values
+        if isinstance(values, dict):
+            values = values | of_file
+        yield row, values
 
 
 def _rows_of_file(path: Path, names: list[str], piece: Piece) -> Iterator[Row]:
     if raw_formats.format_of(path) == raw_formats.PARQUET:
         return _rows_of_parquet(path, names, piece.begin, piece.end)
     return _rows_by_row(path)
+
+
+def _rows_of_table(path: Path) -> Iterator[Row]:
+    """The rows of one table of several: why it cannot be read is said with its name."""
+    try:
+        yield from _rows_by_row(path)
+    except RawError as error:
+        raise RawError(f"{path.name}: {error}") from None
 
 
 def _rows_by_row(path: Path) -> Iterator[Row]:
@@ -252,7 +278,8 @@ def _rows_of_hub(source: Source) -> Iterator[Row]:
     """The rows of all splits of a hub dataset, numbered on from one to the next."""
     rows = 0
     try:
-        for row, values in _tables_of_hub(source) if source.layout else _table_of_hub(source):
+        found = _tables_of_hub(source) if source.layout else _table_of_hub(source)
+        for row, values in found:
             yield row, values
             rows += 1
     except Exception as error:  # as below
@@ -261,6 +288,7 @@ def _rows_of_hub(source: Source) -> Iterator[Row]:
 
 
 def _table_of_hub(source: Source, config: str | None = None) -> Iterator[Row]:
+    """The rows of all splits, numbered on from one to the next."""
     return enumerate(chain.from_iterable(_open_hub(source, split, config) for split in source.splits))
 
 
@@ -286,9 +314,7 @@ def _hub_problems(source: Source) -> list[str]:
                 f"hub: {source.hub}: {split!r} cannot be read ({type(error).__name__}: {first_line(error)})"
             )
         else:
-            found = column_problems(names, source)
-            if config is not None:
-                found = [f"no column {name!r} in {config}" for name in judged.TABLES[config] if name not in names]
+            found = column_problems(names, source) if config is None else judged.table_problems(config, names)
             problems += [f"hub: {source.hub}: {split!r}: {problem}" for problem in found]
     return problems
 
