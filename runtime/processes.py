@@ -70,7 +70,8 @@ def user_message(error: BaseException) -> str | None:
 
 def _is_disk_error(error: BaseException) -> bool:
     if isinstance(error, SafetensorError):
-        return "os error" in str(error)  # it has no number, only Rust's words for one
+        words = str(error)  # it has no number, only Rust's words for one, of which 0.5 has others
+        return "os error" in words or "IoError(Os" in words
     return is_disk_error(error)
 
 
