@@ -205,7 +205,7 @@ def test_an_exception_on_one_process_ends_all_with_its_cause(config, kind, world
     assert printed.count("Traceback (most recent call last)") == ("on fire" in cause)  # a full disk needs none
     assert cause in ends[first].printed
     if first != 0:
-        assert f"run.py: ended, because of process {first}" in ends[0].printed  # one line for this machine
+        assert f"ended, because of process {first}" in ends[0].printed  # one line for this machine
 
 
 @pytest.mark.processes
