@@ -158,6 +158,7 @@ def test_a_file_of_which_the_rest_would_be_lost_is_refused(name, text, words, tm
 
 def test_all_problems_of_all_descriptions_are_named_before_anything_is_written(tmp_path, capsys):
     lines(tmp_path / "a.jsonl", pairs(3))
+    lines(tmp_path / "objects.jsonl", [{"q": {"text": "a"}, "passage": "b"}])
     pq.write_table(pa.table({"text": ["t"], "label": [[1]]}), tmp_path / "b.parquet")
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "only_names.csv").write_text("query,passage\n")
@@ -166,6 +167,7 @@ def test_all_problems_of_all_descriptions_are_named_before_anything_is_written(t
         describe(tmp_path, ["b.parquet", "none.parquet", "*.tsv"], name="two", kind="clustering"),
         describe(tmp_path, ["empty.csv", "only_names.csv", ".", "a.json"], name="three"),
         describe(tmp_path, "a.jsonl", name="four", capp=1),
+        describe(tmp_path, "objects.jsonl", name="six", columns={"query": "q.txt"}),
         describe(tmp_path, ["a.jsonl", "a.jsonl"], name="five"),
         tmp_path / "nowhere.json",
     ]
@@ -175,7 +177,7 @@ def test_all_problems_of_all_descriptions_are_named_before_anything_is_written(t
     assert build(tmp_path / "raw", *descriptions) == 2
     said = capsys.readouterr().err
     for words in (
-        "12 problems, no tuples were written",
+        "13 problems, no tuples were written",
         f"one.json: files: {tmp_path}/a.jsonl: no column 'querry' for query; did you mean query?; there are q",
         "column 'label' holds list<element: int64>, which cannot be the label",
         f"two.json: files: none.parquet: no such file in {tmp_path}",
@@ -185,6 +187,7 @@ def test_all_problems_of_all_descriptions_are_named_before_anything_is_written(t
         "is a folder: name its files, for instance with /*.parquet",
         "four.json: capp: no such key; did you mean cap?",
         "five.json: files: a.jsonl: given twice",
+        f"six.json: files: {tmp_path}/objects.jsonl: no column 'q.txt' for query; 'q' has none of that name",
         "nowhere.json: No such file or directory",
         "tasks.json: five is 'clustering' there, and the description makes it 'retrieval': change one",
     ):
