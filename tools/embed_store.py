@@ -42,7 +42,7 @@ from model import FrozenEmbedder
 from modeling.attention import head_shape, try_kernels
 from modeling.backbone import check_backbone
 from modeling.tokenizer import fitting_tokenizer
-from runtime import engine, processes
+from runtime import computing, engine, processes
 from runtime.verdict import refused_elsewhere
 from training.identity import config_digest, weights_digest
 from training.models import load_teacher
@@ -182,7 +182,7 @@ def embed_stores(asked: Asked, stores: list[TokenStore], accelerator: Accelerato
     Raises:
         RunError: an embedding is not finite.
     """
-    engine.set_threads(accelerator.device, 0)
+    computing.set_threads(accelerator.device, 0)
     teacher = load(asked, accelerator)
     facts = facts_of(asked, stores, teacher, accelerator.mixed_precision)
     missing, problems = find_missing(asked, stores, facts)

@@ -35,7 +35,7 @@ from modeling import hub
 from modeling.prompts import bare_instruction, query_prompt, split_prompt
 from retrieval.encoders import prompts_of
 from retrieval.faiss_index import KINDS, check_index
-from runtime.engine import set_threads
+from runtime.computing import set_threads
 from tuples.mining import report
 from tuples.mining.inputs import check_size, declare_task, read_inputs
 from tuples.mining.mine import Mining, Model, Plan, Share

@@ -17,7 +17,7 @@ from data.token_store import TokenStore
 from losses import matryoshka_weights
 from model import FrozenEmbedder
 from retrieval.beir import RetrievalSet
-from runtime import engine, resume
+from runtime import computing, engine, resume
 from runtime.background import StateWriter
 from training import best
 from training.activations import choose_activation_policy, count_cost
@@ -166,9 +166,9 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
 
 def prepare_device(args: Args, accelerator: Accelerator) -> None:
     """Before anything is computed: with how many threads, and whether in the same bits each time."""
-    engine.set_threads(accelerator.device, args.threads)
+    computing.set_threads(accelerator.device, args.threads)
     if args.deterministic:
-        engine.compute_deterministically()
+        computing.compute_deterministically()
 
 
 def record_processes(args: Args, accelerator: Accelerator) -> Args:
