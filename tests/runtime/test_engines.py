@@ -18,7 +18,7 @@ import pytest
 import torch
 import toy
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from conftest import read_metrics
+from conftest import contents, read_metrics
 from harness import (
     PATIENCE,
     door_on_processes,
@@ -47,10 +47,6 @@ def config(settings, tmp_path):
     toy.make_backbone(tmp_path / "teacher", hidden_size=48, seed=7)
     return settings | {"train_batch_size": 4, "log_interval": 1, "min_lr": 0.0, "warmup_steps": 0,
                        "scheduler_type": "constant_with_warmup", "process_timeout": 60}  # fmt: skip
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.processes
