@@ -130,6 +130,7 @@ def train(run: Run) -> int:  # noqa: C901, PLR0915 - the loop is read from top t
     reports = Reports(run.accelerator.device, run.accelerator.num_processes)
     with processes.StopSignal() as stop_signal, run.states:
         save_missing_folders(run)
+        run.meter.start()
         for step in to_do:
             learning_rate, norm = train_step(run, step)
             run.steps_done = step

@@ -38,7 +38,7 @@ from data.token_store import StoreError
 from data.tokenising import tokenize_with_fallback
 from modeling.prompts import bare_instruction
 from modeling.tokenizer import ENGINES, fingerprint, load_tokenizer
-from utils import plural
+from utils import plural, refusal_of_disk
 
 REPORT = "report.txt"  # in output_dir: a line for every file, where they are more
 
@@ -311,9 +311,8 @@ def join_stores(joins: list[Join], output_dir: Path) -> int:
 
 
 def disk_full(folder: Path, error: OSError) -> int:
-    """Say that the disk refuses what is written. Returns the exit status."""
-    complain(f"{folder}: the disk refuses what is written: {error}")
-    complain("make room; the same command continues")
+    """Say why a file of this store was refused. Returns the exit status."""
+    complain(f"{folder}: {refusal_of_disk(error)}; the same command continues")
     return DISK_FULL
 
 

@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+_NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 # ------------------------------------------------------------------------------------------ files
 
@@ -142,25 +143,35 @@ class RunError(Exception):
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Whether a disk refuses what is written, for want of room or of permission: no fault of the code."""
-    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
+    """Whether a file is refused for want of room or of permission: no fault of the code."""
+    if type(error).__name__ == "SafetensorError":
+        words = str(error)  # it has no number, only Rust's words for one, of which 0.5 has others
+        return "os error" in words or "IoError(Os" in words
+    return isinstance(error, OSError) and error.errno in _NO_ROOM | _NOT_ALLOWED
+
+
+def refusal_of_disk(error: BaseException) -> str:
+    """Why a file was refused, and what helps."""
+    if getattr(error, "errno", None) in _NOT_ALLOWED:
+        return f"{error}: change its permissions, or take another folder"
+    return f"the disk refuses what is written: {error}: make room"
 
 
 def exit_status(work: Callable[[], object]) -> int:
     """Do the work of a command, and say in a sentence why it was not done.
 
     Returns:
-        0; 2 where it raises RunError, for refused input; 1 where a disk refuses what is written.
+        0; 2 where it raises RunError, for refused input; 1 where a file is refused for want of room or of permission.
     """
     try:
         work()
     except RunError as error:
         print(error, file=sys.stderr)
         return 2
-    except OSError as error:
+    except Exception as error:
         if not is_disk_error(error):
             raise
-        print(f"the disk refuses what is written: {error}: make room, and give the same command again", file=sys.stderr)
+        print(f"{refusal_of_disk(error)}, and give the same command again", file=sys.stderr)
         return 1
     return 0
 

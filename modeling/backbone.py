@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 
 from modeling.attention import is_packed
 from modeling.hub import not_found, where
-from modeling.versions import in_dtype
+from modeling.versions import in_dtype, rope_problem
 from utils import first_line
 
 _INDEX = "model.safetensors.index.json"
@@ -77,9 +77,13 @@ def read_config(path: str, revision: str | None = None) -> tuple[PretrainedConfi
     if Path(path).is_dir() and not (Path(path) / "config.json").exists():  # Transformers 4 guesses by the folder's name
         return None, [not_found(path, "no config.json", revision)]
     try:
-        return AutoConfig.from_pretrained(path, **where(path, revision)), []
+        config = AutoConfig.from_pretrained(path, **where(path, revision))
     except (OSError, ValueError, KeyError) as error:
         return None, [not_found(path, first_line(error), revision)]
+    problem = rope_problem(config)
+    if problem:
+        return None, [f"{path!r}: {problem}"]
+    return config, []
 
 
 def _vocabulary_problems(config: PretrainedConfig, max_token_id: int, remedy: str) -> list[str]:

@@ -42,7 +42,8 @@ def too_old(installed: Callable[[str], str] = metadata.version) -> list[str]:
     return lines
 
 
-_DTYPE = "dtype" if numbers(transformers.__version__) >= (4, 56) else "torch_dtype"
+_TRANSFORMERS = numbers(transformers.__version__)
+_DTYPE = "dtype" if _TRANSFORMERS >= (4, 56) else "torch_dtype"
 
 
 def in_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
@@ -63,14 +64,38 @@ def settings_of(config: PretrainedConfig) -> dict:
     """
     settings = config.to_diff_dict()
     if "rope_theta" in settings:
-        scaling = settings.pop("rope_scaling", None) or {}
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        settings["rope_parameters"] = scaling | {"rope_theta": settings.pop("rope_theta"), "rope_type": kind}
+        settings["rope_parameters"] = _rope_of(settings.pop("rope_theta"), settings.pop("rope_scaling", None))
     if settings.get("model_type") in ("qwen2", "qwen3") and "layer_types" not in settings:
         if not settings.get("use_sliding_window"):
             settings["sliding_window"] = None
         settings["layer_types"] = _layer_types(settings)
     return settings
+
+
+def rope_problem(config: PretrainedConfig, version: tuple[int, int] = _TRANSFORMERS) -> str | None:
+    """Why this Transformers would run another model than a config describes, in silence; None where it would not.
+
+    Until 5.0 it passes over rope's settings as 5 writes them; folders of this project have both ways.
+
+    Args:
+        version: of Transformers.
+    """
+    written = getattr(config, "rope_parameters", None) or {}
+    if version >= (5, 0) or "rope_theta" not in written:
+        return None
+    read = _rope_of(config.rope_theta, config.rope_scaling)
+    if all(read[name] == written.get(name, read[name]) for name in ("rope_theta", "rope_type")):
+        return None
+    return (
+        f"Transformers 5 has written its config.json, and {transformers.__version__} passes over the rope_parameters "
+        "there, which makes another model of it: pip install -U transformers"
+    )
+
+
+def _rope_of(theta: float, scaling: dict | None) -> dict:
+    """The settings of rope that stand in two keys until 5.0, in one as since then."""
+    scaling = scaling or {}
+    return scaling | {"rope_theta": theta, "rope_type": scaling.get("rope_type", scaling.get("type", "default"))}
 
 
 def _layer_types(settings: dict) -> list[str]:

@@ -107,13 +107,13 @@ class Heartbeat:
                 return self.store.get(f"beat/{self.neighbour}")
             return None
         except RuntimeError as error:  # the process that keeps the store is gone
-            _print_line(f"run.py: lost the main process ({first_line(error)})")
+            _print_line(f"lost the main process ({first_line(error)})")
             os._exit(FAILED)
 
     def _end_because_of_silence(self) -> NoReturn:
         reason = f"process {self.neighbour} gave no sign of life for {self.silence:.0f} s"
         if self._leave_reason(f": {reason}"):
-            _print_line(f"run.py: {reason}: it hangs or its machine is gone")
+            _print_line(f"{reason}: it hangs or its machine is gone")
         self._end(say_why=False)
 
     def _leave_reason(self, reason: str, first_without_store: bool = True) -> bool:
@@ -139,7 +139,7 @@ class Heartbeat:
             _print_line(message)
         else:
             traceback.print_exception(error)
-            launcher.repeat_below_launcher([f"run.py: {launcher.one_line(error)}"])
+            launcher.repeat_below_launcher([launcher.one_line(error)])
 
     def _end(self, say_why: bool) -> NoReturn:
         """End this process at once.
@@ -152,7 +152,7 @@ class Heartbeat:
                 reason = self.store.get("failure").decode()[:300]
             except RuntimeError:
                 reason = "the end of process 0, which kept the others together"
-            _print_line(f"run.py: ended, because of {reason}")
+            _print_line(f"ended, because of {reason}")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(FAILED)  # an orderly end would wait for collectives that nobody answers

@@ -2,17 +2,16 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from safetensors import SafetensorError
 
 from runtime import heartbeat, launcher
 from runtime.engine import start
-from utils import RunError, first_line, is_disk_error
+from utils import RunError, first_line, is_disk_error, refusal_of_disk
 
 # Exit statuses, the same on every process of a run.
 FINISHED = launcher.FINISHED
@@ -26,30 +25,8 @@ _STOPPING_AT_ONCE = (
 )
 
 
-@contextmanager
-def process_group(trackers: list[str], logging_dir: str, silence: float) -> Iterator[Accelerator]:
-    """Start accelerate; inside, an exception on any process ends all of them, with its message printed once.
-
-    Args:
-        silence: seconds without a sign of life after which a process counts as hanging.
-    """
-    accelerator = start(trackers, logging_dir)
-    if accelerator.num_processes == 1:
-        yield accelerator
-        accelerator.state.destroy_process_group()
-        return
-    signs_of_life = heartbeat.Heartbeat(accelerator.process_index, accelerator.num_processes, silence, user_message)
-    try:
-        yield accelerator
-    except BaseException as error:  # an exit or an interrupt ends the others as well
-        signs_of_life.fail(error)
-    signs_of_life.stop()
-    dist.barrier()  # the store lives in one of the processes: it must not end before the others
-    dist.destroy_process_group()
-
-
 def user_message(error: BaseException) -> str | None:
-    """What a user should read instead of a traceback; None where a traceback tells more."""
+    """What a user of run.py should read instead of a traceback; None where a traceback tells more."""
     if isinstance(error, KeyboardInterrupt):
         return launcher.INTERRUPTED
     if isinstance(error, RunError):
@@ -60,19 +37,40 @@ def user_message(error: BaseException) -> str | None:
             "In a validation or an evaluation a lower max_tokens_per_forward helps; where this came at the start, "
             "share the model out over more GPUs (configs/accelerate_config.yaml). What was saved before is whole"
         )
-    if _is_disk_error(error):
+    if is_disk_error(error):
         return (
-            f"run.py: the disk refuses what is written: {error}\n"
-            "run.py: what was saved before is whole: make room, and the same command goes on from there"
+            f"run.py: {refusal_of_disk(error)}\n"
+            "run.py: what was saved before is whole, and the same command goes on from there"
         )
     return None
 
 
-def _is_disk_error(error: BaseException) -> bool:
-    if isinstance(error, SafetensorError):
-        words = str(error)  # it has no number, only Rust's words for one, of which 0.5 has others
-        return "os error" in words or "IoError(Os" in words
-    return is_disk_error(error)
+@contextmanager
+def process_group(
+    trackers: list[str],
+    logging_dir: str,
+    silence: float,
+    message_of: Callable[[BaseException], str | None] = user_message,
+) -> Iterator[Accelerator]:
+    """Start accelerate; inside, an exception on any process ends all of them, with its message printed once.
+
+    Args:
+        silence: seconds without a sign of life after which a process counts as hanging.
+        message_of: what a person should read of an error, or None where its traceback tells more.
+    """
+    accelerator = start(trackers, logging_dir)
+    if accelerator.num_processes == 1:
+        yield accelerator
+        accelerator.state.destroy_process_group()
+        return
+    signs_of_life = heartbeat.Heartbeat(accelerator.process_index, accelerator.num_processes, silence, message_of)
+    try:
+        yield accelerator
+    except BaseException as error:  # an exit or an interrupt ends the others as well
+        signs_of_life.fail(error)
+    signs_of_life.stop()
+    dist.barrier()  # the store lives in one of the processes: it must not end before the others
+    dist.destroy_process_group()
 
 
 class StopSignal:

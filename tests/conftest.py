@@ -22,6 +22,8 @@ from accelerate.state import AcceleratorState, GradientState
 import run
 import tokenize_data_qwen
 from data.feed import Feed
+from data.token_store import open_store
+from modeling.tokenizer import load_tokenizer
 from runtime import checkpoint
 
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)  # the same examples on every run
@@ -161,3 +163,47 @@ def read_metrics(folder: Path, kind: str) -> list[dict]:
     """The lines of a run's metrics.jsonl of one kind."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == kind]
+
+
+# ------------------------------------------------------------------------------- raw files and stores
+
+RETRIEVAL = ("--task", "retrieval")  # words of the tokenising command
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    """An empty folder for raw files."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def tuples(toy_world, raw, tmp_path):
+    """A function (name, *flags) -> the tuples of a raw file as texts."""
+    tokenizer, _ = load_tokenizer(str(toy_world.backbone))
+
+    def read(name: str, *flags: str) -> list:
+        assert tokenize(raw, tmp_path / "stores", toy_world.backbone, *(flags or RETRIEVAL)) == 0
+        return texts_of(open_store(tmp_path / "stores" / name), tokenizer)
+
+    return read
+
+
+def contents(folder) -> dict[str, bytes]:
+    """The files of a folder, hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def texts_of(store, tokenizer) -> list[list[str | None]]:
+    """The store's tuples as texts again, EOS checked and dropped."""
+    decoded = []
+    for begin, end in zip(store.offsets, store.offsets[1:], strict=False):
+        assert store.tokens[end - 1] == tokenizer.eos_token_id
+        decoded.append(tokenizer.decode(store.tokens[begin : end - 1]))
+    return [[decoded[i] if i >= 0 else None for i in row] for row in store.tuples]
+
+
+def write_jsonl(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")

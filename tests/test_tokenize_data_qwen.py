@@ -12,37 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import toy
-from conftest import door_here, tokenize
+from conftest import contents, door_here, texts_of, tokenize, write_jsonl
 
 import tokenize_data_qwen
 from data import raw_columns, raw_files, tokenising
 from data.token_store import open_store
 from modeling.tokenizer import load_tokenizer
-
-
-def contents(folder) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def texts_of(store, tokenizer) -> list[list[str | None]]:
-    """The store's tuples as texts again, EOS checked and dropped."""
-    decoded = []
-    for begin, end in zip(store.offsets, store.offsets[1:], strict=False):
-        assert store.tokens[end - 1] == tokenizer.eos_token_id
-        decoded.append(tokenizer.decode(store.tokens[begin : end - 1]))
-    return [[decoded[i] if i >= 0 else None for i in row] for row in store.tuples]
-
-
-def write_jsonl(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
-
-
-@pytest.fixture
-def raw(tmp_path):
-    folder = tmp_path / "raw"
-    folder.mkdir()
-    return folder
 
 
 def test_stores_hold_the_texts_that_went_in(toy_world):

@@ -3,9 +3,11 @@
 python -m pytest tests/test_utils.py
 """
 
+import errno
+
 import pytest
 
-from utils import aside_of, first_line, plural, publish
+from utils import RunError, aside_of, exit_status, first_line, plural, publish
 
 
 def written_aside(folder, text: str):
@@ -27,6 +29,31 @@ def test_a_published_folder_takes_the_place_of_the_one_before(tmp_path, earlier,
     publish(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     assert (folder / "content").read_text() == "new"
+
+
+def failing(error: BaseException):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(("error", "status", "words"), [
+    (RunError("--model: no such folder"), 2, "--model: no such folder"),
+    (OSError(errno.ENOSPC, "No space left on device"), 1, "the disk refuses what is written: [Errno 28] No space left "
+     "on device: make room, and give the same command again"),
+    (OSError(errno.EACCES, "Permission denied", "a/b"), 1, "[Errno 13] Permission denied: 'a/b': change its "
+     "permissions, or take another folder, and give the same command again"),
+])  # fmt: skip
+def test_what_a_person_can_act_on_ends_a_command_in_a_sentence(capsys, error, status, words):
+    assert exit_status(failing(error)) == status
+    assert capsys.readouterr().err == f"{words}\n"
+
+
+@pytest.mark.parametrize("error", [OSError("no errno"), ConnectionResetError(errno.ECONNRESET, "reset"), KeyError("x")])
+def test_a_fault_of_the_code_is_not_told_as_the_disks(error):
+    with pytest.raises(type(error)):
+        exit_status(failing(error))
 
 
 def test_words():

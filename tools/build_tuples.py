@@ -25,7 +25,7 @@ from tuples.sources.reading import Input, Piece, find_inputs, pieces_of
 from tuples.sources.report import report_lines, summary
 from tuples.sources.rows import Rows
 from tuples.sources.writing import TASKS, prepare, report_path, task_problems, tuples_path, write
-from utils import plural, remove
+from utils import plural, refusal_of_disk, remove
 
 DONE, DISK_FULL, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status
 
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return build(flags)
     except OSError as error:
-        complain(f"{flags.output_dir}: the disk refuses what is written ({error}): the same command continues")
+        complain(f"{flags.output_dir}: {refusal_of_disk(error)}; the same command continues")
         return DISK_FULL
     except KeyboardInterrupt:
         complain("interrupted; the same command continues")

@@ -42,11 +42,11 @@ from model import FrozenEmbedder
 from modeling.attention import head_shape, try_kernels
 from modeling.backbone import check_backbone
 from modeling.tokenizer import fitting_tokenizer
-from runtime import engine, processes
+from runtime import computing, engine, processes
 from runtime.verdict import refused_elsewhere
 from training.identity import config_digest, weights_digest
 from training.models import load_teacher
-from utils import RunError, plural
+from utils import RunError, first_line, is_disk_error, plural, refusal_of_disk
 
 COMMIT_SECONDS = 30  # between two moments at which everything done so far is made to survive a kill
 SILENCE_SECONDS = 300.0  # without a sign of life a process counts as hanging
@@ -76,13 +76,29 @@ def main(argv: list[str]) -> int:
     transformers.utils.logging.disable_progress_bar()
     try:
         return check_and_embed(asked)
-    except RunError as error:
-        lines = str(error).splitlines()
-    except OSError as error:
-        lines = [f"the disk refuses what is written: {error}; the same command goes on from what is there"]
-    launcher.say(lines)
-    launcher.repeat_below_launcher(lines)
+    except (Exception, KeyboardInterrupt) as error:
+        message = message_of(error)
+        if message is None:
+            raise
+    launcher.say([message])
+    launcher.repeat_below_launcher([message])
     return processes.FAILED
+
+
+def message_of(error: BaseException) -> str | None:
+    """What a person should read of an error; None where its traceback tells more."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command goes on from what is there"
+    if isinstance(error, RunError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"the memory of the GPU is full ({first_line(error)}): the same command goes on from what is there with a "
+            "lower --max_tokens, or with the teacher shared out over more GPUs (configs/accelerate_config.yaml)"
+        )
+    if is_disk_error(error):
+        return f"{refusal_of_disk(error)}; the same command goes on from what is there"
+    return None
 
 
 def parse(argv: list[str]) -> Asked:
@@ -118,7 +134,7 @@ def check_and_embed(asked: Asked) -> int:
     if elsewhere:
         problems = [elsewhere]
     if not problems:
-        with processes.process_group([], str(asked.output), SILENCE_SECONDS) as accelerator:
+        with processes.process_group([], str(asked.output), SILENCE_SECONDS, message_of) as accelerator:
             problems = embed_stores(asked, stores, accelerator)
     if not problems:
         return launcher.FINISHED
@@ -166,7 +182,7 @@ def embed_stores(asked: Asked, stores: list[TokenStore], accelerator: Accelerato
     Raises:
         RunError: an embedding is not finite.
     """
-    engine.set_threads(accelerator.device, 0)
+    computing.set_threads(accelerator.device, 0)
     teacher = load(asked, accelerator)
     facts = facts_of(asked, stores, teacher, accelerator.mixed_precision)
     missing, problems = find_missing(asked, stores, facts)

@@ -11,6 +11,7 @@ source before the folder gets its name. docs/serving.md says which server reads 
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,26 +21,15 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 
 from export import convert, onnx_file
 from export.model_card import Facts
-from utils import RunError
+from utils import RunError, exit_status
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FORMATS = ("safetensors", "onnx", "gguf")
 
 
 def main(argv: list[str]) -> int:
-    """Export. Returns the exit status: 0, or 2 for refused input."""
-    flags = parse(argv)
-    problems = find_problems(flags)
-    if problems:
-        print("\n".join(problems), file=sys.stderr)
-        return 2
-    try:
-        lines = export(flags)
-    except (RunError, ValueError, OSError) as error:  # a damaged folder, another model read back, a disk that refuses
-        print(error, file=sys.stderr)
-        return 2
-    print("\n".join(lines))
-    return 0
+    """Export. Returns the exit status: 0; 2 for refused input; 1 where the disk is full or forbids it."""
+    return exit_status(partial(check_and_export, parse(argv)))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -62,6 +52,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def check_and_export(flags: argparse.Namespace) -> None:
+    """Find everything that stands against it; or export, and say what was written.
+
+    Raises:
+        RunError: the model cannot be exported so, its folder is damaged, or what was written is another model.
+    """
+    problems = find_problems(flags)
+    if problems:
+        raise RunError("\n".join(problems))
+    try:
+        lines = export(flags)
+    except ValueError as error:  # a damaged folder, or another model read back
+        raise RunError(str(error)) from error
+    print("\n".join(lines))
+
+
 def find_problems(flags: argparse.Namespace) -> list[str]:
     """Why this cannot be exported, one line each. Loads no weights."""
     problems = convert.source_problems(flags.model)
@@ -69,6 +75,7 @@ def find_problems(flags: argparse.Namespace) -> list[str]:
         problems += facts_problems(flags)
     if flags.output.exists():
         problems.append(f"--output {flags.output}: exists already")
+    problems += [f"--output {flags.output}: {path} is a file" for path in flags.output.parents if path.is_file()]
     return problems + format_problems(flags.format, flags.dtype, onnx_file.missing_packages())
 
 

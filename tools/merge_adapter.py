@@ -8,6 +8,7 @@ dimensions and other formats: python -m tools.export.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
@@ -15,28 +16,34 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 
 from export.convert import merge_adapter
 from export.merge import base_problems
-from utils import RunError
+from utils import RunError, exit_status
 
 
 def main(argv: list[str]) -> int:
-    """Merge. Returns the exit status: 0, or 2 for refused input."""
+    """Merge. Returns the exit status: 0; 2 for refused input; 1 where the disk is full or forbids it."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.merge_adapter", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("adapter", type=Path, help="an adapter folder that run.py saved")
     parser.add_argument("folder", type=Path, help="the model folder to write; must not exist yet")
     given = parser.parse_args(argv)
-    problems = find_problems(given.adapter, given.folder)
+    return exit_status(partial(merge, given.adapter, given.folder))
+
+
+def merge(adapter: Path, folder: Path) -> None:
+    """Merge an adapter, and say where it is.
+
+    Raises:
+        RunError: it cannot be merged into this folder, or what was written is another model.
+    """
+    problems = find_problems(adapter, folder)
     if problems:
-        print("\n".join(problems), file=sys.stderr)
-        return 2
+        raise RunError("\n".join(problems))
     try:
-        merge_adapter(given.adapter, given.folder)
-    except (RunError, ValueError) as error:  # its files are damaged; or read back, the folder is another model
-        print(error, file=sys.stderr)
-        return 2
-    print(f"merged into {given.folder}")
-    return 0
+        merge_adapter(adapter, folder)
+    except ValueError as error:  # its files are damaged; or read back, the folder is another model
+        raise RunError(str(error)) from error
+    print(f"merged into {folder}")
 
 
 def find_problems(adapter: Path, folder: Path) -> list[str]:

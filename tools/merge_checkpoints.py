@@ -9,6 +9,7 @@ of the result are those of the first folder.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
@@ -16,10 +17,11 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 
 from export.card_update import forget_results
 from modeling.merging import merge, merge_problems
+from utils import RunError, exit_status
 
 
 def main(argv: list[str]) -> int:
-    """Merge. Returns the exit status: 0, or 2 for refused input."""
+    """Merge. Returns the exit status: 0; 2 for refused input; 1 where the disk is full or forbids it."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.merge_checkpoints",
         description=__doc__,
@@ -30,16 +32,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", type=Path, required=True, help="the folder to write; must not exist yet")
     given = parser.parse_args(argv)
     weights = given.weights or [1.0] * len(given.inputs)
-    problems = merge_problems(given.inputs, weights)
-    if given.output.exists():
-        problems.append(f"{given.output}: exists already")
+    return exit_status(partial(check_and_merge, given.inputs, weights, given.output))
+
+
+def check_and_merge(inputs: list[Path], weights: list[float], output: Path) -> None:
+    """Average folders, and say where the result is. Raises RunError where they do not fit, or it is there already."""
+    problems = merge_problems(inputs, weights)
+    if output.exists():
+        problems.append(f"{output}: exists already")
     if problems:
-        print("\n".join(problems), file=sys.stderr)
-        return 2
-    merge(given.inputs, weights, given.output)
-    forget_results(given.output)  # they are the first folder's
-    print(f"averaged {len(given.inputs)} folders into {given.output}")
-    return 0
+        raise RunError("\n".join(problems))
+    merge(inputs, weights, output)
+    forget_results(output)  # they are the first folder's
+    print(f"averaged {len(inputs)} folders into {output}")
 
 
 if __name__ == "__main__":

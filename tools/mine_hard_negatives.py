@@ -35,13 +35,13 @@ from modeling import hub
 from modeling.prompts import bare_instruction, query_prompt, split_prompt
 from retrieval.encoders import prompts_of
 from retrieval.faiss_index import KINDS, check_index
-from runtime.engine import set_threads
+from runtime.computing import set_threads
 from tuples.mining import report
 from tuples.mining.inputs import check_size, declare_task, read_inputs
 from tuples.mining.mine import Mining, Model, Plan, Share
 from tuples.mining.output import write_output
 from tuples.mining.rules import Rules, problems_with
-from utils import RunError
+from utils import RunError, refusal_of_disk
 
 DONE, NOTHING_LEFT, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status
 
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         complain(share, str(error).splitlines())
         return REFUSED
     except OSError as error:
-        complain(share, [f"the disk refuses: {error}", "make room; the same command continues"], others_too=True)
+        complain(share, [f"{refusal_of_disk(error)}; the same command continues"], others_too=True)
         return NOTHING_LEFT
 
 

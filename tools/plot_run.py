@@ -7,31 +7,38 @@ A run draws itself when it ends; this is for one that goes on, or ended otherwis
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from training.plot import draw
+from utils import RunError, exit_status
 
 
 def main(argv: list[str]) -> int:
-    """Draw. Returns the exit status: 0, or 2 for refused input."""
+    """Draw. Returns the exit status: 0; 2 for refused input; 1 where the disk is full or forbids it."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.plot_run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="the folder of a run; holds a metrics.jsonl")
-    given = parser.parse_args(argv)
+    return exit_status(partial(plot, parser.parse_args(argv).run))
+
+
+def plot(run: Path) -> None:
+    """Draw a run, and say where the picture is.
+
+    Raises:
+        RunError: its log is not there or damaged, or there is no matplotlib.
+    """
     try:
-        picture = draw(given.run)
-    except (OSError, ValueError) as error:
-        print(f"plot_run: {error}", file=sys.stderr)
-        return 2
+        picture = draw(run)
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise RunError(f"plot_run: {error}") from error
     if picture is None:
-        print("plot_run: needs matplotlib: pip install matplotlib", file=sys.stderr)
-        return 2
+        raise RunError("plot_run: needs matplotlib: pip install matplotlib")
     print(picture)
-    return 0
 
 
 if __name__ == "__main__":

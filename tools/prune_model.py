@@ -17,6 +17,7 @@ import json
 import random
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from modeling.pooling import pooling_of
 from modeling.pruning import NORMS, at_their_places, first_layers, importance, keep_units, pruned_config, strongest
 from modeling.tokenizer import load_tokenizer, make_encoder, save_tokenizer
 from modeling.versions import dtype_of
-from utils import RunError, aside_of, first_line, publish, read_json, remove
+from utils import RunError, aside_of, exit_status, first_line, publish, read_json, remove
 
 UNIT_ORDERS = ("places", "ascending")
 LINE_RULE = "give a JSON string, an object with text, or one with query and passage"
@@ -40,8 +41,12 @@ SIZES = {"hidden_size": "hidden_size", "intermediate_size": "intermediate_size",
 
 
 def main(argv: list[str]) -> int:
-    """Prune. Returns the exit status: 0, or 2 for refused input."""
-    flags = parse(argv)
+    """Prune. Returns the exit status: 0; 2 for refused input; 1 where the disk is full or forbids it."""
+    return exit_status(partial(check_and_prune, parse(argv)))
+
+
+def check_and_prune(flags: argparse.Namespace) -> None:
+    """Find everything that stands against it; or prune, and say what came of it. Raises RunError with all problems."""
     config, problems = read_config(flags.input)
     tokenizer, tokenizer_problems = load_tokenizer(flags.input)
     problems += tokenizer_problems
@@ -53,18 +58,15 @@ def main(argv: list[str]) -> int:
     texts, text_problems = calibration_texts(flags)
     problems += text_problems
     if problems:
-        print("\n".join(problems), file=sys.stderr)
-        return 2
+        raise RunError("\n".join(problems))
     try:
         model = load_backbone(flags.input, torch.float32)
         small = prune(model, tokenizer, texts, flags)
     except (ValueError, RunError) as error:
-        print(first_line(error), file=sys.stderr)
-        return 2
+        raise RunError(first_line(error)) from error
     write(small, tokenizer, flags, dtype_of(config) or torch.float32)
     print(summary(model, small))
     print(flags.output)
-    return 0
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

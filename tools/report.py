@@ -12,6 +12,7 @@ It takes seconds: --neighbours alone loads models.
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
@@ -21,28 +22,12 @@ from tools.reporting import neighbours
 from tools.reporting.page import page
 from tools.reporting.read import RunLog, open_runs
 from tools.reporting.stores import datasets_of
-from utils import RunError
+from utils import RunError, exit_status
 
 
 def main(argv: list[str]) -> int:
-    """Write the page. Returns the exit status: 0, or 2 for refused input."""
-    flags = parse(argv)
-    try:
-        refuse_flags(flags)
-        runs = open_runs(flags.runs, flags.names)
-        for run in runs:
-            for note in run.notes:
-                print(f"{run.folder}: {note}", file=sys.stderr)
-        sample, answers = None, None
-        if flags.neighbours:
-            sample = choose_sample(runs, flags)
-            answers = neighbours.answer(runs, sample)
-        write(flags.output, page(runs, sample, answers))
-    except (RunError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(flags.output)
-    return 0
+    """Write the page. Returns the exit status: 0; 2 for refused input; 1 where the disk is full or forbids it."""
+    return exit_status(partial(report, parse(argv)))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -57,6 +42,25 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--neighbours", type=int, metavar="N", help="ask each run's last model with N sample queries (default: none)")
     add("--texts", type=Path, help="for --neighbours: a file of texts, one a line (default: held-out tuples)")
     return parser.parse_args(argv)
+
+
+def report(flags: argparse.Namespace) -> None:
+    """Read the runs and write their page.
+
+    Raises:
+        RunError: flags that cannot be met, or a folder that is no run's.
+    """
+    refuse_flags(flags)
+    runs = open_runs(flags.runs, flags.names)
+    for run in runs:
+        for note in run.notes:
+            print(f"{run.folder}: {note}", file=sys.stderr)
+    sample, answers = None, None
+    if flags.neighbours:
+        sample = choose_sample(runs, flags)
+        answers = neighbours.answer(runs, sample)
+    write(flags.output, page(runs, sample, answers))
+    print(flags.output)
 
 
 def refuse_flags(flags: argparse.Namespace) -> None:

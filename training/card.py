@@ -82,8 +82,11 @@ def push(run: Run) -> None:
     if not (run.args.push_to_hub and run.is_finished and run.accelerator.is_main_process):
         return
     name = BEST
-    if run.evaluations.best is None:
+    if run.evaluations.best is None or not (run.folder / BEST).is_dir():
         last = run.steps_done
         name = folder_name(last, run.args.checkpointing_steps, last, run.feed.plan.steps_per_epoch)
+        if run.args.best_metric is not None:
+            chosen = f"no model that {run.args.best_metric} chose is there"
+            print(f"{run.folder / BEST}: {chosen}: the last one, {name}, is pushed", flush=True)
     folder = run.folder / name
     print(hub.push(folder, run.args.hub_model_id, steps_of(folder)), flush=True)

@@ -26,6 +26,11 @@ class Meter:
         # By dataset and kind: the sum of the loss over rows, and the rows.
         self.sums = torch.zeros(len(names), len(kinds), 2, dtype=torch.float64, device=device)
         self.counters = dict.fromkeys(self.COUNTERS, 0)
+        self.earlier = dict.fromkeys(self.COUNTERS, 0)  # what of them an earlier start of the run has counted
+        self.began = time.perf_counter()
+
+    def start(self) -> None:
+        """Begin to count the time: what came before, reading a state say, was no training."""
         self.began = time.perf_counter()
 
     @contextmanager
@@ -54,10 +59,11 @@ class Meter:
         return torch.cat([self.sums.flatten(), counters])
 
     def load(self, state: Tensor) -> None:
-        """Go on from what `state` gave."""
+        """Go on from what `state` gave. The rates count nothing of it: nobody knows how long it took."""
         sums, counters = state.split([self.sums.numel(), len(self.COUNTERS)])
         self.sums.copy_(sums.reshape(self.sums.shape))
         self.counters = dict(zip(self.COUNTERS, map(int, counters.tolist()), strict=True))
+        self.earlier = dict(self.counters)
 
     def count(self, **counters: int) -> None:
         """Add to the counters."""
@@ -71,28 +77,31 @@ class Meter:
             losses: dataset name -> kind -> mean over all processes' rows; only what occurred.
             shares: padding (of the positions computed), and imbalance (how much more than the mean the process with
             most tokens had, step by step).
-            timings: seconds of training, tuples_per_second, tokens_per_second (real ones), and peak_gib, the fullest
-            process's memory.
+            timings: seconds of training by this start, tuples_per_second, tokens_per_second (real ones), and peak_gib,
+            the fullest process's memory.
         """
         now = time.perf_counter()
-        vector = torch.cat([self.state(), self.sums.new_tensor([peak_gib(self.sums.device)])])
-        rows = all_rows(vector, world).cpu()  # [world, datasets * kinds * 2 + counters + 1]
-        sums, counters, peaks = rows.split([self.sums.numel(), len(self.COUNTERS), 1], dim=1)
+        timed = [float(self.counters[name] - self.earlier[name]) for name in ("tuples", "tokens")]
+        vector = torch.cat([self.state(), self.sums.new_tensor([*timed, peak_gib(self.sums.device)])])
+        rows = all_rows(vector, world).cpu()  # [world, datasets * kinds * 2 + counters + 3]
+        sums, counters, timed, peaks = rows.split([self.sums.numel(), len(self.COUNTERS), 2, 1], dim=1)
         losses = self._means(sums.sum(0).reshape(self.sums.shape))
-        tuples, tokens, computed, heaviest = counters.sum(0).tolist()
+        _, tokens, computed, heaviest = counters.sum(0).tolist()
         shares = {
             "padding": 1 - tokens / max(computed, 1),
             "imbalance": heaviest / max(tokens, 1) - 1 if world > 1 else 0.0,
         }
         seconds = now - self.began
+        timed_tuples, timed_tokens = timed.sum(0).tolist()
         timings = {
             "seconds": seconds,
-            "tuples_per_second": tuples / seconds,
-            "tokens_per_second": tokens / seconds,
+            "tuples_per_second": timed_tuples / seconds,
+            "tokens_per_second": timed_tokens / seconds,
             "peak_gib": peaks.max().item(),
         }
         self.sums.zero_()
         self.counters = dict.fromkeys(self.COUNTERS, 0)
+        self.earlier = dict.fromkeys(self.COUNTERS, 0)
         self.began = now
         return losses, shares, timings
 

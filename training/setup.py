@@ -17,7 +17,7 @@ from data.token_store import TokenStore
 from losses import matryoshka_weights
 from model import FrozenEmbedder
 from retrieval.beir import RetrievalSet
-from runtime import engine, resume
+from runtime import computing, engine, resume
 from runtime.background import StateWriter
 from training import best
 from training.activations import choose_activation_policy, count_cost
@@ -117,8 +117,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
     unsaid = what_old_states_stand_for(identity)
     state_folder = folder / "state"
     steps_done, facts, tensors = resume.find(accelerator, args.resume, state_folder, identity, args.model_path, unsaid)
-    if accelerator.is_main_process:
-        write_first_files(args, accelerator, folder, stores, recipes, resumed=bool(facts))
+    write_first_files(args, accelerator, folder, stores, recipes, resumed=bool(facts))
 
     # onto the device, in steps that fit its memory
     cost = count_cost(args, accelerator, model)
@@ -131,14 +130,13 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
     # what is counted, written and evaluated
     meter = Meter([store.name for store in stores], LOSSES, accelerator.device)
     if facts:
-        earlier_sums = resume.restore(accelerator, model, optimizer, tensors)
-        meter.load(earlier_sums.to(accelerator.device))
+        meter.load(resume.restore(accelerator, model, optimizer, tensors))
         accelerator.print(f"going on after step {steps_done} of {schedule.steps}")
     start_trackers(accelerator, args.trackers(), args.experiment_id, folder, asdict(args), steps_done)
     metrics = Metrics(accelerator, folder, facts.get("sizes", {}))
     evaluations = make_evaluations(args, accelerator, sets, objectives[0], metrics, steps_done, facts.get("best"))
 
-    return Run(
+    run = Run(
         args=args,
         accelerator=accelerator,
         tokenizer=tokenizer,
@@ -157,18 +155,20 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
         identity=identity,
         query_instruction=query_instruction,
         resumable=not engine.is_deepspeed(accelerator),
-        states=make_state_writer(accelerator, model, state_folder, args.save_total_limit),
+        states=StateWriter(accelerator, state_folder, args.save_total_limit),
         steps_done=steps_done,
         skipped=facts.get("skipped", 0),
         evaluations=evaluations,
     )
+    get_room_for_states(run)
+    return run
 
 
 def prepare_device(args: Args, accelerator: Accelerator) -> None:
     """Before anything is computed: with how many threads, and whether in the same bits each time."""
-    engine.set_threads(accelerator.device, args.threads)
+    computing.set_threads(accelerator.device, args.threads)
     if args.deterministic:
-        engine.compute_deterministically()
+        computing.compute_deterministically()
 
 
 def record_processes(args: Args, accelerator: Accelerator) -> Args:
@@ -228,7 +228,9 @@ def refuse_with_deepspeed(args: Args, accelerator: Accelerator, folder: Path) ->
 def write_first_files(
     args: Args, accelerator: Accelerator, folder: Path, stores: list[TokenStore], recipes: list[Recipe], resumed: bool
 ) -> None:
-    """args.json, which runs again as a config; and where the run begins, the manifest."""
+    """args.json, which runs again as a config; and where the run begins, the manifest. By the main process."""
+    if not accelerator.is_main_process:
+        return
     write_json(folder / "args.json", asdict(args))
     if resumed:
         return
@@ -293,12 +295,10 @@ def make_feed(
     )
 
 
-def make_state_writer(accelerator: Accelerator, model: torch.nn.Module, folder: Path, keep: int) -> StateWriter:
-    """What writes states into `folder`, with the memory for the first one on its way; a collective."""
-    states = StateWriter(accelerator, folder, keep)
-    if not engine.is_deepspeed(accelerator):
-        states.make_room(resume.like_part(accelerator, model, states.number, states.count))
-    return states
+def get_room_for_states(run: Run) -> None:
+    """Begin to get the memory for the first state, where the run will write one."""
+    if run.resumable and not run.is_finished:
+        run.states.make_room(resume.like_part(run.accelerator, run.model, run.states.number, run.states.count))
 
 
 def make_evaluations(

@@ -47,14 +47,17 @@ def compare(words: list[str], card: bool) -> None:
         card: put the first model's results into its card as well.
 
     Raises:
-        RunError: a folder holds no results, or the first model was not trained here.
+        RunError: two have one name, a folder holds no results, or the first model was not trained here.
     """
     found = {}
     metric_of = {}
     for word in words:
         name, _, folder = word.rpartition("=")
-        found[name or folder] = read_evaluation(Path(folder))
-        metric_of |= found[name or folder].main_metrics
+        name = name or folder
+        if name in found:
+            raise RunError(f"{name}: two evaluations of this name; give each a name of its own")
+        found[name] = read_evaluation(Path(folder))
+        metric_of |= found[name].main_metrics
     if card:
         put_into_card(found)
     print(table({name: one.main_scores for name, one in found.items()}, metric_of))

@@ -7,35 +7,18 @@ import json
 
 import pytest
 import toy
-from conftest import tokenize
-from test_tokenize_data_qwen import contents, texts_of, write_jsonl
+from conftest import RETRIEVAL, contents, tokenize, write_jsonl
 
 from data import instructions
 from data.token_store import instruction_shares, open_store, usual_instruction
 from modeling import prompts
-from modeling.tokenizer import load_tokenizer
 from utils import seal
 
-RETRIEVAL = ("--task", "retrieval")
-
 
 @pytest.fixture
-def raw(tmp_path):
-    folder = tmp_path / "raw"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def queries(toy_world, raw, tmp_path):
+def queries(tuples):
     """A function (name, *flags) -> the queries in a raw file's store."""
-    tokenizer, _ = load_tokenizer(str(toy_world.backbone))
-
-    def read(name: str, *flags: str) -> list[str]:
-        assert tokenize(raw, tmp_path / "stores", toy_world.backbone, *RETRIEVAL, *flags) == 0
-        return [row[0] for row in texts_of(open_store(tmp_path / "stores" / name), tokenizer)]
-
-    return read
+    return lambda name, *flags: [row[0] for row in tuples(name, *RETRIEVAL, *flags)]
 
 
 def write_queries(path, queries):

@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 import toy
-from conftest import tokenize
+from conftest import contents, tokenize
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,10 +18,6 @@ from data.parts import Part, deal
 from data.token_store import open_store
 
 FLAGS = ("--task", "retrieval", "--skip_bad_rows", "true", "--instruction", "Find it.")
-
-
-def contents(folder) -> dict:
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def rows_with_everything(count: int, seed: int) -> list[dict]:

@@ -9,33 +9,10 @@ import json
 import numpy as np
 import pytest
 import toy
-from conftest import tokenize
-from test_tokenize_data_qwen import contents, texts_of, write_jsonl
+from conftest import RETRIEVAL, contents, tokenize, write_jsonl
 
 from data import raw_rows
 from data.token_store import open_store
-from modeling.tokenizer import load_tokenizer
-
-RETRIEVAL = ("--task", "retrieval")
-
-
-@pytest.fixture
-def raw(tmp_path):
-    folder = tmp_path / "raw"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def tuples(toy_world, raw, tmp_path):
-    """A function (name, *flags) -> the tuples of a raw file as texts."""
-    tokenizer, _ = load_tokenizer(str(toy_world.backbone))
-
-    def read(name: str, *flags: str) -> list:
-        assert tokenize(raw, tmp_path / "stores", toy_world.backbone, *(flags or RETRIEVAL)) == 0
-        return texts_of(open_store(tmp_path / "stores" / name), tokenizer)
-
-    return read
 
 
 @pytest.fixture

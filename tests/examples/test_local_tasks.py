@@ -214,6 +214,9 @@ def test_models_stand_side_by_side_with_the_tasks_that_all_have(tmp_path, capsys
         ["mean of tasks", "", "0.3750", "-"],
     ]
     assert compare.main([f"none={tmp_path}"]) == 2
+    capsys.readouterr()
+    assert compare.main([f"one={tmp_path}/a", f"one={tmp_path}/b"]) == 2  # the second took the place of the first
+    assert capsys.readouterr().err == "one: two evaluations of this name; give each a name of its own\n"
     assert compare.main([f"one={tmp_path}/a", f"two={tmp_path}/b", "--card"]) == 2
     assert f"--card: {tmp_path} holds no model that was trained here" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 python -m pytest tests/export/test_pushing.py
 """
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -137,11 +138,14 @@ def test_a_run_pushes_its_last_folder_and_tries_again_when_its_command_is_given_
 def test_the_best_folder_goes_to_the_hub_where_there_is_one(tmp_path, monkeypatch, capsys):
     api = StandIn()
     monkeypatch.setattr(hub, "HfApi", api)
-    (tmp_path / "best").mkdir()
-    (tmp_path / "best" / "f2llm.json").write_text('{"training": {"steps": 5}}')
+    for name, steps in {"best": 5, "epoch_2": 8}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f2llm.json").write_text(f'{{"training": {{"steps": {steps}}}}}')
     run = SimpleNamespace(
-        args=SimpleNamespace(push_to_hub=True, hub_model_id="me/model"),
+        args=SimpleNamespace(push_to_hub=True, hub_model_id="me/model", best_metric="MRR@10", checkpointing_steps=0),
         is_finished=True,
+        steps_done=8,
+        feed=SimpleNamespace(plan=SimpleNamespace(steps_per_epoch=4)),
         accelerator=SimpleNamespace(is_main_process=True),
         evaluations=SimpleNamespace(best=SimpleNamespace(step=7)),  # the folder knows better
         folder=tmp_path,
@@ -152,3 +156,14 @@ def test_the_best_folder_goes_to_the_hub_where_there_is_one(tmp_path, monkeypatc
     run.is_finished = False  # told to stop: it will go on
     push(run)
     assert len(api.asked) == 2
+    run.is_finished = True
+    shutil.rmtree(tmp_path / "best")
+    for known in (run.evaluations.best, None):  # of a run that has ended early, it is still known
+        run.evaluations.best = known
+        push(run)
+        why, pushed = capsys.readouterr().out.splitlines()
+        assert why == f"{tmp_path / 'best'}: no model that MRR@10 chose is there: the last one, epoch_2, is pushed"
+        assert pushed == f"pushed {tmp_path / 'epoch_2'} to me/model"
+    run.args.best_metric = None
+    push(run)
+    assert capsys.readouterr().out == f"pushed {tmp_path / 'epoch_2'} to me/model\n"

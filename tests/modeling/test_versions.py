@@ -10,15 +10,18 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import toy
+import transformers
 from harness import ROOT, run_command
 from transformers import AutoModel, AutoTokenizer
 
 from modeling import versions
+from modeling.backbone import read_config
 from tools import prune_model
 
 TEXTS = ["The river number 3 is old.", "A castle was sold.", "Wo liegt die Quelle der Donau?"]
@@ -49,6 +52,30 @@ def test_what_is_too_old_is_named_with_the_remedy():
         assert versions.numbers(wanted[package]) == oldest
     (line,) = versions.too_old({"transformers": "4.50.3", "accelerate": "1.15.0", "peft": "0.15.2"}.get)
     assert line == "transformers 4.50.3: 4.51 or newer is needed: pip install -U -r requirements.txt"
+
+
+@pytest.mark.parametrize(("read", "written", "refused"), [
+    ((1e4, None), {"rope_theta": 1e6, "rope_type": "default"}, True),  # Transformers 4 has a base of its own
+    ((1e6, None), {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0}, True),
+    ((1e6, None), {"rope_theta": 1e6, "rope_type": "default"}, False),
+    ((1e6, {"rope_type": "yarn", "factor": 4.0}), {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0}, False),
+    ((1e6, {"type": "yarn", "factor": 4.0}), {}, False),
+])  # fmt: skip
+def test_rope_that_an_old_transformers_passes_over_is_known(read, written, refused):
+    config = SimpleNamespace(rope_theta=read[0], rope_scaling=read[1], rope_parameters=written)
+    assert (versions.rope_problem(config, (4, 51)) is not None) == refused
+    assert versions.rope_problem(config, (5, 0)) is None
+
+
+def test_a_folder_is_read_with_its_rope_or_not_at_all(tmp_path):
+    settings = toy.config().to_dict() | {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
+    settings.pop("rope_theta", None)  # as Transformers 5 writes it
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    config, problems = read_config(str(tmp_path))
+    if versions.numbers(transformers.__version__) < (5, 0):
+        assert "passes over the rope_parameters there" in problems[0]
+    else:
+        assert (problems, config.rope_parameters["rope_theta"]) == ([], 1e6)
 
 
 # -------------------------------------------------------------------------------- folders of the other

@@ -18,7 +18,7 @@ import pytest
 import torch
 import toy
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from conftest import read_metrics
+from conftest import contents, read_metrics
 from harness import (
     PATIENCE,
     door_on_processes,
@@ -47,10 +47,6 @@ def config(settings, tmp_path):
     toy.make_backbone(tmp_path / "teacher", hidden_size=48, seed=7)
     return settings | {"train_batch_size": 4, "log_interval": 1, "min_lr": 0.0, "warmup_steps": 0,
                        "scheduler_type": "constant_with_warmup", "process_timeout": 60}  # fmt: skip
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.processes
@@ -205,7 +201,7 @@ def test_an_exception_on_one_process_ends_all_with_its_cause(config, kind, world
     assert printed.count("Traceback (most recent call last)") == ("on fire" in cause)  # a full disk needs none
     assert cause in ends[first].printed
     if first != 0:
-        assert f"run.py: ended, because of process {first}" in ends[0].printed  # one line for this machine
+        assert f"ended, because of process {first}" in ends[0].printed  # one line for this machine
 
 
 @pytest.mark.processes

@@ -119,4 +119,4 @@ def test_what_an_interrupted_process_leaves_to_the_others_is_a_sentence(keys):
     assert [end.status for end in ends] == [processes.FAILED] * 2
     assert "run.py: interrupted\n" in ends[1].printed
     host = os.uname().nodename
-    assert f"run.py: ended, because of process 1 on {host}, which was interrupted\n" in ends[0].printed
+    assert f"ended, because of process 1 on {host}, which was interrupted\n" in ends[0].printed

@@ -16,7 +16,7 @@ import pytest
 import torch
 from harness import PATIENCE, run_command
 
-from runtime import engine, launcher
+from runtime import computing, launcher
 
 ROOT = Path(__file__).parent.parent.parent
 OURS = "run.py: learning_rat: no such key; did you mean learning_rate?"
@@ -69,13 +69,13 @@ def test_threads_are_a_persons_choice_and_else_a_share_of_the_cores(monkeypatch,
         monkeypatch.delenv(name, raising=False)
     if variable:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(computing.os, "sched_getaffinity", lambda _: range(8))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     chosen = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    engine.set_threads(torch.device("cpu"), wanted)
+    computing.set_threads(torch.device("cpu"), wanted)
     assert chosen == used
-    engine.set_threads(torch.device("meta"), 0)  # not where a device computes
+    computing.set_threads(torch.device("meta"), 0)  # not where a device computes
     assert chosen == used
 
 

@@ -282,6 +282,14 @@ def test_the_memory_of_the_first_copies_is_got_ahead_and_used(tmp_path):
     assert other.room is None
 
 
+def test_a_run_that_is_finished_gets_no_memory_for_states(keys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(background.StateWriter, "make_room", lambda self, tensors: asked.append(sorted(tensors)))
+    for _ in range(2):
+        train_here(keys | {"train_steps": 1})
+    assert asked == [["moments", "weights"]]
+
+
 def test_only_one_state_is_written_at_a_time(keys, monkeypatch):
     held = HeldWriter(monkeypatch, until_step=2)
     wait = background.StateWriter.wait

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import contents
 
 from tools import build_tuples
 from tuples.sources import reading as sources_reading
@@ -34,11 +35,6 @@ def lines(path: Path, rows: list) -> None:
 
 def build(output: Path, *descriptions: Path, more: tuple = ()) -> int:
     return build_tuples.main(["--source", *map(str, descriptions), "--output_dir", str(output), *more])
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """The files of a folder, hidden ones too."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def report_of(output: Path, name: str = "x") -> dict:
@@ -150,7 +146,7 @@ def test_a_file_of_which_the_rest_would_be_lost_is_refused(name, text, words, tm
     (tmp_path / name).write_text(text)
     assert build(tmp_path / "raw", describe(tmp_path, name)) == 2
     assert words in capsys.readouterr().err
-    assert content(tmp_path / "raw") == {}
+    assert contents(tmp_path / "raw") == {}
 
 
 # ------------------------------------------------------------------------------ refused before it begins
@@ -158,6 +154,7 @@ def test_a_file_of_which_the_rest_would_be_lost_is_refused(name, text, words, tm
 
 def test_all_problems_of_all_descriptions_are_named_before_anything_is_written(tmp_path, capsys):
     lines(tmp_path / "a.jsonl", pairs(3))
+    lines(tmp_path / "objects.jsonl", [{"q": {"text": "a"}, "passage": "b"}])
     pq.write_table(pa.table({"text": ["t"], "label": [[1]]}), tmp_path / "b.parquet")
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "only_names.csv").write_text("query,passage\n")
@@ -166,16 +163,17 @@ def test_all_problems_of_all_descriptions_are_named_before_anything_is_written(t
         describe(tmp_path, ["b.parquet", "none.parquet", "*.tsv"], name="two", kind="clustering"),
         describe(tmp_path, ["empty.csv", "only_names.csv", ".", "a.json"], name="three"),
         describe(tmp_path, "a.jsonl", name="four", capp=1),
+        describe(tmp_path, "objects.jsonl", name="six", columns={"query": "q.txt"}),
         describe(tmp_path, ["a.jsonl", "a.jsonl"], name="five"),
         tmp_path / "nowhere.json",
     ]
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "tasks.json").write_text('{"five": "clustering"}')
-    before = content(tmp_path / "raw")
+    before = contents(tmp_path / "raw")
     assert build(tmp_path / "raw", *descriptions) == 2
     said = capsys.readouterr().err
     for words in (
-        "12 problems, no tuples were written",
+        "13 problems, no tuples were written",
         f"one.json: files: {tmp_path}/a.jsonl: no column 'querry' for query; did you mean query?; there are q",
         "column 'label' holds list<element: int64>, which cannot be the label",
         f"two.json: files: none.parquet: no such file in {tmp_path}",
@@ -185,11 +183,12 @@ def test_all_problems_of_all_descriptions_are_named_before_anything_is_written(t
         "is a folder: name its files, for instance with /*.parquet",
         "four.json: capp: no such key; did you mean cap?",
         "five.json: files: a.jsonl: given twice",
+        f"six.json: files: {tmp_path}/objects.jsonl: no column 'q.txt' for query; 'q' has none of that name",
         "nowhere.json: No such file or directory",
         "tasks.json: five is 'clustering' there, and the description makes it 'retrieval': change one",
     ):
         assert words in said, said
-    assert content(tmp_path / "raw") == before
+    assert contents(tmp_path / "raw") == before
 
 
 @pytest.mark.parametrize(("kind", "rows", "words"), [
@@ -206,7 +205,7 @@ def test_a_source_that_gives_no_tuple_is_refused_and_no_other_is_written(kind, r
     good = describe(tmp_path, "good.jsonl", name="good")
     assert build(tmp_path / "raw", good, describe(tmp_path, "a.jsonl", kind=kind, labels=labels)) == 2
     assert f"x: {words}" in capsys.readouterr().err
-    assert content(tmp_path / "raw") == {}
+    assert contents(tmp_path / "raw") == {}
 
 
 def test_a_file_that_was_not_built_here_is_not_replaced(tmp_path, capsys):
@@ -216,11 +215,11 @@ def test_a_file_that_was_not_built_here_is_not_replaced(tmp_path, capsys):
     (tmp_path / "raw" / "x.parquet").write_bytes(b"somebody's")
     assert build(tmp_path / "raw", source) == 2
     assert "x.parquet: was not built by this tool" in capsys.readouterr().err
-    assert content(tmp_path / "raw") == {"x.parquet": b"somebody's"}
+    assert contents(tmp_path / "raw") == {"x.parquet": b"somebody's"}
     assert build(tmp_path / "raw", source, more=("--overwrite",)) == 0
-    before = content(tmp_path / "raw")
+    before = contents(tmp_path / "raw")
     assert build(tmp_path / "raw", source) == 0  # the same command again: the same bytes
-    assert content(tmp_path / "raw") == before
+    assert contents(tmp_path / "raw") == before
     assert sorted(before) == ["tasks.json", "x.build.json", "x.parquet"]
 
 
@@ -312,7 +311,7 @@ def test_parts_are_joined_to_the_bytes_of_one_run(parts, tmp_path, monkeypatch, 
     plan, _ = build_tuples.plan_build(descriptions, tmp_path / "one", overwrite=False)
     assert len([piece for piece in plan.pieces if piece.source == 0]) > 5
     assert build(tmp_path / "one", *descriptions) == 0
-    expected = content(tmp_path / "one")
+    expected = contents(tmp_path / "one")
     assert [report_of(tmp_path / "one", name)["rows_read"] for name in ("inferences", "searches")] == [200, 51]
     report = report_of(tmp_path / "one", "classes")
     assert report["rows_read"] == 300  # each row of each piece once
@@ -321,7 +320,7 @@ def test_parts_are_joined_to_the_bytes_of_one_run(parts, tmp_path, monkeypatch, 
         assert build(tmp_path / "joined", *descriptions, more=("--part", f"{part}/{parts}")) == 0
     assert not (tmp_path / "joined" / "tasks.json").exists()
     assert build(tmp_path / "joined", *descriptions, more=("--join", str(parts))) == 0
-    assert content(tmp_path / "joined") == expected
+    assert contents(tmp_path / "joined") == expected
 
 
 def test_every_piece_is_dealt_to_one_part_and_parts_are_about_equal(tmp_path, monkeypatch):
@@ -371,7 +370,7 @@ def test_an_interrupted_build_goes_on_with_the_pieces_that_it_has(tmp_path, monk
     assert "the same command continues" in capsys.readouterr().err
     assert build(tmp_path / "raw", *descriptions) == 0
     assert len(set(read)) == len(read) - 1  # only the one that was interrupted was read again
-    assert content(tmp_path / "raw") == content(tmp_path / "whole")
+    assert contents(tmp_path / "raw") == contents(tmp_path / "whole")
 
 
 # -------------------------------------------------------------------------------------------- the hub

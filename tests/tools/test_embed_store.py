@@ -3,6 +3,7 @@
 python -m pytest tests/tools/test_embed_store.py
 """
 
+import errno
 import json
 import shutil
 
@@ -152,6 +153,25 @@ def test_a_kill_costs_what_was_not_committed_and_no_byte(folders, tmp_path, monk
     assert "going on after batch" in capsys.readouterr().out
     assert files(tmp_path / "output") == files(folders[2])
     assert len(written) == sum(batches(folders).values())  # each was written once
+
+
+@pytest.mark.parametrize(("error", "words"), [
+    (torch.OutOfMemoryError("CUDA out of memory.\nSee"), "the memory of the GPU is full (CUDA out of memory.): "),
+    (OSError(errno.ENOSPC, "No space left on device"), "the disk refuses what is written: [Errno 28] No space left"),
+    (KeyboardInterrupt(), "interrupted; the same command goes on from what is there"),
+])  # fmt: skip
+def test_its_last_words_name_no_other_command(folders, tmp_path, monkeypatch, capsys, error, words):
+    """On several processes it began with `run.py:` and named a key of training; on one it was a traceback."""
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(embed_store, "embed", fails)
+    assert embed(*folders[:2], tmp_path / "output") == 1
+    said = capsys.readouterr().err
+    assert words in said
+    assert "run.py" not in said
+    assert embed_store.message_of(KeyError("a fault of the code")) is None
 
 
 def test_everything_that_stands_against_it_is_said_at_once(folders, toy_world, tmp_path, capsys):

@@ -6,6 +6,7 @@ The vectors of its folders in other people's programs: tests/export/test_round_t
 """
 
 import json
+import resource
 import shutil
 
 import numpy as np
@@ -262,8 +263,36 @@ def test_a_folder_without_whole_weights_is_refused_before_it_is_loaded(full, in_
 def test_an_output_that_cannot_be_written_is_said(full, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert run(full, tmp_path / "file" / "m") == 2
-    assert str(tmp_path / "file") in capsys.readouterr().err
+    assert f"{tmp_path / 'file'} is a file" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("limit", [200, 20_000], ids=["a small file", "the weights"])
+def test_a_full_disk_ends_in_a_sentence(full, tmp_path, monkeypatch, capsys, limit):
+    """It had the exit status of refused input; in the weights, whose library has its own error, it was a traceback."""
+    real = convert.write
+    sizes = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_small_disk(*words) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, sizes[1]))
+        try:
+            real(*words)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, sizes)
+
+    monkeypatch.setattr(convert, "write", on_small_disk)
+    assert run(full, tmp_path / "m") == 1
+    assert "the disk refuses what is written: " in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_fault_of_the_code_is_not_told_as_refused_input(full, tmp_path, monkeypatch):
+    def lost(*_):
+        raise FileNotFoundError("a file that was never written")
+
+    monkeypatch.setattr(convert, "write", lost)
+    with pytest.raises(FileNotFoundError):
+        run(full, tmp_path / "m")
 
 
 def test_an_adapter_without_its_base_is_refused(toy_world, tokenizer, tmp_path, capsys):

@@ -87,6 +87,25 @@ def test_a_meter_goes_on_from_its_state():
     assert first.read(1)[:2] == second.read(1)[:2]
 
 
+def test_a_resumed_run_says_its_own_speed_and_the_padding_of_all_its_steps(monkeypatch):
+    """It divided what both starts had trained by the seconds of the second one."""
+    now = [0.0]
+    monkeypatch.setattr(meter_module.time, "perf_counter", lambda: now[0])
+    before, meter = (Meter(["a"], ["hard"], torch.device("cpu")) for _ in range(2))
+    before.count(tuples=30, tokens=300, computed=600, heaviest=300)
+    meter.load(before.state())
+    now[0] = 60.0  # trackers, data
+    meter.start()
+    for seconds in (2.0, 4.0):
+        meter.count(tuples=10, tokens=100, computed=200, heaviest=100)
+        now[0] += seconds
+        _, shares, timings = meter.read(world=1)
+        assert timings["seconds"] == seconds
+        assert timings["tuples_per_second"] == 10 / seconds
+        assert timings["tokens_per_second"] == 100 / seconds
+        assert shares["padding"] == 0.5
+
+
 def test_the_clock_stands_still_while_paused(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(meter_module.time, "perf_counter", lambda: now[0])

@@ -17,7 +17,7 @@ import pytest
 from tools import build_tuples
 from tuples.sources import kinds as sources_kinds
 from tuples.sources import rows as sources_rows
-from tuples.sources.columns import schema_problems
+from tuples.sources.columns import path_problems, schema_problems
 from tuples.sources.description import Source
 from tuples.sources.instructions import instruct
 
@@ -81,6 +81,22 @@ def test_values_in_objects_are_read_and_lists_are_joined_where_the_description_g
 
     assert built(["of.parts"]) == [("a", "x\ny"), ("b", "z")]
     assert built("of.parts") == [("a", "x"), ("a", "y"), ("b", "z")]
+
+
+@pytest.mark.parametrize(("rows", "refused"), [
+    ([{"a": {"c": "x"}}], True),
+    ([{"a": "text"}], True),
+    ([{"a": {}}, {"a": None}], True),
+    ([{"a": {"c": "x"}}, {"a": {"b": "x"}}], False),
+    ([{"a": {"b": None}}, {"a": {}}], False),
+    ([{"a": None}, "no object"], False),
+    ([{"a.b": "x"}], False),
+    ([], False),
+])  # fmt: skip
+def test_a_path_that_no_row_has_is_known_before_all_are_read(rows, refused):
+    source = Source("x", "pairs", columns={"query": ["q"], "passage": ["a.b"]})
+    problems = ["no column 'a.b' for passage; 'a' has none of that name"] if refused else []
+    assert path_problems(iter(rows), source) == problems
 
 
 def test_a_list_can_be_joined_to_a_text_and_to_no_label_score_or_id():

@@ -1,5 +1,7 @@
 """Whether a file or a hub dataset has the columns that a description names, and can fill its roles with them."""
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 from configuration.keys import did_you_mean
@@ -21,6 +23,42 @@ def column_problems(names: list[str], source: Source) -> list[str]:
     return problems
 
 
+def path_problems(rows: Iterable, source: Source) -> list[str]:
+    """Roles whose columns "a.b" none of these rows has, where one shows that it has none.
+
+    Args:
+        rows: objects; what is none is passed over.
+    """
+    role_of = {name: role for role, columns in source.columns_of.items() for name in columns if "." in name}
+    if not role_of:
+        return []
+    shown = {name: set() for name in role_of}
+    for values in rows:
+        if isinstance(values, dict):
+            for name, found in shown.items():
+                found.add(_has_path(values, name))
+    missing = [name for name, found in shown.items() if False in found and True not in found]
+    return [_no_path(name, role_of[name]) for name in missing]
+
+
+def _has_path(values: dict, column: str) -> bool | None:
+    """Whether a row has a column "a.b"; None where a null stands on the way, which shows nothing."""
+    if column in values:
+        return True
+    value = values
+    for name in column.split("."):
+        if value is None:
+            return None
+        if not isinstance(value, dict) or name not in value:
+            return False
+        value = value[name]
+    return True
+
+
+def _no_path(column: str, role: str) -> str:
+    return f"no column {column!r} for {role}; {column.partition('.')[0]!r} has none of that name"
+
+
 def schema_problems(schema: pa.Schema, source: Source) -> list[str]:
     """Roles whose columns a Parquet file lacks, or that hold something else there than the role needs."""
     problems = column_problems(schema.names, source)
@@ -30,7 +68,7 @@ def schema_problems(schema: pa.Schema, source: Source) -> list[str]:
         for name in columns:
             kind = _type_at(schema, name)
             if kind is None:
-                problems.append(f"no column {name!r} for {role}; {name.partition('.')[0]!r} has none of that name")
+                problems.append(_no_path(name, role))
             elif not _can_fill(role, kind, takes_lists=_takes_lists(role, source)):
                 problems.append(f"column {name!r} holds {kind}, which cannot be the {role}")
     return problems

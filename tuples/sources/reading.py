@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from data import raw_formats, raw_rows
 from data.raw_rows import NOT_OBJECT, NOT_UTF8, NOTHING_AFTER, RawError, Row
 from tuples.sources import judged
-from tuples.sources.columns import column_problems, schema_problems
+from tuples.sources.columns import column_problems, path_problems, schema_problems
 from tuples.sources.description import FILE, Source
 from utils import first_line
 
@@ -127,7 +127,8 @@ def _file_problems(path: Path, source: Source) -> list[str]:
             if not pq.read_metadata(path).num_rows:
                 raise RawError("the file has no rows")
             return schema_problems(schema, source)
-        return column_problems(_names_of_rows(path), source)
+        rows = (values for _, values in _first_rows(path))
+        return column_problems(_names_of_rows(path), source) or path_problems(rows, source)
     except RawError as error:
         return str(error).splitlines()
 
@@ -150,7 +151,7 @@ def _names_of_rows(path: Path) -> list[str]:
     """The columns of a file without a schema, by its first rows. Raises RawError where none can be read."""
     names = {}  # a dictionary, because it keeps the order
     unreadable = raw_formats.UnreadableRows()
-    for row, values in islice(raw_rows.rows_of(path, raw_formats.format_of(path)), _LOOKED_AT):
+    for row, values in _first_rows(path):
         if isinstance(values, dict):
             names.update(dict.fromkeys(values))
         else:
@@ -158,6 +159,10 @@ def _names_of_rows(path: Path) -> list[str]:
     if not names:
         raise RawError("\n".join(unreadable.describe() or ["the file has no rows"]))
     return list(names)
+
+
+def _first_rows(path: Path) -> Iterator[Row]:
+    return islice(raw_rows.rows_of(path, raw_formats.format_of(path)), _LOOKED_AT)
 
 
 def pieces_of(inputs: list[Input], source_number: int) -> list[Piece]:
@@ -304,7 +309,7 @@ def _hub_problems(source: Source) -> list[str]:
     problems = column_problems(list(judged.COLUMNS), source) if source.layout else []
     for config, split in _tables_named(source):
         try:
-            names = list(next(iter(_open_hub(source, split, config))))
+            first = next(iter(_open_hub(source, split, config)))
         except ImportError:
             return ["hub: needs the package datasets: pip install datasets"]
         except StopIteration:
@@ -314,7 +319,10 @@ def _hub_problems(source: Source) -> list[str]:
                 f"hub: {source.hub}: {split!r} cannot be read ({type(error).__name__}: {first_line(error)})"
             )
         else:
-            found = column_problems(names, source) if config is None else judged.table_problems(config, names)
+            if config is None:
+                found = column_problems(list(first), source) or path_problems([first], source)
+            else:
+                found = judged.table_problems(config, list(first))
             problems += [f"hub: {source.hub}: {split!r}: {problem}" for problem in found]
     return problems
 

@@ -1,0 +1,42 @@
+"""How a process computes: with how many threads, and whether in the same bits each time."""
+
+import os
+
+import torch
+
+from runtime import launcher
+
+
+def set_threads(device: torch.device, wanted: int) -> None:
+    """Set how many threads this process computes with: the number wanted, else a person's, else its share of the cores.
+
+    Without this one process on 16 cores would use one of them and say nothing: `accelerate launch` and torchrun set
+    OMP_NUM_THREADS=1 where nobody chose. A person's number counts, because only they know what else the machine does:
+    two threads on two cores that others use too were 30 times slower than one, since OpenMP's threads wait in a loop.
+
+    Args:
+        device: where the model is; away from a CPU nothing is chosen, only what is wanted is set.
+        wanted: 0 = automatic.
+    """
+    if wanted:
+        torch.set_num_threads(wanted)
+    elif device.type == "cpu":
+        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        share = max(1, _usable_cores() // processes_here)
+        torch.set_num_threads(launcher.threads_of_environment() or share)
+
+
+def compute_deterministically() -> None:
+    """Have every operation give the same bits each time, also on a GPU, or fail.
+
+    On a GPU sums in the backward passes of embeddings, of gathers and of attention otherwise come in any order. cuBLAS
+    reads its variable when it is first used, so this must be called before a model is on its device.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # on Linux: a container or a scheduler may have left fewer than there are
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
