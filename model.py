@@ -32,7 +32,7 @@ from modeling.versions import layers_of, let_layers_choose, set_attention
 from utils import first_line
 
 _WORSE = 1.5  # how much further from fp32 than the plain way in bf16 a backend may be
-Agree = Callable[[str | None], str | None]  # what one process found wrong, or None -> what any of them did
+Agree = Callable[[str | None], str | None]  # this process's problem, or None -> the first that any process has
 _BUCKET_TOKENS = 16384  # rectangle of one bucket at most, padding included; large enough to fill a GPU
 
 
@@ -125,11 +125,15 @@ class Embedder(nn.Module):
         return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
 
     def states(self, attention_name: str, **inputs) -> Tensor:
-        """[n, L, d] final hidden states of `input_ids` [n, L]: a forward pass of its own, without pooling."""
+        """[n, L, d] final hidden states of `input_ids` [n, L], without pooling, for callers outside.
+
+        An engine that shards takes this for a forward pass and gathers the weights around it; `forward`, which has them
+        already, calls `_states`.
+        """
         return self._states(attention_name, **inputs)
 
     def _states(self, attention_name: str, **inputs) -> Tensor:
-        """The same within a forward pass; switches the decoder to the attention of this name."""
+        """What `states` gives; switches the decoder to the attention of this name."""
         if self.backbone.config._attn_implementation != attention_name:
             set_attention(self.decoder(), attention_name)
         return self.backbone(use_cache=False, **inputs).last_hidden_state
@@ -186,8 +190,8 @@ class Embedder(nn.Module):
 class FrozenEmbedder(Embedder):
     """A teacher: no gradient, and never in training mode, whatever is called on the model around it."""
 
-    def __init__(self, backbone: nn.Module, backend: str = "segments", pooling: str = DEFAULT_POOLING):
-        super().__init__(backbone, backend, pooling=pooling)
+    def __init__(self, backbone: nn.Module, pooling: str = DEFAULT_POOLING):
+        super().__init__(backbone, pooling=pooling)
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "FrozenEmbedder":
@@ -204,17 +208,17 @@ def choose_backend(
     warn: Callable[[str], None] = lambda line: None,
     agree: Agree = lambda problem: problem,
 ) -> list[str]:
-    """Set `model.backend` to the first backend that is exact for this model: some decoders cannot be packed.
+    """Set `model.backend` to the first backend that is exact for this model.
 
-    Tried on two short texts: in company they must embed as alone, and no token may see what follows it. Some decoders
-    mix neighbours by a convolution or an attention of their own.
+    Each is tried on a few short texts: a text must get the same embedding in a batch as alone, and no token may see
+    what follows it. Decoders with a convolution, or an attention of their own, can mix texts that lie side by side.
 
     Args:
-        model: under the autocast of the training; its mode is put back. Of a sharded one `states` must be a forward
-            method for the engine, and all processes call this alike.
+        model: under the autocast of the training; its mode is put back. A sharded model must have `states` registered
+            with its engine as a forward method, and all processes must call this function.
         candidates: from `modeling.attention.backend_candidates`.
         warn: called with a line about each candidate that is left out.
-        agree: makes one process's problem that of all, which must come to the same end.
+        agree: tells every process the problem that any of them found, so that all choose the same backend.
 
     Returns:
         Why the model cannot be trained, one line each.
@@ -227,12 +231,12 @@ def choose_backend(
 
 
 def _try_backends(model: Embedder, candidates: list[str], warn: Callable[[str], None], agree: Agree) -> list[str]:
-    damage = agree(None if _is_finite(model) else "a text's state is not finite: the weights are damaged")
-    if damage:
-        return [damage]
-    foresight = agree(None if _is_causal(model) else "not causal: the state of a token depends on what follows it")
-    if foresight:
-        return [foresight]
+    problem = agree(None if _is_finite(model) else "a text's state is not finite: the weights are damaged")
+    if problem:
+        return [problem]
+    problem = agree(None if _is_causal(model) else "not causal: the state of a token depends on what follows it")
+    if problem:
+        return [problem]
     for backend in candidates:
         model.backend = backend
         problem = agree(_mixing_problem(model))
@@ -255,15 +259,16 @@ def _is_causal(model: Embedder) -> bool:
     other_end = torch.cat([tokens[:4], tokens[:5].flip(0)])
     before = model.states("sdpa", input_ids=tokens[None])[0, :4]
     after = model.states("sdpa", input_ids=other_end[None])[0, :4]
-    return _is_near(after, before, 1e-6)
+    return _is_same(after, before)
 
 
 @torch.no_grad()
 def _mixing_problem(model: Embedder) -> str | None:
-    """Why texts have in company other embeddings than alone; None where they have the same, whatever is beside them.
+    """Why a text's embedding in a batch is another than alone, or depends on its neighbours; None where neither holds.
 
-    The first of four texts is the neighbour that changes. In bf16 two right ways of computing differ, by 2 % in 28
-    layers; so a text in company is compared with the text alone in fp32, from which alone in bf16 is off as well.
+    Four texts make the batch, and the first is the neighbour that changes. In bf16 two right ways of computing differ,
+    by 2 % in 28 layers. So a text in the batch is compared with the text alone in fp32, and may be _WORSE times as far
+    from that as the text alone in bf16 is.
     """
     lengths = np.array([7, 2, 9, 6])
     ends = [int(end) for end in np.cumsum(lengths)]
@@ -277,21 +282,21 @@ def _mixing_problem(model: Embedder) -> str | None:
         if hasattr(model, "reset_iter_state"):  # sharded: the pass ended between gathering weights and freeing them
             model.reset_iter_state()
         return f"it cannot run here ({first_line(error)})"
-    if not _is_near(beside_one, beside_other, 1e-6):
+    if not _is_same(beside_one, beside_other):
         return "texts change each other's embeddings"
     texts = [tokens[begin:end] for begin, end in pairwise([0, *ends])][1:]
     alone = _alone(model, texts)
     with torch.autocast(tokens.device.type, enabled=False):
         exact = _alone(model, texts)
     rounding = _difference(alone, exact)
-    least = 1e-3
+    tolerance = 1e-3  # fp32 rounds otherwise in passes of other shapes
     if exact.dtype == torch.bfloat16:  # weights in bf16, as a teacher's or as FSDP2 gathers them: two right ways differ
         rounding = _difference(_padded(model, tokens, cu_seqlens, lengths)[1:], exact)
-        least = 3e-2
+        tolerance = 3e-2
     found = _difference(beside_one, exact)
-    if found <= max(_WORSE * rounding, least):
+    if found <= max(_WORSE * rounding, tolerance):
         return None
-    return f"texts in company are {found:.1%} away from the texts alone, which rounding moves by {rounding:.1%}"
+    return f"texts in a batch are {found:.1%} away from the same texts alone, which rounding moves by {rounding:.1%}"
 
 
 def _alone(model: Embedder, texts: list[Tensor]) -> Tensor:
@@ -317,7 +322,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
-def _is_near(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """1e-6 for passes of the same shape, which round the same; 1e-3 for others. A leak may be small: a random
-    short convolution of Lfm2 moves its neighbour by 1e-4, a random BERT looks ahead by 2e-3."""
-    return bool((found - expected).norm() <= tolerance * expected.norm())
+def _is_same(found: Tensor, expected: Tensor) -> bool:
+    """Whether two passes of the same shape, which round alike, gave the same. The limit is tight, since a leak may be
+    small: a random short convolution of Lfm2 moves its neighbour by 1e-4, a random BERT looks ahead by 2e-3."""
+    return bool((found - expected).norm() <= 1e-6 * expected.norm())
