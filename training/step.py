@@ -46,34 +46,25 @@ def update(run: Run, step: int, dataset: int, batch: Batch) -> Tensor:
     seed = run.feed.plan.dropout_seed(step, accelerator.process_index)
     teacher = teacher_embeddings(run, batch)  # [u, D] or None
 
-    if batch.parts > 1:
-        losses = backward_in_parts(run, batch, seed, dataset, teacher)
-    else:
-        embeddings = two_pass.embed(run.model, batch, seed)  # [u, d] of the distinct texts
-        candidates = objective.gather_candidates(batch, embeddings) if in_batch else None  # [B, d]
-        losses = objective.losses(batch, embeddings, candidates, teacher)
-        accelerator.backward(objective.total(losses, embeddings))
+    def loss_of(embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """From [u, d] of the distinct texts to the scalar to differentiate, and the losses that it is made of."""
+        losses = objective.gather_and_losses(batch, embeddings, in_batch, teacher)
+        return objective.total(losses, embeddings), losses
+
+    if batch.parts == 1:
+        loss, losses = loss_of(two_pass.embed(run.model, batch, seed))
+        accelerator.backward(loss)
+    else:  # the same gradient where the texts are too many for one forward pass
+        earlier_part = partial(engine.earlier_part, accelerator)
+        losses = two_pass.backward(run.model, batch, seed, loss_of, accelerator.backward, earlier_part)
     norm = clip_gradients(run)  # []
     finite = norm.isfinite()  # of all processes' gradients together: all of them leave the update out, or none
     run.optimizer.optimizer.found_inf = (~finite).float()  # AdamW then changes nothing, without asking the host
     run.optimizer.step()
     mean_rows = sum(batch.counts) / len(batch.counts)  # a loss is this process's share already: all weigh alike
     run.meter.add(dataset, losses, mean_rows, counts=finite)
-    engine.clear_gradients(run.accelerator, run.optimizer)
+    engine.clear_gradients(accelerator, run.optimizer)
     return norm
-
-
-def backward_in_parts(run: Run, batch: Batch, seed: int, dataset: int, teacher: Tensor | None) -> dict[str, Tensor]:
-    """The same gradient where the texts of a step are too many for one forward pass (training/two_pass.py)."""
-    objective = run.objectives[dataset]
-    in_batch = run.recipes[dataset].in_batch
-
-    def loss_of(embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = objective.gather_and_losses(batch, embeddings, in_batch, teacher)
-        return objective.total(losses, embeddings), losses
-
-    earlier_part = partial(engine.earlier_part, run.accelerator)
-    return two_pass.backward(run.model, batch, seed, loss_of, run.accelerator.backward, earlier_part)
 
 
 @torch.no_grad()
