@@ -66,23 +66,27 @@ def check_and_tokenize(flags: argparse.Namespace) -> int:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     tokenizer, tokenizer_problems = load_tokenizer(flags.tokenizer_path, flags.tokenizer_revision)
     problems = [f"--tokenizer_path {problem}" for problem in tokenizer_problems]
-    tokenizer_print = "" if tokenizer is None else fingerprint(tokenizer)
+    tokenizer_fingerprint = "" if tokenizer is None else fingerprint(tokenizer)
+    files, file_problems = find_raw_files(flags)
+    problems += file_problems
+    order = order_of(flags, tokenizer_fingerprint)
     if flags.join:
-        files, file_problems = find_raw_files(flags)
-        joins, join_problems = jobs.plan_joins(files, order_of(flags, tokenizer_print), flags.join)
-        return refuse(problems + file_problems + join_problems) or join_stores(joins, flags.output_dir)
-    planned, job_problems = plan_jobs(flags, tokenizer_print)
+        joins, join_problems = jobs.plan_joins(files, order, flags.join)
+        problems += join_problems
+        return refuse(problems) if problems else join_stores(joins, flags.output_dir)
+    planned, job_problems = jobs.plan(files, order)
+    problems += job_problems
     columns_not_read = {job.path.name: job.survey.not_read for job in planned if job.survey is not None}
     for line in not_read_lines(columns_not_read):
         complain(line)
+    if problems:
+        return refuse(problems)
     folder = flags.part.folder(flags.output_dir) if flags.part else flags.output_dir
-    return refuse(problems + job_problems) or tokenize_jobs(planned, tokenizer, flags.engine, folder / REPORT)
+    return tokenize_jobs(planned, tokenizer, flags.engine, folder / REPORT)
 
 
 def refuse(problems: list[str]) -> int:
-    """Print all problems there are. Returns the exit status that they ask for: DONE where there are none."""
-    if not problems:
-        return DONE
+    """Print all problems there are. Returns the exit status."""
     complain(f"{plural(len(problems), 'problem')}, nothing was written")
     print("\n".join(f"  {problem}" for problem in problems), file=sys.stderr)
     return REFUSED
@@ -155,21 +159,11 @@ def _folder(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def plan_jobs(flags: argparse.Namespace, tokenizer_print: str) -> tuple[list[Job], list[str]]:
-    """What to do for each raw file, and everything that stands against it. Reads every file, writes nothing.
-
-    Of a part only the files are read that fall to it.
-    """
-    files, problems = find_raw_files(flags)
-    planned, job_problems = jobs.plan(files, order_of(flags, tokenizer_print))
-    return planned, problems + job_problems
-
-
-def order_of(flags: argparse.Namespace, tokenizer_print: str) -> Order:
+def order_of(flags: argparse.Namespace, tokenizer_fingerprint: str) -> Order:
     """What the flags ask of every file."""
     return Order(
         output_dir=flags.output_dir,
-        tokenizer=tokenizer_print,
+        tokenizer=tokenizer_fingerprint,
         max_seq_length=flags.max_seq_length,
         max_rows=flags.max_rows,
         skip_bad_rows=flags.skip_bad_rows,
@@ -182,7 +176,7 @@ def find_raw_files(flags: argparse.Namespace) -> tuple[list[RawFile], list[str]]
     """The raw files with what is declared of each, and what is wrong as far as flags and names tell."""
     tasks, problems = declared_tasks(flags.task)
     problems = flag_problems(flags) + problems + folder_problems(flags.output_dir)
-    paths, source_problems = find_files(flags)
+    paths, source_problems = paths_to_read(flags)
     if not paths:
         return [], problems + source_problems
     known_tasks, task_problems = token_store.known_tasks(paths[0].parent)
@@ -222,7 +216,7 @@ def read_settings(flags: argparse.Namespace, raw_folder: Path) -> tuple[DatasetS
     return settings, problems
 
 
-def find_files(flags: argparse.Namespace) -> tuple[list[Path], list[str]]:
+def paths_to_read(flags: argparse.Namespace) -> tuple[list[Path], list[str]]:
     """The raw files, or why there are none. Says what else lies there and is not read."""
     source = flags.input_dir
     if not source.exists():

@@ -28,7 +28,7 @@ import arguments
 import run
 import tokenize_data_qwen
 from arguments import Args
-from data import cache
+from data import cache, jobs
 from runtime import checkpoint
 
 MANY = settings(max_examples=150, suppress_health_check=list(HealthCheck))
@@ -235,7 +235,8 @@ def test_malformed_raw_files(raw, tmp_path):
         path = raw / f"broken.{suffix}"
         path.write_bytes(data)
         before = snapshot(tmp_path)
-        _, problems = tokenize_data_qwen.plan_jobs(flags, "")
+        files, problems = tokenize_data_qwen.find_raw_files(flags)
+        problems += jobs.plan(files, tokenize_data_qwen.order_of(flags, ""))[1]
         assert problems, (kind, data[:300])
         assert all(str(path) in problem for problem in problems)
         assert snapshot(tmp_path) == before
