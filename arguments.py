@@ -10,9 +10,10 @@ import re
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 
-from configuration.keys import free_key, key, normalised, show_default, unwritable, value_problem
+from configuration.keys import free_key, key, normalised, show_default, value_problem
 from configuration.other_names import what_it_may_be
 from configuration.sources import read_command_line, read_config
+from utils import unwritable
 
 USAGE = "python run.py --config configs/config.json [--key value ...]"
 _MODEL = "Model"

@@ -23,14 +23,7 @@ from configuration import dataset_settings
 from configuration.dataset_settings import DatasetSettings
 from configuration.words import boolean, in_words, number_of
 from data import jobs, joining, parts, raw_files, raw_formats, token_store
-from data.declarations import (
-    ALL_FILES,
-    declared_instructions,
-    declared_tasks,
-    folder_problems,
-    instruction_problem,
-    name_problems,
-)
+from data.declarations import ALL_FILES, declared_instructions, declared_tasks, instruction_problem, name_problems
 from data.jobs import Job, Order, RawFile
 from data.joining import Join
 from data.store_report import FILES_SHOWN, last_lines, not_read_lines, some, store_line
@@ -38,7 +31,7 @@ from data.token_store import StoreError
 from data.tokenising import tokenize_with_fallback
 from modeling.prompts import bare_instruction
 from modeling.tokenizer import ENGINES, fingerprint, load_tokenizer
-from utils import plural, refusal_of_disk
+from utils import plural, refusal_of_disk, unwritable
 
 REPORT = "report.txt"  # in output_dir: a line for every file, where they are more
 
@@ -175,7 +168,7 @@ def order_of(flags: argparse.Namespace, tokenizer_fingerprint: str) -> Order:
 def find_raw_files(flags: argparse.Namespace) -> tuple[list[RawFile], list[str]]:
     """The raw files with what is declared of each, and what is wrong as far as flags and names tell."""
     tasks, problems = declared_tasks(flags.task)
-    problems = flag_problems(flags) + problems + folder_problems(flags.output_dir)
+    problems = flag_problems(flags) + problems
     paths, source_problems = paths_to_read(flags)
     if not paths:
         return [], problems + source_problems
@@ -236,7 +229,7 @@ def paths_to_read(flags: argparse.Namespace) -> tuple[list[Path], list[str]]:
 
 
 def flag_problems(flags: argparse.Namespace) -> list[str]:
-    """Numbers that are too small, and an engine that is not installed."""
+    """Numbers that are too small, an engine that is not installed, an output folder that cannot be written to."""
     problems = []
     for name, least in (("max_seq_length", 2), ("workers", 0), ("max_rows", 0)):
         value = getattr(flags, name)
@@ -246,6 +239,9 @@ def flag_problems(flags: argparse.Namespace) -> list[str]:
         problems.append("--part and --join: first every part, then the join, in commands of their own")
     if not find_spec(flags.engine):
         problems.append(f"--engine {flags.engine} is not installed: pip install {flags.engine}")
+    reason = unwritable(flags.output_dir)
+    if reason:
+        problems.append(f"--output_dir {flags.output_dir}: {reason}")
     return problems
 
 

@@ -51,6 +51,16 @@ def write_json(path: Path, value, indent: int = 2) -> None:
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
+def unwritable(folder: str | Path) -> str | None:
+    """Why nothing can be written below a folder that may not exist yet, or None."""
+    nearest = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        return f"{nearest} is a file"
+    if not os.access(nearest, os.W_OK):
+        return f"{nearest} may not be written to"
+    return None
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file, hex."""
     with open(path, "rb") as file:

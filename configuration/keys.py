@@ -7,7 +7,6 @@ import difflib
 import json
 import os
 from dataclasses import MISSING, Field, field
-from pathlib import Path
 from typing import Any, get_args, get_origin
 
 _KINDS_IN_WORDS = {
@@ -135,13 +134,3 @@ def did_you_mean(word: str, known) -> str:
     """; did you mean ...? where a known word is close, else nothing."""
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def unwritable(folder: str | Path) -> str | None:
-    """Why nothing can be written below a folder that may not exist yet, or None."""
-    nearest = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        return f"{nearest} is a file"
-    if not os.access(nearest, os.W_OK):
-        return f"{nearest} may not be written to"
-    return None

@@ -1,6 +1,5 @@
 """What the tokenising command line says about datasets: VALUE for all of them, NAME=VALUE for the one called NAME."""
 
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -70,13 +69,3 @@ def name_problems(folder: Path, names: list[str], tasks: dict[str, str]) -> list
                 f"--task {name}={task}: no file is called {name}.parquet, {name}.jsonl, ...; there are {some(names)}"
             )
     return problems
-
-
-def folder_problems(folder: Path) -> list[str]:
-    """Why nothing can be written below `folder`, one line, or nothing."""
-    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not nearest.is_dir():
-        return [f"--output_dir {folder}: {nearest} is a file"]
-    if not os.access(nearest, os.W_OK):
-        return [f"--output_dir {folder}: {nearest} may not be written to"]
-    return []

@@ -17,7 +17,7 @@ from pathlib import Path
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from configuration.keys import unwritable
+
 from configuration.words import in_words, number_of
 from tuples.sources import parts as sources_parts
 from tuples.sources.description import Source, read_description
@@ -25,7 +25,7 @@ from tuples.sources.reading import Input, Piece, find_inputs, pieces_of
 from tuples.sources.report import report_lines, summary
 from tuples.sources.rows import Rows
 from tuples.sources.writing import TASKS, prepare, report_path, task_problems, tuples_path, write
-from utils import plural, refusal_of_disk, remove
+from utils import plural, refusal_of_disk, remove, unwritable
 
 DONE, DISK_FULL, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status
 

@@ -29,9 +29,19 @@ from runtime import launcher
 if __name__ == "__main__":
     launcher.let_memory_grow()
 
-from configuration.keys import did_you_mean, unwritable
+from configuration.keys import did_you_mean
 from tools.evaluation import folders, results
-from utils import RunError, exit_status, first_line, plural, read_json, read_strictly, write_json, write_text
+from utils import (
+    RunError,
+    exit_status,
+    first_line,
+    plural,
+    read_json,
+    read_strictly,
+    unwritable,
+    write_json,
+    write_text,
+)
 
 WAYS = ("auto", "published", "own", "none")
 DTYPES = ("float32", "bfloat16", "float16")
