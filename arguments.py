@@ -43,40 +43,42 @@ class Args:
     )
 
     train_batch_size: int = free_key(
-        _DATA, "tuples per process", "global batch = this times processes; more in-batch negatives", 8, low=1
+        _DATA, "tuples per process", "global batch = this times processes; larger: more in-batch negatives", 8, low=1
     )
     max_seq_length: int = key(_DATA, "tokens", "longer texts are cut here, EOS kept; shorter is cheaper", 2048, low=2)
-    dataset_settings: str | None = free_key(_DATA, "file", "settings of single datasets; null = beside the data", None)
+    dataset_settings: str | None = free_key(
+        _DATA, "file", "settings of single datasets; null = dataset_settings.json beside the data, if it is there", None
+    )
     num_hard_neg: int = key(
-        _DATA, "per tuple", "hard negatives drawn each epoch; cost grows with 2 + this; 0 = none", 7, low=0
+        _DATA, "per tuple", "hard negatives drawn each epoch, a step costs 2 + this texts a tuple; 0 = none", 7, low=0
     )
     num_hard_neg_clustering: int | None = key(
-        _DATA, "per tuple", "the same for clustering data; null = as num_hard_neg (v1); v2 used 9", None, low=0
+        _DATA, "per tuple", "num_hard_neg for clustering data; null = the same (v1); v2 used 9", None, low=0
     )
     seed: int = key(_DATA, "", "data order, negatives, LoRA initialisation, dropout", 0, low=0)
 
     model_revision: str | None = free_key(
-        _MODEL, "commit, tag or branch", "of model_path where that is a hub id; null = its main branch", None
+        _MODEL, "commit, tag or branch", "which revision of model_path, a hub id; null = its main branch", None
     )
     attn_backend: str = free_key(
         _MODEL,
         "",
-        "how packed texts meet attention; all are exact",
+        "how attention is computed without padding; all are exact",
         "auto",
         choices=("auto", "varlen", "segments", "buckets", "padded"),
     )
     max_tokens_per_forward: int | None = free_key(
         _MODEL,
         "tokens",
-        "a step with more runs part by part, exactly, for one more forward pass; 0 = no limit; null = what fits memory",
+        "a step with more runs in parts: same gradient, one more forward pass; 0 = no limit; null = what fits memory",
         None,
         low=0,
     )
     gradient_checkpointing: bool | int | None = free_key(
         _MODEL,
         "",
-        "recompute activations, far less memory for up to a third more work; k = in every k-th layer; true as "
-        "published; null = as much as memory asks for",
+        "recompute activations: far less memory, up to a third more work; true = in all layers, as published; "
+        "k = in every k-th layer; false = in none; null = in as many as memory asks for",
         None,
         low=0,
     )
@@ -90,17 +92,21 @@ class Args:
         _LOSS, "", "true: the report's equation; false: no in-batch gradient to positives, as published on GPUs", True
     )
     mask_same_text: bool = key(
-        _LOSS, "", "leave out in-batch negatives that are the query's own positive, shared with another query", False
+        _LOSS, "", "leave out in-batch negatives whose text equals the query's own positive", False
     )
     use_mrl: bool = key(_LOSS, "", "Matryoshka: losses on the prefixes 8, 16, 32, ... as well", False)
     teacher_model_path: str | None = key(_LOSS, "folder or hub id", "distil from this model; null = off", None)
-    teacher_revision: str | None = key(_LOSS, "commit, tag or branch", "the same of teacher_model_path", None)
-    teacher_embeddings: str | None = free_key(_LOSS, "folder", "a teacher's, by tools.embed_store; null = off", None)
+    teacher_revision: str | None = key(
+        _LOSS, "commit, tag or branch", "which revision of teacher_model_path, a hub id; null = its main branch", None
+    )
+    teacher_embeddings: str | None = free_key(
+        _LOSS, "folder", "distil from the teacher's embeddings in it, made by tools.embed_store; null = off", None
+    )
     kd_weight: float = key(_LOSS, "", "weight of the distillation loss", 1.0, low=0)
 
     learning_rate: float = key(_STEP, "", "peak of the schedule", 1e-4, above=0)
-    min_lr: float = key(_STEP, "", "floor of the schedule, warm-up included", 1e-6, low=0)
-    scheduler_type: str = key(_STEP, "", "after warm-up", "cosine", choices=("cosine", "constant_with_warmup"))
+    min_lr: float = key(_STEP, "", "the least rate, warm-up included", 1e-6, low=0)
+    scheduler_type: str = key(_STEP, "", "rate after warm-up", "cosine", choices=("cosine", "constant_with_warmup"))
     warmup_steps: int = key(_STEP, "optimizer updates", "linear rise from 0; 0 = none", 100, low=0)
     weight_decay: float = key(_STEP, "", "AdamW, on all weights; 0 = off", 1e-2, low=0)
     max_grad_norm: float = key(_STEP, "", "gradients are scaled down to this norm; 0 = off", 1.0, low=0)
@@ -111,7 +117,7 @@ class Args:
         -1,
         low=-1,
     )
-    train_epochs: int = free_key(_STEP, "passes over all data", "the run ends with the earlier of the two", 5, low=1)
+    train_epochs: int = free_key(_STEP, "passes over all data", "stop after these, or after train_steps", 5, low=1)
 
     use_lora: bool = key(_LORA, "", "train adapters, freeze the rest", False)
     lora_r: int = key(_LORA, "", "rank of the adapters", 8, low=1)
@@ -121,36 +127,36 @@ class Args:
         _LORA, "", "layers to adapt: a list, a comma-separated string, or all-linear", "q_proj,v_proj"
     )
 
-    log_interval: int = free_key(_OUT, "steps", "a log line each", 20, low=1)
+    log_interval: int = free_key(_OUT, "steps", "between two log lines", 20, low=1)
     validation_steps: int = free_key(
-        _OUT, "steps", "validation on the held-out 1 %, and at each epoch's end; 0 = never", 100, low=0
+        _OUT, "steps", "between two validations on the held-out 1 %; also at each epoch's end; 0 = never", 100, low=0
     )
     evaluation_data_path: str | None = free_key(
-        _EVALUATION, "folder", "retrieval sets in BEIR's layout: of one, of several, or a list with commas", None
+        _EVALUATION, "folder", "of a retrieval set in BEIR's layout, or of several; or a list with commas", None
     )
     evaluation_steps: int = free_key(
-        _EVALUATION, "steps", "a search in those sets, and one after the last step; 0 = never", 500, low=0
+        _EVALUATION, "steps", "between two searches in those sets; also after the last step; 0 = never", 500, low=0
     )
     evaluation_dims: int | str | list[int] | None = free_key(
         _EVALUATION,
         "dimensions",
-        "what embeddings are cut to beside their whole width, a list or with commas; null = what use_mrl trains",
+        "evaluate embeddings cut to these too: a list, or with commas between; null = what use_mrl trains",
         None,
     )
     best_metric: str | None = free_key(
         _EVALUATION,
         "METRIC, SET/METRIC or SET/DIMENSIONS/METRIC",
-        "the folder best holds the model that had most of it: nDCG@10, the mean of all sets, ...; null = no folder",
+        "keep the model with the highest in the folder best: nDCG@10, its mean over all sets, ...; null = off",
         None,
     )
     early_stopping_patience: int = free_key(
-        _EVALUATION, "evaluations", "the run ends after so many in a row without more of best_metric; 0 = off", 0, low=0
+        _EVALUATION, "evaluations", "end the run after so many in a row without a better best_metric; 0 = off", 0, low=0
     )
     checkpointing_steps: int = free_key(
-        _OUT, "steps", "a model folder step_N each; epoch_N and the last step always; 0 = only those", 100, low=0
+        _OUT, "steps", "between two model folders step_N; epoch_N and the last step always; 0 = only those", 100, low=0
     )
     model_folders_limit: int = free_key(
-        _OUT, "folders", "how many model folders are kept, the newest; 0 = all, as published", 0, low=0
+        _OUT, "folders", "keep so many model folders, the newest; 0 = all, as published", 0, low=0
     )
     save_dtype: str = free_key(
         _OUT,
@@ -162,11 +168,11 @@ class Args:
     query_instruction: str | None = free_key(
         _OUT,
         "text",
-        "goes into the saved folder's query prompt; null = what most retrieval queries carry; empty = none",
+        "instruction in the saved folder's query prompt; null = what most retrieval queries carry; empty = none",
         None,
     )
     license: str | None = free_key(_OUT, "", "of the model card, as the hub spells it: apache-2.0; null = none", None)
-    language: str | None = free_key(_OUT, "codes", "of the model card: en, or en,de; null = none are named", None)
+    language: str | None = free_key(_OUT, "codes", "of the model card: en, or en,de; null = none", None)
     push_to_hub: bool = free_key(_OUT, "", "at the end push the folder best, else the last one, to hub_model_id", False)
     hub_model_id: str | None = free_key(_OUT, "hub id", "NAME/MODEL; made private where it does not exist yet", None)
     report_to: str = free_key(
@@ -176,25 +182,25 @@ class Args:
         _DATA, "", "the warm-up run: build and verify the cache, say what it holds, exit", False
     )
     save_every_minutes: float = free_key(
-        _OUT, "minutes", "save what a resume needs by the clock as well; 0 = only with the model folders", 30.0, low=0
+        _OUT, "minutes", "save a state, for a resume, at least this often; 0 = only with model folders", 30.0, low=0
     )
-    save_total_limit: int = free_key(_OUT, "states", "how many of those are kept; the newest always", 2, low=1)
+    save_total_limit: int = free_key(_OUT, "states", "keep so many states, the newest", 2, low=1)
     resume: str = free_key(
         _OUT, "folder", "auto: go on where the same run ended; never: refuse its folder; or a state's folder", "auto"
     )
     max_skipped_steps: int = free_key(
-        _STEP, "optimizer updates", "left out in a row for a gradient that is not finite, before the run ends", 3, low=0
+        _STEP, "optimizer updates", "end the run after more in a row with a gradient that is not finite", 3, low=0
     )
     process_timeout: float = free_key(
-        _OUT, "seconds", "a process without a sign of life for this long ends the run on all of them", 300.0, low=1
+        _OUT, "seconds", "end the run on all processes when one gives no sign of life for so long", 300.0, low=1
     )
     deterministic: bool = free_key(
-        _MODEL, "", "on a GPU too, a run that is repeated or resumed ends in the same bits; slower", False
+        _MODEL, "", "on a GPU too, the same run ends in the same bits, also after a resume; slower", False
     )
     threads: int = free_key(
         _MODEL,
         "per process",
-        "of computing on a CPU; 0 = OMP_NUM_THREADS where you set it, else a share of the cores",
+        "threads on a CPU; 0 = OMP_NUM_THREADS where you set it, else a share of the cores",
         0,
         low=0,
     )
