@@ -83,7 +83,7 @@ def main(argv: list[str], printed: list[str] = ()) -> int:
 
 
 def check_and_train(argv: list[str], printed: list[str] = ()) -> int:
-    """Find everything that stands against the run and print all of it; or train. Returns the exit status."""
+    """Print every problem that keeps the run from starting; where there is none, train. Returns the exit status."""
     args, problems, unknown = arguments.parse(argv)
     try:
         sets, set_problems = read_evaluation_sets(args, unknown)
@@ -172,10 +172,10 @@ def train(run: Run) -> int:  # noqa: C901, PLR0915 - the loop is read from top t
 
 
 def read_reports(run: Run, reports: Reports, everything: bool) -> list[bool]:
-    """Look at what came out of the steps before; returns whether to stop, and whether a state is late.
+    """Look at the reports that have arrived. Returns whether to stop, and whether a state is late, on any process.
 
     Args:
-        everything: also of this step, waiting for the device.
+        everything: wait for those that have not arrived yet, down to that of this step.
 
     Raises:
         RunError: on every process: too many updates in a row were left out.
@@ -191,7 +191,7 @@ def read_reports(run: Run, reports: Reports, everything: bool) -> list[bool]:
 
 
 def skip_or_stop(run: Run, step: int, norm: float) -> None:
-    """Say that an update was left out for its gradient, and end the run when too many in a row were.
+    """Say that an update was left out because its gradient is not finite, and end the run after too many in a row.
 
     Raises:
         RunError: on every process.
@@ -212,10 +212,10 @@ def log(run: Run, step: int, learning_rate: float, grad_norm: Tensor) -> dict[tu
     losses, shares, timings = run.meter.read(run.accelerator.num_processes)
     means = task_means(losses, run.tasks)
     norm = float(grad_norm)
-    grad_norm = norm if math.isfinite(norm) else None  # JSON has no NaN
+    finite_norm = norm if math.isfinite(norm) else None  # JSON has no NaN
     epoch = step / run.feed.plan.steps_per_epoch
-    values = {"epoch": epoch, "lr": learning_rate, "grad_norm": grad_norm, **shares, "losses": losses}
-    tags = {"lr": learning_rate, "grad_norm": norm if math.isfinite(norm) else math.nan}
+    values = {"epoch": epoch, "lr": learning_rate, "grad_norm": finite_norm, **shares, "losses": losses}
+    tags = {"lr": learning_rate, "grad_norm": math.nan if finite_norm is None else norm}
     run.metrics.write(step, "train", values, tags | tracker_tags("training", losses, means), timings)
     if run.accelerator.is_main_process:
         values |= timings | {"seconds_left": run.clock.seconds_left(step, run.schedule.steps)}
@@ -237,16 +237,18 @@ def last_lines(run: Run, means: dict[tuple[str, str], float], folder: Path | Non
         return []
     steps_here = run.steps_done - run.clock.steps_before
     best = run.evaluations.best
+    about_best = None
     if best is not None:
-        best = f"{run.folder / BEST}: {run.args.best_metric} {best.value:.4f} at step {best.step}"
-    return end_lines(steps_here, run.clock.seconds(), means, str(folder), run.args.use_lora, draw(run.folder), best)
+        about_best = f"{run.folder / BEST}: {run.args.best_metric} {best.value:.4f} at step {best.step}"
+    picture = draw(run.folder)
+    return end_lines(steps_here, run.clock.seconds(), means, str(folder), run.args.use_lora, picture, about_best)
 
 
 @torch.no_grad()
 def validate(run: Run, step: int) -> None:
     """Losses on the held-out tuples, and how the positive ranks among its own hard negatives.
 
-    At full width; with Matryoshka also of each prefix, which the line on the console leaves out.
+    With Matryoshka the same for each prefix, which goes into metrics.jsonl and not onto the console.
     """
     run.model.eval()
     meter = Meter(list(run.tasks), run.objectives[0].measured, run.accelerator.device)
@@ -262,19 +264,19 @@ def validate(run: Run, step: int) -> None:
     means = task_means(measures, run.tasks)
     run.metrics.write(step, "validation", {"measures": measures}, tracker_tags("valid", measures, means))
     if run.accelerator.is_main_process and measures:
-        whole = {(task, kind): value for (task, kind), value in means.items() if kind in MEASURES}
-        tqdm.write(f"step {step}/{run.schedule.steps} | validation | {format_means(whole)}")
+        full_width = {(task, kind): value for (task, kind), value in means.items() if kind in MEASURES}
+        tqdm.write(f"step {step}/{run.schedule.steps} | validation | {format_means(full_width)}")
 
 
 def save_missing_folders(run: Run) -> None:
-    """Write the model folders of the step that a resume goes on from, where a kill came between its state and them."""
+    """After a resume, write the model folders that the killed run did not: a step's state comes before its folders."""
     steps_per_epoch = run.feed.plan.steps_per_epoch
     last = run.steps_done if run.is_finished else run.schedule.steps
     due = folder_name(run.steps_done, run.args.checkpointing_steps, last, steps_per_epoch)
     best = run.evaluations.best
     if best is not None and best.step == run.steps_done:
-        there = model_folder.is_finished(run.folder / BEST, model_facts(run, best.step))
-        if not resume.from_main(run.accelerator, there):
+        is_there = model_folder.is_finished(run.folder / BEST, model_facts(run, best.step))
+        if not resume.from_main(run.accelerator, is_there):
             save(run, BEST, best.step)
     if run.steps_done and due and not resume.from_main(run.accelerator, (run.folder / due).exists()):
         save(run, due, run.steps_done)
@@ -297,7 +299,7 @@ def save(run: Run, name: str, step: int) -> Path:
         read_back = partial(probe.read_back, tokens=tokens, cu_seqlens=cu_seqlens, live=live, rounded=rounded)
         facts = model_facts(run, step)
         embedder = accelerator.unwrap_model(run.model)
-        if not model_folder.is_finished(folder, facts):  # it is after a kill before its state was published
+        if not model_folder.is_finished(folder, facts):  # it may be: a killed run wrote it, and not yet its state
             weights = {name.removeprefix("backbone."): weight for name, weight in weights.items()}
             model_folder.save(
                 folder, embedder.backbone, run.tokenizer, facts, dtype, weights, read_back,
@@ -310,7 +312,7 @@ def save(run: Run, name: str, step: int) -> Path:
 
 
 def save_state(run: Run, step: int) -> None:
-    """Begin to write what a resume needs; training goes on when it is copied.
+    """Begin to write what a resume needs; training goes on as soon as it is copied to main memory.
 
     Raises:
         RunError: a weight or a moment is not finite; older states are kept.
@@ -338,7 +340,7 @@ def save_state(run: Run, step: int) -> None:
 
 
 def say_state(run: Run) -> None:
-    """Say once, on the main process, that a state has its name. Raises OSError where the disk refused it."""
+    """Say on the main process, once, that a state is finished. Raises OSError where the disk refused it."""
     state = run.states.check()
     if state is not None:
         tqdm.write(f"step {state.step}/{run.schedule.steps} | {state}")

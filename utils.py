@@ -1,7 +1,4 @@
-"""The ground floor: files that survive a power cut, a few words. No other topic comes in here, and no package.
-
-Two sections: files, words.
-"""
+"""The ground floor, which imports no package: files that survive a power cut, and what messages are made of."""
 
 import errno
 import hashlib
@@ -73,10 +70,13 @@ def aside_of(folder: Path) -> Path:
 
 
 def publish(folder: Path, aside: Path | None = None) -> None:
-    """Give what stands in `aside`, or in `aside_of(folder)`, its name, when all of it is on the disk.
+    """Flush a finished folder to the disk, then rename it to `folder`, in place of one that is there.
 
-    A folder that has the name already gives it up first and is removed last, so a kill at any moment leaves the old
-    folder or the new one, whole, under the name or under `.NAME.old`.
+    The old folder is renamed to `.NAME.old` first and removed last. So a kill at any moment leaves the old folder or
+    the new one, whole, under `folder` or under `.NAME.old`.
+
+    Args:
+        aside: where it was written; None = `aside_of(folder)`.
     """
     aside = aside or aside_of(folder)
     for path in [*aside.rglob("*"), aside]:
@@ -91,14 +91,14 @@ def publish(folder: Path, aside: Path | None = None) -> None:
 
 
 def put_back(folder: Path) -> None:
-    """Give a folder its name back where a kill came between the two renames of `publish`."""
+    """Rename `.NAME.old` back where a kill came between the two renames of `publish`."""
     retired = folder.with_name(f".{folder.name}.old")
     if retired.exists() and not folder.exists():
         os.replace(retired, folder)
 
 
 def retire(folder: Path) -> None:
-    """Take a folder's name away before its first file goes, so that what has the name is always whole."""
+    """Remove a folder, but rename it first: so a kill never leaves half of it under its name."""
     retired = folder.with_name(f".{folder.name}.old")
     remove(retired)
     os.replace(folder, retired)
@@ -116,7 +116,7 @@ def is_sealed(body) -> bool:
 
 
 def read_json(path: Path):
-    """What a JSON file holds; later duplicates win, as in any reader. Raises ValueError when it is none."""
+    """What a JSON file holds; of a key given twice the last value counts. Raises ValueError where it is no JSON."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
