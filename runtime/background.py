@@ -1,11 +1,12 @@
 """States are written while training goes on: the loop stops only until the numbers are copied to CPU memory.
 
-Per process: copy its rows -> a thread writes, hashes and flushes them -> it leaves their checksums in the store at
-which the processes met. When all checksums are there, the main process's thread gives the state its name.
+Each process copies its rows, and a thread writes, hashes and flushes them. It leaves their checksums in the key-value
+store at which the processes met (torch.distributed.Store). When all checksums are there, the main process's thread
+publishes the state: it writes state.json and renames the folder.
 
-Nothing of this is a collective. A second thread must not call one: NCCL and gloo pair collectives by their order, and
-the training's own would be taken for it. And it could not simply be left to the loop's next meeting: a model folder is
-written, read back and compared between two steps, and what was trained must be safe before it may be refused.
+The threads use no collectives: NCCL and gloo pair collectives by their order, and would pair a thread's with those of
+the training. Nor can publishing wait for the loop's next collective: between two steps a model folder is written, read
+back, and perhaps refused, and by then what was trained must be safe on the disk.
 """
 
 import json
@@ -29,13 +30,13 @@ _PATIENCE = 60.0  # seconds that an error waits for the state that is being writ
 _LOOKING = 40.0  # seconds; a network file system may remember for 30 that a file was not there
 
 
-class Report(NamedTuple):
+class SavedState(NamedTuple):
     """A state that has been published."""
 
     step: int
     path: Path
     size: int  # bytes, of all processes
-    seconds: float  # from the step to the name
+    seconds: float  # from the step until it was published
     waited: float  # seconds of them in which training stood still
 
     def __str__(self) -> str:
@@ -50,7 +51,7 @@ class StateWriter:
     """One process's part in writing states, at most one at a time.
 
     `begin` and `wait` are called by all processes alike; `check` by each for itself. As a context manager it waits at
-    the end, and at an error too, so that what was trained is not lost with what came after it.
+    the end for the state that is being written, also after an error.
 
     Args:
         folder: of the states. Every process that can see it writes its rows; under DDP those that cannot, on other
@@ -58,7 +59,7 @@ class StateWriter:
         keep: how many states are kept.
 
     Raises:
-        RunError: on every process: under FSDP2 one cannot see the folder, and its rows are nowhere else.
+        RunError: on every process: under FSDP2 one cannot see the folder, and no other process has its rows.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, keep: int):
@@ -74,10 +75,10 @@ class StateWriter:
         self.store = dist.HashStore() if self.world == 1 else heartbeat.new_connection()
         self.pool = ThreadPoolExecutor(1, "state writer")  # its thread starts with the first work
         self.copies: checkpoint.Tensors = {}
-        self.room: Future | None = None  # memory for the first copies, on its way
-        self.part: Future | None = None  # the checksums of what this process has written
-        self.state: Future | None = None  # the name that it then got, on every process
-        self.unsaid: Future | None = None  # the same, until `check` has returned it
+        self.room: Future | None = None  # memory for the first copies, being allocated
+        self.written: Future | None = None  # this process's part: checksums of its files
+        self.published: Future | None = None  # the whole state: a SavedState on the main process; None once waited for
+        self.unannounced: Future | None = None  # the same, until `check` has returned it
 
     def __enter__(self) -> "StateWriter":
         """Nothing is to be done before the first state."""
@@ -87,8 +88,8 @@ class StateWriter:
         """Wait for the state that is being written."""
         if error is None:
             self.wait()
-        elif self.state is not None and not heartbeat.is_lost_contact(error):  # without the others it will not be whole
-            wait([self.state], _PATIENCE)
+        elif self.published is not None and not heartbeat.is_lost_contact(error):  # it needs the other processes
+            wait([self.published], _PATIENCE)
         self.pool.shutdown(wait=False)
 
     def make_room(self, tensors: checkpoint.Tensors) -> None:
@@ -113,37 +114,36 @@ class StateWriter:
             self.room = None
         self.copies = copy_to_cpu(tensors, self.copies)
         waited = time.monotonic() - began
-        self.part = self.pool.submit(self._write, step)
-        self.state = self.pool.submit(self._publish, step, self.part, facts, began, waited)
-        self.unsaid = self.state
+        self.written = self.pool.submit(self._write, step)
+        self.published = self.pool.submit(self._publish, step, self.written, facts, began, waited)
+        self.unannounced = self.published
 
     def wait(self) -> None:
-        """Wait until the state that was begun has its name; a collective.
+        """Wait until the state that was begun is published; a collective.
 
         Raises:
             OSError: the disk refuses it.
         """
-        if self.state is None:
+        if self.published is None:
             return
-        self.part.result()
-        self.accelerator.wait_for_everyone()  # at once where a process is gone: the store would wait for its silence
-        self.state.result()
-        self.state = None
+        self.written.result()
+        self.accelerator.wait_for_everyone()  # fails at once where a process is gone; the store would wait long for it
+        self.published.result()
+        self.published = None
 
-    def check(self) -> Report | None:
+    def check(self) -> SavedState | None:
         """What has been published since the last call; None on all but the main process.
 
         Raises:
             OSError: the disk refused it.
         """
-        for future in (self.part, self.unsaid):
-            if future is not None and future.done():
-                future.result()
-        if self.unsaid is None or not self.unsaid.done():
+        if self.written is not None and self.written.done():
+            self.written.result()
+        if self.unannounced is None or not self.unannounced.done():
             return None
-        report = self.unsaid.result()
-        self.unsaid = None
-        return report
+        state = self.unannounced.result()
+        self.unannounced = None
+        return state
 
     def _write(self, step: int) -> dict[str, str]:
         if self.number is None:
@@ -151,9 +151,9 @@ class StateWriter:
         aside = checkpoint.aside_of(self.folder, step, self.start)
         return checkpoint.write_part(aside, self.copies, self.number, self.count)
 
-    def _publish(self, step: int, part: Future, facts: dict, began: float, waited: float) -> Report | None:
-        """Meet the others' threads in the store, and let the main process give the state its name."""
-        digests = part.result()
+    def _publish(self, step: int, written: Future, facts: dict, began: float, waited: float) -> SavedState | None:
+        """Leave this process's checksums in the store; the main process publishes the state when it has all of them."""
+        digests = written.result()
         key = f"state/{self.start}/{step}"
         self.store.set(f"{key}/{self.rank}", json.dumps(digests))
         if self.rank != 0:
@@ -167,10 +167,10 @@ class StateWriter:
         path = checkpoint.finish(aside, step, digests, facts, self.keep)
         self.store.set(f"{key}/published", "yes")
         size = sum(file.stat().st_size for file in path.iterdir())
-        return Report(step, path, size, time.monotonic() - began, waited)
+        return SavedState(step, path, size, time.monotonic() - began, waited)
 
     def _place_among_writers(self) -> tuple[int | None, int]:
-        """(this process's place among those that write, None where it does not; how many do)"""
+        """(this process's number among those that write, None where it does not write; how many write)"""
         if self.world == 1:
             return 0, 1
         mark = self.folder.parent / f".meeting-{self.start}"
@@ -205,8 +205,8 @@ def copy_to_cpu(tensors: checkpoint.Tensors, earlier: checkpoint.Tensors) -> che
     """Copies of tensors in CPU memory, complete on return.
 
     Args:
-        earlier: copies that are no longer needed. Their memory is used again: of pinned memory, to which a GPU copies
-            several times as fast, a gigabyte takes some tenths of a second to get.
+        earlier: copies that are no longer needed. Their memory is used again: a GPU copies several times as fast into
+            pinned memory, but to allocate a gigabyte of it takes some tenths of a second.
     """
     copies: checkpoint.Tensors = {}
     for kind, named in tensors.items():

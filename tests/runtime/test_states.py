@@ -311,7 +311,7 @@ def test_the_end_waits_for_the_last_state(keys, monkeypatch):
     wait = background.StateWriter.wait
 
     def released_by_who_waits(self):
-        if self.state is not None:
+        if self.published is not None:
             held.released.set()
         wait(self)
 
