@@ -1,4 +1,4 @@
-"""What a run is besides its configuration: captured from the processes, put back into them, and whether it fits.
+"""What a resume needs: captured from the processes, put back into them, and compared with the run that asks for it.
 
 The order of the data and the dropout are functions of the step, so nothing of them is kept. What is kept: the trained
 weights and AdamW's moments, by name, whatever engine held them; and the sums of the next log line.
@@ -45,10 +45,12 @@ def capture(
     number: int | None,
     count: int,
 ) -> checkpoint.Tensors:
-    """This process's part of everything that training changes: live, on its device. No process gathers the whole.
+    """This process's part of everything that training changes: the live tensors on its device, not copies.
+
+    A collective, for the sums of all processes; weights and moments are not gathered.
 
     Args:
-        meter: [v] fp64, this process's sums since the last log line; those of all are a collective.
+        meter: [v] fp64, this process's sums since the last log line.
         number, count: this process among those that write; None = it writes nothing.
     """
     meters = all_rows(meter.to(accelerator.device), accelerator.num_processes)  # [processes, v]
@@ -66,9 +68,9 @@ def capture(
 
 
 def like_part(accelerator: Accelerator, model: nn.Module, number: int | None, count: int) -> checkpoint.Tensors:
-    """Tensors of the names and sizes that this process's part of a state will have, before there are moments.
+    """Tensors with the names and sizes of what `capture` will give, before there are moments: weights stand for them.
 
-    A moment is as large as its weight. What is left out, counts of steps and sums of a log line, takes next to nothing.
+    Counts of steps and sums of a log line, which take next to nothing, are left out.
 
     Args:
         number, count: this process among those that write; None = it writes nothing.
@@ -88,10 +90,10 @@ def like_part(accelerator: Accelerator, model: nn.Module, number: int | None, co
 
 @torch.no_grad()
 def broken(parts: checkpoint.Tensors) -> str | None:
-    """The first tensor of a captured part that is not finite: it must never take the place of a sound state.
+    """The name of the first captured tensor that is not finite, or None: such a state must never replace a sound one.
 
-    The largest number of a tensor is finite where all are, and takes no memory to find. All are found before the first
-    is read, so a GPU is waited for once.
+    A tensor's largest number is finite where all are, and needs no memory of the tensor's size. All are computed before
+    the first is read, so that a GPU is waited for once.
     """
     names = []
     finite = []
@@ -156,7 +158,7 @@ def _trained_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, nn
     """By the names that they have under no engine, as the optimizer knows them."""
     for part in model.modules():
         if isinstance(part, FSDPModule):
-            part.reshard()  # a pass without a backward one leaves the root whole, in tensors that have no moments
+            part.reshard()  # a forward pass alone leaves the root gathered, in tensors that have no moments
     named = accelerator.unwrap_model(model).named_parameters()
     return {name.replace("_orig_mod.", ""): weight for name, weight in named if weight.requires_grad}
 
@@ -207,21 +209,21 @@ def _meter_of_process(accelerator: Accelerator, meters: Tensor) -> Tensor:
 
 
 def find(
-    accelerator: Accelerator, choice: str, folder: Path, identity: dict, model_path: str, unsaid: dict
+    accelerator: Accelerator, choice: str, folder: Path, identity: dict, model_path: str, assumed: dict
 ) -> tuple[int, dict, dict[str, shards.Shards] | None]:
     """The state to go on from. The main process looks for it, and all processes learn what was found; a collective.
 
     Args:
         choice: "auto" for the newest whole state in `folder`, "never", or the folder of one state.
         identity: what a resume must find unchanged, as it is now.
-        model_path: where this run's model is. It may have moved; it names the model where that is another one.
-        unsaid: what a state that does not say a part of its identity stands for, by name.
+        model_path: of this run, for the message where the state is of another model; the same one may have moved.
+        assumed: name -> value, for what the identity in an old state lacks.
 
     Returns:
         (updates done, facts, tensors); (0, {}, None) to begin. The main process alone has tensors, not read yet.
 
     Raises:
-        RunError: on every process: the state is damaged, or another identity than this run's stands in it.
+        RunError: on every process: the state is damaged, or was written by a run with another identity.
     """
     found = (0, {}, "")  # updates done, facts, what is wrong
     tensors = None
@@ -238,7 +240,7 @@ def find(
         raise RunError(problem)
     if facts:
         earlier_path = facts.get("model_path")  # not in the first states that were written
-        _refuse_changes(folder.parent, differences(identity, unsaid | facts[IDENTITY_KEY], model_path, earlier_path))
+        _refuse_changes(folder.parent, differences(identity, assumed | facts[IDENTITY_KEY], model_path, earlier_path))
     return step, facts, tensors
 
 
@@ -264,7 +266,7 @@ def differences(now: dict, earlier: dict, path: str | None = None, earlier_path:
         if value == earlier_value:
             continue
         if name == "weights":
-            if now.get("model") == earlier.get("model"):  # else the line about the model says it
+            if now.get("model") == earlier.get("model"):  # of another model they differ anyway, and a line says so
                 lines.append(f"weights: training began with those of {earlier_path!r}, and {path!r} holds others")
         elif name == "model":
             lines.append(f"model: {_named(earlier_value, earlier_path)} then, {_named(value, path)} now")

@@ -1,6 +1,6 @@
 """What a run evaluates and when, which of its models is the best, by what metric, and whether the run should end.
 
-Everything follows from the lines that metrics.jsonl has of evaluations; a resumed run reads them, and knows no less.
+Everything follows from the evaluations in metrics.jsonl, so a resumed run reads them there and keeps no other state.
 
     python -m pytest tests/training/test_evaluation.py
 """
@@ -94,7 +94,7 @@ def parse_choice(text: str, sets: Sequence[str], dims: Sequence[int]) -> tuple[C
 
 
 def value_of(results: Results, choice: Choice, sets: Sequence[str]) -> float | None:
-    """The value that a choice names; None where these results lack it, as they do of an evaluation on other sets.
+    """The value that a choice names; None where these results lack it: the sets may have been others then.
 
     Args:
         sets: the names of the sets that there are now.
@@ -121,10 +121,10 @@ def best_of(values: Sequence[tuple[int, float]]) -> Best | None:
 
 
 def of_kept_model(values: list[tuple[int, float]], kept: int | None) -> list[tuple[int, float]]:
-    """The values that count where the best model that was kept is that of step `kept`, None where none was.
+    """The values that still count, when the model that was kept as the best is that of step `kept`; None = none is.
 
-    As a rule it is the best of these values, and all count. With another best_metric than before it is not: then it is
-    the one to beat, and what was better and is gone counts no more.
+    Mostly that model has the best value, and all count. After a change of best_metric it may not. Then it is the one to
+    beat: better values, whose models are gone, no longer count, nor do those of earlier steps.
 
     >>> of_kept_model([(2, 0.1), (4, 0.3), (6, 0.2)], 4)
     [(2, 0.1), (4, 0.3), (6, 0.2)]
@@ -165,22 +165,21 @@ class Evaluations:
         self.values.append((step, value))
         return self.best.step == step
 
-    def keep(self, kept: int | None, steps_done: int, earlier: int | None = None) -> None:
-        """Leave out values that speak of a model which is gone, when a run goes on after `steps_done`.
+    def forget_lost_models(self, kept: int | None, steps_done: int, best_of_state: int | None = None) -> None:
+        """When a run goes on after `steps_done`, drop the values of models that are gone.
 
-        A run that has ended for want of a better model stays ended, though somebody has taken its best model away.
+        A run that has ended because no better model came stays ended, even if its folder best was moved away since.
 
         Args:
             kept: the step of the model in the folder best; None where there is none.
-            earlier: the step of the best model when the state was written that the run goes on from; None where there
-                was none, or the state does not say.
+            best_of_state: the step of the best model, by the state that the run goes on from; None where it names none.
         """
         if self.best is None:
             return
         is_to_be_saved = self.best.step == steps_done
         will_be_trained_again = kept is not None and kept > steps_done
-        was_taken_away = kept is None and self.is_over and self.best.step == earlier
-        if not (is_to_be_saved or will_be_trained_again or was_taken_away):
+        was_moved_away = kept is None and self.is_over and self.best.step == best_of_state
+        if not (is_to_be_saved or will_be_trained_again or was_moved_away):
             self.values = of_kept_model(self.values, kept)
 
     @property

@@ -54,7 +54,7 @@ def run_identity(
 ) -> dict:
     """Name -> value of the keys that change what is trained, and of data, tokenizer, model and global batch.
 
-    Settings of single datasets count by what they come to: one that says what the configuration says changes nothing.
+    Of a dataset's settings only what they change counts: a setting that repeats the configuration does not.
     """
     free_to_change = keys_that_may_change()
     identity = {key: value for key, value in asdict(args).items() if key not in free_to_change}
@@ -75,9 +75,9 @@ def run_identity(
 
 
 def _texts_digest(store: TokenStore) -> str:
-    """Names the texts that tuples point at: 16 hex digits. Tokenised with another instruction the tuples are the same.
+    """Names the texts of a store by their checksums in meta.json: 16 hex digits.
 
-    meta.json has the checksums of tokens and offsets, so nothing is read for it.
+    Beside the tuples, which are text numbers and stay the same when texts are tokenised with another instruction.
     """
     return hashlib.sha256(json.dumps(texts_of(store), sort_keys=True).encode()).hexdigest()[:16]
 
@@ -86,8 +86,9 @@ def _texts_digest(store: TokenStore) -> str:
 def weights_digest(model: nn.Module) -> str:
     """Names the weights that training begins with, by 64 evenly spaced numbers of each: 16 hex digits.
 
-    Under LoRA the base is in no state, so another base of the same shapes would go unnoticed. Adapters are left out:
-    the seed makes them. The same for a sharded model, for which this is a collective, as for a whole one.
+    Needed under LoRA, whose states do not hold the base: another one of the same shapes would go unnoticed. Adapters
+    are left out, since the seed makes them. A sharded model has the same digest as a whole one; for it this is a
+    collective.
     """
     samples = [_sample(parameter) for name, parameter in model.named_parameters() if "lora_" not in name]
     bits = torch.cat(samples)  # [numbers of all weights]
@@ -122,13 +123,14 @@ def config_digest(config: PretrainedConfig) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def what_old_states_stand_for(identity: dict) -> dict:
-    """Name -> what a state that says nothing of it stands for: it was written before there was such a key.
+def assumed_of_old_states(identity: dict) -> dict:
+    """Name -> value to assume where a state lacks it, because it was written before there was such a key.
 
-    For weights, texts and tasks, which cannot be known any more, that is what is there now.
+    For a key of the configuration that is the default. For weights, texts and tasks, which cannot be known any more, it
+    is what is there now, so that an old state is not refused for them.
     """
-    stands_for = {name: value for name, value in defaults().items() if name in identity}
+    assumed = {name: value for name, value in defaults().items() if name in identity}
     for name, value in identity.items():
         if name == "weights" or name.startswith(("texts of ", "task of ")):
-            stands_for[name] = value
-    return stands_for
+            assumed[name] = value
+    return assumed

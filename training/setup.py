@@ -24,7 +24,7 @@ from training.activations import choose_activation_policy, count_cost
 from training.advice import announce, choose_query_instruction, warn
 from training.best import Evaluations
 from training.folders import BEST, steps_of
-from training.identity import run_identity, what_old_states_stand_for
+from training.identity import assumed_of_old_states, run_identity
 from training.loss_memory import LossShape, loss_bytes
 from training.memory import Cost
 from training.meter import Clock, Meter
@@ -114,7 +114,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
     refuse_with_deepspeed(args, accelerator, folder)
     accelerator.wait_for_everyone()  # all have looked before anything is written
     lock = resume.lock_folder(folder) if accelerator.is_main_process else None
-    unsaid = what_old_states_stand_for(identity)
+    assumed = assumed_of_old_states(identity)
     state_folder = folder / "state"
     steps_done, facts, tensors = resume.find(accelerator, args.resume, state_folder, identity, args.model_path, unsaid)
     write_first_files(args, accelerator, folder, stores, recipes, resumed=bool(facts))
@@ -308,12 +308,12 @@ def make_evaluations(
     objective: Objective,
     metrics: Metrics,
     steps_done: int,
-    earlier: int | None,
+    best_of_state: int | None,
 ) -> Evaluations:
-    """What the run evaluates, which is said, and what came of it in the steps that it goes on from.
+    """What the run evaluates, with the evaluations up to the step that it goes on from; printed.
 
     Args:
-        earlier: the step of the best model, as the state says from which the run goes on; None where it says none.
+        best_of_state: the step of the best model, by the state that the run goes on from; None where it names none.
     """
     asked, _ = best.parse_dims(args.evaluation_dims)
     dims = best.all_dims(asked, list(objective.prefixes))
@@ -327,23 +327,10 @@ def make_evaluations(
     for line in resume.from_main(accelerator, metrics.lines("evaluation")):
         evaluations.note(line["step"], line["sets"])
     best_folder = Path(args.output_dir) / args.experiment_id / BEST
-    keep_to_best_folder(evaluations, accelerator, best_folder, steps_done, earlier)
-    return evaluations
-
-
-def keep_to_best_folder(
-    evaluations: Evaluations, accelerator: Accelerator, folder: Path, steps_done: int, earlier: int | None
-) -> None:
-    """Let no evaluation count whose model is gone: with another best_metric than before, the folder has another one.
-
-    Before anybody asks whether the run is finished: patience counts from the model that was kept.
-
-    Args:
-        folder: of the best model; put back where a kill came between its two renames.
-        earlier: as of `make_evaluations`.
-    """
     kept = None
     if accelerator.is_main_process:
-        put_back(folder)
-        kept = steps_of(folder)
-    evaluations.keep(resume.from_main(accelerator, kept), steps_done, earlier)
+        put_back(best_folder)
+        kept = steps_of(best_folder)
+    # Before anybody asks whether the run is finished: patience counts from the model that was kept.
+    evaluations.forget_lost_models(resume.from_main(accelerator, kept), steps_done, best_of_state)
+    return evaluations
