@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from export import model_folder, onnx_file, probe
-from export.merge import base_problems, load_adapter
+from export.adapter import base_problems, load_adapter
 from export.model_card import Facts
 from model import Embedder
 from modeling.backbone import load_backbone, read_config, weight_problems

@@ -162,7 +162,7 @@ def load_backbone(
         ValueError: the weights are not those that the config describes.
         torch.OutOfMemoryError: the device has no room for them.
     """
-    options = where(path, revision) | in_dtype(dtype)
+    options = loading_options(path, revision) | in_dtype(dtype)
     if device is not None and device.type != "cpu":
         options["device_map"] = {"": device}
     try:
@@ -175,7 +175,7 @@ def load_backbone(
 
 def describe_backbone(path: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
     """The decoder that `load_backbone` gives, on the meta device: it has no weights and takes no memory."""
-    config = AutoConfig.from_pretrained(path, **where(path, revision))
+    config = AutoConfig.from_pretrained(path, **loading_options(path, revision))
     with torch.device("meta"):
         model = AutoModel.from_config(config, attn_implementation="sdpa", trust_remote_code=False, **in_dtype(dtype))
     return model.eval()  # as one that was read

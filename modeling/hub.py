@@ -16,7 +16,7 @@ _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # name or owner/name
 _NOT_FETCHED = ["*.bin", "*.pt", "*.h5", "*.msgpack", "*.ot", "*.onnx", "onnx/*", "openvino/*"]  # of `fetch`
 
 
-def where(path: str, revision: str | None = None) -> dict:
+def loading_options(path: str, revision: str | None = None) -> dict:
     """The keyword arguments of every from_pretrained call for `path`, a folder or a hub id.
 
     Without a network the hub's client tries again for a minute, for every file; so without one only its cache is read.
@@ -47,7 +47,7 @@ def fetch(path: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    local = where(path, revision)["local_files_only"]
+    local = loading_options(path, revision)["local_files_only"]
     try:
         return Path(snapshot_download(path, revision=revision, local_files_only=local, ignore_patterns=_NOT_FETCHED))
     except (OSError, ValueError, HfHubHTTPError) as error:

@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
-from modeling.hub import where
+from modeling.hub import loading_options
 from utils import first_line
 
 SAMPLE = 256  # one text in so many is tokenised by the reference as well
@@ -33,7 +33,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> tuple[object | Non
     if revision is not None and Path(path).is_dir():
         return None, [f"{path!r}: is a folder, and only a hub id has a revision such as {revision!r}"]
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **where(path, revision))
+        tokenizer = AutoTokenizer.from_pretrained(path, **loading_options(path, revision))
     except (OSError, ValueError, KeyError, TypeError) as error:  # TypeError: Transformers 4 opens the file None
         reason = "no such folder, nor fetched from a hub"
         if revision is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from export.adapter import base_problems
 from export.convert import merge_adapter
 from export.merge import base_problems
 from utils import RunError, exit_status

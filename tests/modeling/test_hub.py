@@ -59,7 +59,7 @@ def server(status: int) -> Iterator[tuple[str, list[str]]]:
 
 
 def is_asked() -> bool:
-    return not hub.where("Qwen/Qwen3-0.6B")["local_files_only"]
+    return not hub.loading_options("Qwen/Qwen3-0.6B")["local_files_only"]
 
 
 @pytest.mark.parametrize(("status", "expected"), [(200, True), (404, True), (407, False), (502, False), (0, False)])
@@ -96,7 +96,7 @@ def test_where_nobody_answers_only_the_cache_is_read(monkeypatch, endpoint):
 def test_a_folder_never_asks_the_hub_and_neither_does_offline_mode(tmp_path, monkeypatch):
     with server(200) as (address, asked):
         monkeypatch.setenv("HF_ENDPOINT", address)
-        assert hub.where(str(tmp_path)) == {"trust_remote_code": False, "local_files_only": True}
+        assert hub.loading_options(str(tmp_path)) == {"trust_remote_code": False, "local_files_only": True}
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         assert not is_asked()
     assert asked == []

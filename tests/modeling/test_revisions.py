@@ -140,8 +140,12 @@ def test_an_adapter_names_the_revision_of_its_base_and_where_it_comes_from(tmp_p
     monkeypatch.setattr(hub, "_hub_is_reachable", lambda: True)
     config = {"base_model_name_or_path": "owner/student", "revision": "v2"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    assert hub.where(str(tmp_path)) == {"trust_remote_code": False, "local_files_only": False, "revision": "v2"}
+    assert hub.loading_options(str(tmp_path)) == {
+        "trust_remote_code": False,
+        "local_files_only": False,
+        "revision": "v2",
+    }
     shutil.copytree(ROOT / "configs", tmp_path / "base")
     config = {"base_model_name_or_path": str(tmp_path / "base"), "revision": None}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    assert hub.where(str(tmp_path)) == {"trust_remote_code": False, "local_files_only": True}
+    assert hub.loading_options(str(tmp_path)) == {"trust_remote_code": False, "local_files_only": True}

@@ -1,4 +1,4 @@
-"""Merge a LoRA adapter into the base model that it names."""
+"""A LoRA adapter's folder: loaded around the base model that it names, or why that cannot be."""
 
 import textwrap
 from pathlib import Path
