@@ -13,9 +13,9 @@ FILES_SHOWN = 20  # tokenised at once; of more not every one gets a line
 _NAMES_SHOWN = 8  # names in a line
 
 
-def largest(stores: list[TokenStore], count: int = DATASETS_SHOWN) -> list[TokenStore]:
-    """The stores with the most tuples, the largest first; of equal ones the first by name."""
-    return sorted(stores, key=lambda store: (-len(store.tuples), store.name))[:count]
+def largest(stores: list[TokenStore]) -> list[TokenStore]:
+    """The DATASETS_SHOWN stores with the most tuples, the largest first; of equal ones the first by name."""
+    return sorted(stores, key=lambda store: (-len(store.tuples), store.name))[:DATASETS_SHOWN]
 
 
 def write_lines(path: Path, lines: list[str]) -> None:

@@ -83,13 +83,13 @@ def read_sets(paths: str, quiet: bool = False) -> tuple[list[RetrievalSet], list
     return sets, problems
 
 
-def read_set(folder: Path, quiet: bool = False) -> RetrievalSet:
+def read_set(folder: Path) -> RetrievalSet:
     """The set of one folder.
 
     Raises:
         RunError: with all that is wrong with it, one line each.
     """
-    one, problems = _read(Path(folder), quiet)
+    one, problems = _read(Path(folder), quiet=False)
     if one is None:
         raise RunError("\n".join(problems))
     return one

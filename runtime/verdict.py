@@ -17,18 +17,17 @@ from torch.distributed import TCPStore
 from runtime.launcher import main_address
 from utils import plural
 
-WAIT = timedelta(minutes=60)  # for the slowest machine, which may still be converting its data
+_WAIT = timedelta(minutes=60)  # for the slowest machine, which may still be converting its data
 _FAREWELL_SECONDS = 15  # a refused process stays so long at most, for the others to read why
 _INTERVAL = 0.2  # seconds
 _REFUSED, _VERDICTS = "f2llm/refused", "f2llm/verdicts"
 
 
-def refused_elsewhere(problems: int, wait: timedelta = WAIT) -> str | None:
+def refused_elsewhere(problems: int) -> str | None:
     """Say how many problems this process found, and hear whether another one found some.
 
     Args:
         problems: found by this process.
-        wait: for the verdicts of the others.
 
     Returns:
         Where problems were found, for people; None where nobody found any. A process with problems of its own gets
@@ -39,11 +38,11 @@ def refused_elsewhere(problems: int, wait: timedelta = WAIT) -> str | None:
         return None
     host, port, processes = address
     try:
-        store = TCPStore(host, port, is_master=False, timeout=wait, wait_for_workers=False)
+        store = TCPStore(host, port, is_master=False, timeout=_WAIT, wait_for_workers=False)
         if problems:
             store.compare_set(_REFUSED, "", f"{socket.gethostname()} found {plural(problems, 'problem')}")
         store.add(_VERDICTS, 1)
-        patience = _FAREWELL_SECONDS if problems else wait.total_seconds()
+        patience = _FAREWELL_SECONDS if problems else _WAIT.total_seconds()
         return _wait_for_verdicts(store, processes, patience, problems > 0)
     except RuntimeError:  # the launcher that kept the store has ended
         return None if problems else f"the main machine, {host}, has ended"

@@ -23,7 +23,8 @@ from model import Embedder
 SPARE = 2**30  # bytes left for the kernels' workspaces and the buffers of collectives
 USABLE = 0.85  # of what is free: allocations come in blocks
 _CONTAINER = Path("/sys/fs/cgroup/memory.max")  # bytes that a container may have
-_PROBE = 64  # tokens of each of four texts, and twice as many
+_TEXTS = 4  # that are run to count what a token keeps
+_PROBE = 64  # tokens of each of them; then twice as many
 
 
 # ------------------------------------------------------------------------------------------ a token
@@ -58,13 +59,13 @@ class Cost:
 def cost_of(model: Embedder) -> Cost:
     """What a token keeps in this model, in the precision and by the attention that it would train with.
 
-    The model runs four short texts four times, without a backward pass.
+    The model runs a few short texts four times, without a backward pass.
     """
     layers = len(model.layers()) if model.can_recompute else 0
 
     def bytes_per_token(recompute_every: int) -> float:
         model.recompute(recompute_every)
-        more_tokens = 4 * _PROBE  # four texts, each longer by _PROBE tokens
+        more_tokens = _TEXTS * _PROBE
         return (kept_bytes(model, 2 * _PROBE) - kept_bytes(model, _PROBE)) / more_tokens
 
     # Between layers states have the type of the weights, also under autocast.
@@ -77,17 +78,17 @@ def cost_of(model: Embedder) -> Cost:
     return Cost(layers, per_layer, layer_input, outside_layers)
 
 
-def kept_bytes(model: Embedder, length: int, texts: int = 4) -> int:
-    """Bytes that autograd would keep of a forward pass on `texts` texts of `length` tokens.
+def kept_bytes(model: Embedder, length: int) -> int:
+    """Bytes that autograd would keep of a forward pass on _TEXTS texts of `length` tokens.
 
-    It keeps nothing here: no backward pass follows, and a copy of all weights in bf16 would be kept as well. Weights
-    are not counted; copies of weights are, and what FSDP2 gathers, but they do not depend on the length.
+    Counted and not kept, since no backward pass follows. Weights are not counted. Their copies in bf16 are, and what
+    FSDP2 gathers, but these do not depend on the length.
     """
     weights = {p.untyped_storage()._cdata for p in model.parameters() if not isinstance(p, DTensor)}
     counted: dict[int, StorageWeakRef] = {}  # by address; the reference keeps it from being given to another storage
     device = next(model.parameters()).device
-    tokens = torch.zeros(texts * length, dtype=torch.long, device=device)
-    starts = torch.arange(0, texts * length + 1, length, dtype=torch.int32, device=device)
+    tokens = torch.zeros(_TEXTS * length, dtype=torch.long, device=device)
+    starts = torch.arange(0, len(tokens) + 1, length, dtype=torch.int32, device=device)
     bytes_kept = 0
 
     def count(tensor: Tensor) -> None:
@@ -99,7 +100,7 @@ def kept_bytes(model: Embedder, length: int, texts: int = 4) -> int:
             bytes_kept += storage.nbytes()
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
-        model(tokens, starts, np.full(texts, length))
+        model(tokens, starts, np.full(_TEXTS, length))
     return bytes_kept
 
 

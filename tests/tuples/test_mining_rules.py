@@ -230,7 +230,7 @@ def test_the_negatives_are_those_of_sentence_transformers(name):
         expected = theirs(*world(seed), SETTINGS[name])
         assert ours(*world(seed), SETTINGS[name]) == expected
         assert len(expected) > 10
-    if SETTINGS[name].look_at_scores:
+    if name != "no rule":
         assert len(expected) < 60  # some queries have too few: the rules did something
 
 

@@ -49,12 +49,6 @@ class Rules:
     ranks: str = "kept"  # range_min and range_max count what the scores left; or "found": all that was found
     seed: int = 42  # of what is drawn at random
 
-    @property
-    def look_at_scores(self) -> bool:
-        """Whether any rule needs a score."""
-        numbers = (self.max_score, self.min_score, self.absolute_margin, self.relative_margin)
-        return any(number is not None for number in numbers)
-
 
 class Candidates(NamedTuple):
     """What a search found for each of b queries, best first."""
