@@ -70,7 +70,7 @@ def settle_backend(model: Embedder, device: torch.device) -> list[str]:
     lines = []
     if on_gpu:
         lines = try_kernels(device, [head_shape(model.decoder().config)])
-    candidates = backend_candidates("auto", on_cpu=not on_gpu, windowed=False, one_call=False, half=on_gpu)
+    candidates = backend_candidates("auto", on_cpu=not on_gpu, windowed=False, equal_calls=False, half=on_gpu)
     with autocast(device):
         problems = choose_backend(model, candidates, lines.append)
     if problems:

@@ -238,14 +238,14 @@ def is_packed(backend: str) -> bool:
     return backend in NAMES
 
 
-def backend_candidates(backend: str, on_cpu: bool, windowed: bool, one_call: bool, half: bool = False) -> list[str]:
+def backend_candidates(backend: str, on_cpu: bool, windowed: bool, equal_calls: bool, half: bool = False) -> list[str]:
     """The backends to try, best first.
 
     Args:
         backend: what the user said; "auto" leaves it to this function.
         on_cpu: there is no GPU.
         windowed: some layers have a sliding window, which a packed row would not honour.
-        one_call: every process must call the decoder equally often; buckets differ between processes.
+        equal_calls: every process must call the decoder equally often; buckets differ between processes.
         half: the decoder computes in bf16 or fp16.
     """
     if backend != "auto":
@@ -254,9 +254,9 @@ def backend_candidates(backend: str, on_cpu: bool, windowed: bool, one_call: boo
     if not windowed:
         if half and not on_cpu and kernel():
             candidates.append("varlen")
-        if on_cpu or one_call:
+        if on_cpu or equal_calls:
             candidates.append("segments")
-    candidates.append("padded" if one_call else "buckets")
+    candidates.append("padded" if equal_calls else "buckets")
     return candidates
 
 

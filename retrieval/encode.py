@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
 from model import Embedder
@@ -79,20 +80,11 @@ class DecoderEncoder:
         if not texts:
             return vectors, 0
         tokens, lengths, is_cut = self.tokenize(texts)  # [T], [n], [n]
-        ends = np.cumsum(lengths)
         for batch in batches_by_tokens(lengths, TOKENS):
-            packed = np.concatenate([tokens[ends[text] - lengths[text] : ends[text]] for text in batch])
-            vectors[batch] = self._embed(packed, lengths[batch])
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                states = self.model(*pack(tokens, lengths, batch, self.device))  # [b, hidden size]
+            vectors[batch] = F.normalize(states[:, : self.width], dim=-1).cpu().numpy()
         return vectors, int(is_cut.sum())
-
-    def _embed(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """The unit vectors of texts that lie end to end: [T], [b] -> [b, d]."""
-        cu_seqlens = F.pad(torch.from_numpy(lengths).cumsum(0), (1, 0)).to(torch.int32)  # [b + 1]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            states = self.model(
-                torch.from_numpy(tokens).long().to(self.device), cu_seqlens.to(self.device), lengths
-            )  # [b, hidden size]
-        return F.normalize(states[:, : self.width], dim=-1).cpu().numpy()
 
 
 def batches_by_tokens(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
@@ -108,6 +100,25 @@ def batches_by_tokens(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
         tokens += lengths[text]
     if begin < len(order):
         yield order[begin:]
+
+
+def pack(
+    tokens: np.ndarray, lengths: np.ndarray, texts: np.ndarray, device: torch.device
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Some of the texts that lie end to end, as `Embedder.forward` takes them.
+
+    Args:
+        tokens: [T] of all texts.
+        lengths: [n] tokens of each.
+        texts: [b] numbers of those that are wanted.
+
+    Returns:
+        tokens [t], cu_seqlens [b + 1], lengths [b].
+    """
+    ends = np.cumsum(lengths)
+    wanted = np.concatenate([tokens[ends[text] - lengths[text] : ends[text]] for text in texts])
+    cu_seqlens = F.pad(torch.from_numpy(lengths[texts]).cumsum(0), (1, 0)).to(torch.int32)
+    return torch.from_numpy(wanted).long().to(device), cu_seqlens.to(device), lengths[texts]
 
 
 def load_embedder(folder: Path) -> Embedder:

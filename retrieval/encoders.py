@@ -71,7 +71,7 @@ def _open_decoder(folder: Path, max_length: int | None, bf16: bool, device: str)
     except (ValueError, OSError) as error:  # OSError: Transformers finds no weights that are safetensors
         return None, first_line(error)
     candidates = backend_candidates(
-        "auto", device == "cpu", windowed=bool(attention_window(config)), one_call=False, half=bf16
+        "auto", device == "cpu", windowed=bool(attention_window(config)), equal_calls=False, half=bf16
     )
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
         problems = choose_backend(encoder.model, candidates)

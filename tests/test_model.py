@@ -169,13 +169,13 @@ def test_every_backend_is_tried_before_training(toy_world):
 
 
 def test_backends_are_tried_best_first():
-    common = {"on_cpu": True, "windowed": False, "one_call": False}
+    common = {"on_cpu": True, "windowed": False, "equal_calls": False}
     assert backend_candidates("padded", **common) == ["padded"]  # said is said
     assert backend_candidates("auto", **common) == ["segments", "buckets"]
     assert backend_candidates("auto", **common | {"windowed": True}) == ["buckets"]
     assert backend_candidates("auto", **common | {"on_cpu": False}) == ["buckets"]
-    assert backend_candidates("auto", **common | {"on_cpu": False, "one_call": True}) == ["segments", "padded"]
-    assert backend_candidates("auto", **common | {"windowed": True, "one_call": True}) == ["padded"]
+    assert backend_candidates("auto", **common | {"on_cpu": False, "equal_calls": True}) == ["segments", "padded"]
+    assert backend_candidates("auto", **common | {"windowed": True, "equal_calls": True}) == ["padded"]
 
 
 def test_a_model_that_looks_ahead_is_refused():

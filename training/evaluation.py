@@ -21,7 +21,7 @@ from modeling.prompts import carries_instruction, query_prompt
 from modeling.tokenizer import make_encoder
 from retrieval import metrics
 from retrieval.beir import RetrievalSet
-from retrieval.encode import TOKENS, batches_by_tokens
+from retrieval.encode import TOKENS, batches_by_tokens, pack
 from retrieval.metrics import DEPTH
 from retrieval.search import Nearest, Ranking, merge
 from retrieval.vectors import shard_size
@@ -70,7 +70,7 @@ class Searcher:
         self.device = accelerator.device
         self.rank = accelerator.process_index
         self.world = accelerator.num_processes
-        self.one_call = engine.is_sharded(accelerator) or engine.is_deepspeed(accelerator)
+        self.forward_is_collective = engine.is_sharded(accelerator) or engine.is_deepspeed(accelerator)
         self.model = model
         self.encode = encode
         self.prompt = query_prompt(instruction)
@@ -129,25 +129,19 @@ class Searcher:
         batches = []
         if texts:
             tokens, lengths, _ = self.encode(texts)  # [T], [n]
-            ends = np.cumsum(lengths)
             batches = list(batches_by_tokens(lengths, self.budget))
-        spare_passes = self._passes_of_longest(len(batches)) - len(batches)
+        spare_passes = self._passes_of_all(len(batches)) - len(batches)
         vectors = torch.zeros(len(texts), self.dims[-1], device=self.device)
         for batch in batches:
-            packed = np.concatenate([tokens[ends[text] - lengths[text] : ends[text]] for text in batch])
-            vectors[torch.from_numpy(batch).to(self.device)] = self._states(packed, lengths[batch]).float()
-        for _ in range(spare_passes):
-            self._states(np.zeros(1, np.int32), np.ones(1, np.int64))  # one token, to take part in collectives
+            states = self.model(*pack(tokens, lengths, batch, self.device))  # [b, d]
+            vectors[torch.from_numpy(batch).to(self.device)] = states.float()
+        for _ in range(spare_passes):  # with one token, to take part in collectives
+            self.model(*pack(np.zeros(1, np.int32), np.ones(1, np.int64), np.zeros(1, np.int64), self.device))
         return vectors
 
-    def _passes_of_longest(self, own: int) -> int:
-        """How often each process must call the model in this round."""
-        return largest_of_all(own, self.world, self.device) if self.one_call else own
-
-    def _states(self, tokens: np.ndarray, lengths: np.ndarray) -> Tensor:
-        """The pooled states of texts that lie end to end: [T], [b] -> [b, d]."""
-        cu_seqlens = F.pad(torch.from_numpy(lengths).cumsum(0), (1, 0)).to(torch.int32)  # [b + 1]
-        return self.model(torch.from_numpy(tokens).long().to(self.device), cu_seqlens.to(self.device), lengths)
+    def _passes_of_all(self, own: int) -> int:
+        """How often each process must call the model in this round, when this one has `own` batches."""
+        return largest_of_all(own, self.world, self.device) if self.forward_is_collective else own
 
     def _of_all_processes(self, nearest: Nearest, k: int) -> list[Ranking]:
         """What each process found, k documents for each query; where one had fewer, with scores of -inf."""

@@ -37,16 +37,16 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
     on_cpu = accelerator.device.type == "cpu"
     windowed = attention_window(config) is not None
     half = accelerator.mixed_precision == "bf16"
-    one_call = engine.is_sharded(accelerator)
+    equal_calls = engine.is_sharded(accelerator)
     if half and not on_cpu:
         leave_out_kernels(args, accelerator, config)
-    candidates = backend_candidates(args.attn_backend, on_cpu, windowed, one_call, half)
+    candidates = backend_candidates(args.attn_backend, on_cpu, windowed, equal_calls, half)
 
     def warn(line: str) -> None:
         accelerator.print(f"warning: {line}")
 
     with engine.trials(accelerator, model):
-        problems = find_model_problems(args, model, candidates, one_call, warn, agreement(accelerator))
+        problems = find_model_problems(args, model, candidates, equal_calls, warn, agreement(accelerator))
     problem = problem_of_any("\n".join(f"{args.model_path}: {line}" for line in problems), accelerator.num_processes)
     if problem:
         raise RunError(problem)
@@ -122,18 +122,18 @@ def read_backbone(
 
 
 def find_model_problems(
-    args: Args, model: Embedder, candidates: list[str], one_call: bool, warn: Callable[[str], None], agree: Agree
+    args: Args, model: Embedder, candidates: list[str], equal_calls: bool, warn: Callable[[str], None], agree: Agree
 ) -> list[str]:
     """Give the model its backend and kernels, and say what of it cannot be, one line each.
 
     Args:
         candidates: the backends to try, best first.
-        one_call: every process must call the model equally often.
+        equal_calls: every process must call the model equally often.
         warn: called with a line about each backend that is left out.
         agree: makes one process's problem that of all.
     """
     problems = choose_backend(model, candidates, warn, agree)
-    if one_call and model.backend == "buckets":
+    if equal_calls and model.backend == "buckets":
         problems = ["attn_backend buckets: processes would call a sharded model unequally often; set it to auto"]
     if args.gradient_checkpointing and not model.can_recompute:
         problems.append("gradient_checkpointing: this decoder cannot recompute its layers: set it to false")

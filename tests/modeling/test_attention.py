@@ -91,9 +91,9 @@ def test_every_signature_gives_what_segments_give(monkeypatch, stand_in, scaling
 
 
 def test_the_kernel_is_taken_where_it_can_run(monkeypatch):
-    chosen = {"on_cpu": False, "windowed": False, "one_call": False, "half": True}
+    chosen = {"on_cpu": False, "windowed": False, "equal_calls": False, "half": True}
     assert backend_candidates("auto", **chosen) == ["varlen", "buckets"]  # torch has one
-    assert backend_candidates("auto", **chosen | {"one_call": True}) == ["varlen", "segments", "padded"]
+    assert backend_candidates("auto", **chosen | {"equal_calls": True}) == ["varlen", "segments", "padded"]
     assert backend_candidates("auto", **chosen | {"half": False}) == ["buckets"]
     assert backend_candidates("auto", **chosen | {"windowed": True}) == ["buckets"]
     assert backend_candidates("auto", **chosen | {"on_cpu": True}) == ["segments", "buckets"]
