@@ -20,15 +20,16 @@ from utils import plural
 ENDINGS = ".parquet, .jsonl, .json, .csv, .tsv (all but the first also as .gz)"
 NOT_DATA = ("tasks.json", "report.txt", "dataset_settings.json")  # files with a meaning of their own
 REPORTS = (".build.json", ".report.json")  # endings of files that say how a raw file was made
-# What can be wrong with a tuple; number 0 is nothing.
-BAD_KINDS = (
-    None,
+# What can be wrong with a tuple, and how it is said.
+GOOD, EMPTY_QUERY, EMPTY_POSITIVE, NOTHING_LEFT = range(4)
+FAULTS = (
+    None,  # GOOD
     "an empty or null query",
     "an empty or null positive",
     "no negative but its positive, so that nothing is left to learn from",
 )
 SAMPLE_SEED = 42  # of `sample_rows`, as in F2LLM-v2
-_SHOWN = 5  # row numbers given for a kind of bad row
+_SHOWN = 5  # row numbers given for a fault
 
 
 # -------------------------------------------------------------------------------------------- a folder
@@ -80,11 +81,11 @@ def read(path: Path, columns: Columns, batch_rows: int, skip: int = 0) -> Iterat
     return raw_formats.read(path, columns.types, batch_rows, skip)
 
 
-def kinds(tuples: Tuples, task: str | None) -> np.ndarray:
-    """What is wrong with each tuple, [n] numbers into BAD_KINDS.
+def find_faults(tuples: Tuples, task: str | None) -> np.ndarray:
+    """What is wrong with each tuple, int [n]: GOOD, or a number into FAULTS.
 
-    A negative that is its own positive is dropped by the writer and costs no more than itself; but clustering and
-    classification learn from nothing else than negatives.
+    A negative that equals its positive is left out by the writer, and the tuple is good without it. But clustering and
+    classification learn from negatives alone: there a tuple with no other negatives is at fault.
     """
     query, positive, *_ = tuples.texts
     no_query = ~query.is_valid().to_numpy(zero_copy_only=False)
@@ -92,7 +93,7 @@ def kinds(tuples: Tuples, task: str | None) -> np.ndarray:
     nothing_left = np.zeros(len(query), bool)
     if task in ("clustering", "classification"):
         nothing_left = tuples.has_only_own_negatives()
-    return np.select([no_query, no_positive, nothing_left], [1, 2, 3], 0)
+    return np.select([no_query, no_positive, nothing_left], [EMPTY_QUERY, EMPTY_POSITIVE, NOTHING_LEFT], GOOD)
 
 
 def sample_rows(rows: int, max_rows: int, seed: int = SAMPLE_SEED) -> np.ndarray:
@@ -118,16 +119,16 @@ class Survey:
     slots: int = 0  # K, the most negatives a row has room for
     not_read: dict[str, str] = field(default_factory=dict)  # column -> why it is not read
     problems: list[str] = field(default_factory=list)  # the file cannot be used
-    bad_rows: dict[str, list[int]] = field(default_factory=dict)  # kind -> rows, from 0
+    bad_rows: dict[str, list[int]] = field(default_factory=dict)  # of FAULTS -> rows, from 0
 
     def describe_bad_rows(self, path: Path) -> list[str]:
-        """A line for each kind of bad row: how many, and the first of them."""
+        """A line for each fault: how many rows have it, and the first of them."""
         lines = []
-        for kind, rows in self.bad_rows.items():
+        for fault, rows in self.bad_rows.items():
             shown = ", ".join(str(row) for row in rows[:_SHOWN])
             if len(rows) > _SHOWN:
                 shown += ", ..."
-            lines.append(f"{path}: {plural(len(rows), 'row')} with {kind} (row {shown}, counted from 0)")
+            lines.append(f"{path}: {plural(len(rows), 'row')} with {fault} (row {shown}, counted from 0)")
         return lines
 
 
@@ -161,11 +162,11 @@ def _survey_table(found: Survey, numbers: np.ndarray, table: pa.Table, task: str
     """Add what some rows of a file hold to what was found in the rows before them; `numbers` [n] are theirs."""
     found.slots = max(found.slots, found.columns.count_negatives(table))
     tuples = found.columns.to_tuples(table, found.slots)
-    kind_of_tuple = kinds(tuples, task)
-    found.good += int((kind_of_tuple == 0).sum())
-    for kind in np.unique(kind_of_tuple[kind_of_tuple > 0]):
-        rows = numbers[np.unique(tuples.rows[kind_of_tuple == kind])]
-        found.bad_rows.setdefault(BAD_KINDS[kind], []).extend(rows.tolist())
+    faults = find_faults(tuples, task)
+    found.good += int((faults == GOOD).sum())
+    for fault in np.unique(faults[faults != GOOD]):
+        rows = numbers[np.unique(tuples.rows[faults == fault])]
+        found.bad_rows.setdefault(FAULTS[fault], []).extend(rows.tolist())
     found.rows += len(table)
 
 

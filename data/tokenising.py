@@ -50,7 +50,7 @@ def tokenize_file(job: Job, tokenizer, engine: str = "tokenizers") -> None:
             table = table.slice(0, rows.stop - position)
             tuples = survey.columns.to_tuples(table, survey.slots)
             wanted = is_sampled[position + tuples.rows]  # [tuples of the table]
-            good = wanted & (raw_files.kinds(tuples, inputs["task"]) == 0)
+            good = wanted & (raw_files.find_faults(tuples, inputs["task"]) == raw_files.GOOD)
             writer.stats["skipped"] = writer.stats.get("skipped", 0) + int(wanted.sum() - good.sum())
             columns = tuples.texts_of(good)
             columns[0] = add_instructions(columns[0], tuples.prompts_of(good), inputs.get("instruction"))

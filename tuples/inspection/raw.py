@@ -19,6 +19,7 @@ from tqdm import tqdm
 from data import raw_files, raw_formats
 from data.instructions import add_instructions
 from data.raw_columns import Columns, Tuples
+from data.raw_files import EMPTY_POSITIVE, EMPTY_QUERY, GOOD, NOTHING_LEFT
 from data.raw_formats import UnreadableRows
 from data.raw_rows import RawError
 from tuples.inspection.checks import FIRST_ROWS, Found, found_in
@@ -27,7 +28,6 @@ from tuples.inspection.pairs import look_at_pairs
 from tuples.inspection.texts import MISSING, keys_of
 
 BATCH_ROWS = 2048
-EMPTY_QUERY, EMPTY_POSITIVE, NOTHING_LEFT = 1, 2, 3  # numbers into raw_files.BAD_KINDS
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class _Part:
     """Some tuples of a file: [m] and [m, 2 + slots]."""
 
     rows: np.ndarray  # int64 [m]
-    kinds: np.ndarray  # int [m], numbers into raw_files.BAD_KINDS
+    faults: np.ndarray  # int [m], numbers into raw_files.FAULTS
     keys: np.ndarray  # uint64 [m, 2 + slots]
     lengths: np.ndarray  # int32 [m, 2 + slots], characters
     own: np.ndarray  # bool [m, slots], negatives that equal their positive
@@ -95,7 +95,7 @@ def read_raw(path: Path, task: str | None, tokenizer, evaluation: Evaluation | N
     whole = _joined(parts)
     parts.clear()
     found = _found(whole, unreadable, file_rows)
-    good = whole.kinds == 0
+    good = whole.faults == GOOD
     whole.keys[:, 2:][whole.own] = MISSING  # as in a store: left out
     whole.keys[~good] = MISSING
     numbers, first = number_equal(whole.keys)
@@ -128,9 +128,9 @@ def _look_at(
     keys = np.stack([keys_of(column) for column in tuples.texts], axis=1)  # [m, 2 + slots]
     lengths = np.stack([_characters(column) for column in tuples.texts], axis=1)
     own = (keys[:, 2:] == keys[:, 1:2]) & (keys[:, 2:] != MISSING)
-    kinds = raw_files.kinds(tuples, task)
+    faults = raw_files.find_faults(tuples, task)
     of_texts = look_at_pairs(tuples.texts[0], tuples.texts[1], task, evaluation)
-    return _Part(row_numbers[tuples.rows], kinds, keys, lengths, own, of_texts), len(table)
+    return _Part(row_numbers[tuples.rows], faults, keys, lengths, own, of_texts), len(table)
 
 
 def with_instructions(tuples: Tuples) -> Tuples:
@@ -157,7 +157,7 @@ def _joined(parts: list[_Part]) -> _Part:
         of_texts[name] = np.concatenate([part.of_texts[name] for part in parts])
     return _Part(
         rows=np.concatenate([part.rows for part in parts]),
-        kinds=np.concatenate([part.kinds for part in parts]),
+        faults=np.concatenate([part.faults for part in parts]),
         keys=np.concatenate([_widened(part.keys, 2 + slots) for part in parts]),
         lengths=np.concatenate([_widened(part.lengths, 2 + slots) for part in parts]),
         own=np.concatenate([_widened(part.own, slots) for part in parts]),
@@ -190,17 +190,17 @@ def number_equal(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _found(whole: _Part, unreadable: UnreadableRows, file_rows: int) -> dict[str, Found]:
     """What is wrong with rows and with pairs of texts, by the name of the rule."""
     rows = whole.rows
-    good = whole.kinds == 0
-    with_both = good | (whole.kinds == NOTHING_LEFT)
+    good = whole.faults == GOOD
+    with_both = good | (whole.faults == NOTHING_LEFT)
     own = whole.own & with_both[:, None]
     given = (whole.keys[:, 2:] != MISSING) & with_both[:, None]
     first_unreadable = tuple(row for row, _ in sorted(unreadable.first)[:FIRST_ROWS])
     found = {
         "unreadable_rows": Found(unreadable.count, file_rows + unreadable.count, first_unreadable),
-        "empty_queries": found_in(whole.kinds == EMPTY_QUERY, rows),
-        "empty_positives": found_in(whole.kinds == EMPTY_POSITIVE, rows),
+        "empty_queries": found_in(whole.faults == EMPTY_QUERY, rows),
+        "empty_positives": found_in(whole.faults == EMPTY_POSITIVE, rows),
         "positive_is_negative": replace(found_in(own, rows), of=int(given.sum())),
-        "nothing_left": found_in(whole.kinds == NOTHING_LEFT, rows),
+        "nothing_left": found_in(whole.faults == NOTHING_LEFT, rows),
     }
     for name, mask in whole.of_texts.items():
         found[name] = found_in(mask[good], rows[good])

@@ -153,7 +153,7 @@ def read_tuples(inputs: Inputs) -> Iterator[tuple[Tuples, np.ndarray, list[str |
         groups = [None] * len(tuples.rows)
         if inputs.group_column:
             groups = table[inputs.group_column].cast(pa.string()).take(pa.array(tuples.rows)).to_pylist()
-        yield tuples, raw_files.kinds(tuples, None) == 0, groups
+        yield tuples, raw_files.find_faults(tuples, None) == raw_files.GOOD, groups
 
 
 # ------------------------------------------------------------------------------------------ writing
