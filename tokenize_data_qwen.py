@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from configuration import dataset_settings
 from configuration.dataset_settings import DatasetSettings
-from configuration.words import boolean, in_words, number_of
+from configuration.flag_types import argument_type, boolean, number_of
 from data import jobs, joining, parts, raw_files, raw_formats, token_store
 from data.declarations import ALL_FILES, declared_instructions, declared_tasks, instruction_problem, name_problems
 from data.jobs import Job, Order, RawFile
@@ -140,7 +140,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "instead of refusing the file (default false)",
     )
     add("--overwrite", type=boolean, default=False, help="replace stores made from other inputs (default false)")
-    part = in_words(parts.read_part)
+    part = argument_type(parts.read_part)
     add("--part", type=part, metavar="I/N", help="tokenise the I-th of N parts of all files; then --join N")
     add("--join", type=number_of("parts"), metavar="N", help="make the stores of N parts, with the flags of the parts")
     return parser.parse_args(argv)

@@ -17,8 +17,8 @@ from pathlib import Path
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-
-from configuration.words import in_words, number_of
+from configuration.flag_types import argument_type, number_of
+from data.parts import Part, read_part
 from tuples.sources import parts as sources_parts
 from tuples.sources.description import Source, read_description
 from tuples.sources.reading import Input, Piece, find_inputs, pieces_of
@@ -67,12 +67,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--output_dir", type=Path, required=True, help="folder of the raw tuples; what else lies there stays")
     add("--overwrite", action="store_true", help="replace files of these names that were not built by this tool")
     shares = parser.add_mutually_exclusive_group()
-    shares.add_argument(
-        "--part",
-        type=in_words(sources_parts.parse_part),
-        metavar="I/N",
-        help="only read the share of job I of N, from 1",
-    )
+    part = argument_type(read_part)
+    shares.add_argument("--part", type=part, metavar="I/N", help="only read the share of job I of N, from 1")
     shares.add_argument("--join", type=number_of("jobs"), metavar="N", help="only build, of what N jobs have read")
     return parser.parse_args(argv)
 
@@ -95,7 +91,7 @@ def build(flags: argparse.Namespace) -> int:
     if problems:
         return refuse(problems)
     if flags.part is not None:
-        return read_part(plan, *flags.part)
+        return read_one_part(plan, flags.part)
     if flags.join is not None:
         missing = sources_parts.missing_parts(plan.pieces, plan.sources, plan.output, flags.join)
         problems = [f"part {part}/{flags.join} is not there: run --part {part}/{flags.join}" for part in missing]
@@ -107,16 +103,15 @@ def build(flags: argparse.Namespace) -> int:
     return refuse(problems) if problems else DONE
 
 
-def read_part(plan: Plan, part: int, parts: int) -> int:
-    """Read and keep the pieces of one part, from 1. Returns the exit status."""
-    dealt = sources_parts.part_of(plan.pieces, parts)
-    own = [piece for piece, number in zip(plan.pieces, dealt, strict=True) if number == part]
+def read_one_part(plan: Plan, part: Part) -> int:
+    """Read and keep the pieces of one part. Returns the exit status."""
+    dealt = sources_parts.part_of(plan.pieces, part.of)
+    own = [piece for piece, number in zip(plan.pieces, dealt, strict=True) if number == part.number]
     problems = sources_parts.read_pieces(own, plan.sources, plan.output)
     if problems:
         return refuse(problems)
-    print(
-        f"part {part}/{parts}: {len(own)} of {plural(len(plan.pieces), 'piece')} read; after all parts: --join {parts}"
-    )
+    pieces = plural(len(plan.pieces), "piece")
+    print(f"part {part}: {len(own)} of {pieces} read; after all parts: --join {part.of}")
     return DONE
 
 

@@ -28,7 +28,7 @@ if __name__ == "__main__":
 import torch
 import transformers
 
-from configuration.words import boolean
+from configuration.flag_types import boolean
 from data import raw_files
 from data.raw_rows import RawError
 from modeling import hub

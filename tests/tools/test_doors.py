@@ -36,7 +36,7 @@ def test_a_tool_runs_as_a_file_from_any_folder(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", TOOLS)
-def test_words_that_a_tool_does_not_know_are_refused(name, capsys):
+def test_flag_types_that_a_tool_does_not_know_are_refused(name, capsys):
     tool = importlib.import_module(f"tools.{name}")
     with pytest.raises(SystemExit) as refused:
         tool.main(["--no_such_flag", "x", "y", "z"])

@@ -271,7 +271,7 @@ def local_metadata(name: str, kind: str):
     return local_task(task).metadata
 
 
-def test_words_before_texts_by_way_and_override(model):
+def test_flag_types_before_texts_by_way_and_override(model):
     search, near = local_metadata("search", "retrieval"), local_metadata("near", "sts")
     query, document = PromptType.query, PromptType.document
     own = {"query": "Instruct: Find it.\nQuery: ", "document": ""}

@@ -19,18 +19,6 @@ from tuples.sources.rows import VERSION, is_written, write_piece
 PIECES = ".pieces"
 
 
-def parse_part(text: str) -> tuple[int, int]:
-    """Part I of N as (I, N), from 1. Raises ValueError for anything else.
-
-    >>> parse_part("2/8")
-    (2, 8)
-    """
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise ValueError(f"{text!r} is not I/N, such as 1/8, the first of eight")
-    return int(part), int(parts)
-
-
 def part_of(pieces: list[Piece], parts: int) -> list[int]:
     """The part, from 1, that each piece is dealt to: neighbours together, by bytes.
 

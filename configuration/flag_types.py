@@ -1,4 +1,4 @@
-"""Words of a command line that argparse has no type for: each function is given to it as `type`."""
+"""Readers of flags whose values argparse has no type for; each is given to it as `type`."""
 
 import argparse
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def in_words(read: Callable[[str], T]) -> Callable[[str], T]:
-    """The same reader for argparse, which shows the words of an ArgumentTypeError but not those of a ValueError."""
+def argument_type(read: Callable[[str], T]) -> Callable[[str], T]:
+    """A reader for argparse's `type`: argparse shows the message of an ArgumentTypeError, not that of a ValueError."""
 
     @wraps(read)
     def type_of_flag(text: str) -> T:
@@ -21,18 +21,18 @@ def in_words(read: Callable[[str], T]) -> Callable[[str], T]:
     return type_of_flag
 
 
-@in_words
+@argument_type
 def boolean(text: str) -> bool:
-    """A truth value, true or false in any case; ValueError for other words."""
+    """A truth value, written true or false in any case."""
     if text.lower() not in ("true", "false"):
         raise ValueError(f"{text!r} is neither true nor false")
     return text.lower() == "true"
 
 
 def number_of(things: str) -> Callable[[str], int]:
-    """A reader of how many there are, one at least; `things` in the plural, for the message."""
+    """A reader of a number from 1 on; `things` is what it counts, in the plural, for the message."""
 
-    @in_words
+    @argument_type
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < 1:
             raise ValueError(f"{text!r} is no number of {things}")
