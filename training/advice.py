@@ -16,7 +16,7 @@ from training.recipes import Recipe
 from training.schedule import Schedule
 from utils import plural
 
-# Of F2LLM-v2's query prompt; taken where the data do not say what their queries carry, as the published layouts.
+# Of F2LLM-v2's query prompt; taken where the data do not say what their queries carry: the published layouts do not.
 PUBLISHED_INSTRUCTION = "Given a question, retrieve passages that can help answer the question."
 _NAMED = 3  # datasets named in a line; of more, their number is said
 

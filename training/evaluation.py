@@ -1,9 +1,10 @@
 """Search in retrieval sets with the model in training, shared out over the processes, under every engine.
 
-The texts of a set are cut into chunks, which depend on the set alone. Each process tokenises and embeds every n-th
-chunk: queries with the instruction that the saved folder will put before them, documents bare, without padding. Then
-all have all queries, and each keeps the best documents of its own chunks; the main process merges them and scores the
-rankings. What is computed together never depends on the number of processes, so the rankings do not either.
+The texts of a set are cut into chunks, which depend on the set alone. Each of n processes tokenises and embeds every
+n-th chunk, without padding: queries with the instruction that the saved folder will put before them, documents as they
+are. Then every process gets the vectors of all queries, and finds the best documents in its own chunks; the main
+process merges these and scores the rankings. Which texts are embedded together does not depend on the number of
+processes, so the rankings do not either.
 
 Nothing here draws a random number, and no vector of a document is kept: memory grows with queries, not with documents.
 """

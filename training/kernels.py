@@ -1,6 +1,7 @@
 """Fewer and larger kernels in a decoder's layers: torch.compile, layer by layer, and Liger's on CUDA.
 
-Both round otherwise and change nothing else: a model is run before and after, and refused where it embeds otherwise.
+Both may round otherwise and must change nothing else: a model is run before and after, and refused where its embeddings
+differ by more than rounding explains.
 
     python -m pytest tests/training/test_kernels.py
 """
@@ -145,8 +146,9 @@ def _compiled_inside_checkpoint(kind: type[nn.Module], backend: Compiler) -> typ
     checkpointed uncompiled, in both passes. But Transformers puts the checkpoint around the forward pass of every
     subclass as well, and of the outermost alone (before 5.23 around `__call__`): so a subclass is compiled inside it.
 
-    Any number of tokens from the first compilation on: a first one for a fixed number, and a second one for all others,
-    might serve the two passes of one layer, which save different tensors then; torch would end the run.
+    `dynamic` makes the first compilation serve any number of tokens. Otherwise torch would compile once for a fixed
+    number, and again for all others. These two save different tensors, and where a layer ran by one of them and was
+    recomputed by the other, torch would end the run.
     """
     compiled = torch.compile(kind.forward, backend=backend, dynamic=True)
 
@@ -194,9 +196,9 @@ def _exact_embeddings(model: Embedder) -> Tensor:
 
 
 def _embeddings(model: Embedder) -> Tensor:
-    """The same as the model is trained, after a backward pass through all layers.
+    """The same texts' embeddings in the precision of the training, after a backward pass through all layers.
 
-    It asks for the gradient of one weight: those of all would take as much memory as the model.
+    The backward pass computes the gradient of one weight: those of all would take as much memory as the model.
     """
     mode = model.training
     model.eval()
@@ -216,7 +218,7 @@ def _short_texts(model: Embedder) -> tuple[Tensor, Tensor, np.ndarray]:
 
 
 def _smallest_trained_weight(model: Embedder) -> Tensor:
-    """Of the first layer where it is trained: the way to it leads through all others."""
+    """The smallest trained weight of the first layer that has one: its gradient passes through all later layers."""
     for module in (*model.layers(), model):
         if hasattr(module, "unshard"):  # sharded: the weight that the forward pass uses is gathered from all processes
             module.unshard()

@@ -165,7 +165,7 @@ def gradient_and_moment_bytes(weights: Weights, layout: Layout) -> float:
 
 
 def working_bytes(weights: Weights, layout: Layout, keep_gathered: bool = False) -> float:
-    """Bytes that stand beside them at the peak of a pass, in bf16.
+    """Bytes that the peak of a pass needs beside weights, gradients and moments, computing in bf16.
 
     Whole copies: autocast's bf16 copies of the layers' matrices, and one gradient of the largest tensor before it is
     added to those of earlier parts. Sharded: two layers (one computes, the next is on its way) and the table are
@@ -188,7 +188,7 @@ def bytes_for_activations(free: float, states: float, losses: float) -> float:
 
     Args:
         free: bytes, the weights already on the device.
-        states: of gradients, moments and what works beside them.
+        states: of gradients, moments, and what `working_bytes` counts.
         losses: at their peak (training/loss_memory.py).
     """
     return USABLE * (free - states - losses) - SPARE

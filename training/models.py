@@ -46,7 +46,7 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
         accelerator.print(f"warning: {line}")
 
     with engine.trials(accelerator, model):
-        problems = find_model_problems(args, model, candidates, equal_calls, warn, agreement(accelerator))
+        problems = set_backend_and_kernels(args, model, candidates, equal_calls, warn, agreement(accelerator))
     problem = problem_of_any("\n".join(f"{args.model_path}: {line}" for line in problems), accelerator.num_processes)
     if problem:
         raise RunError(problem)
@@ -74,7 +74,7 @@ def leave_out_kernels(args: Args, accelerator: Accelerator, config: PretrainedCo
 
 
 def load_student(args: Args, accelerator: Accelerator) -> Embedder:
-    """The model to train, in fp32, with adapters where they are asked for, where the engine wants it."""
+    """The model to train, in fp32, with adapters where they are asked for, on the device or in parts over processes."""
     backbone = read_backbone(accelerator, args.model_path, torch.float32, "model_path", args.model_revision)
     if args.use_lora:
         sizes = (args.lora_r, args.lora_alpha, args.lora_dropout)
@@ -121,16 +121,16 @@ def read_backbone(
     return backbone
 
 
-def find_model_problems(
+def set_backend_and_kernels(
     args: Args, model: Embedder, candidates: list[str], equal_calls: bool, warn: Callable[[str], None], agree: Agree
 ) -> list[str]:
-    """Give the model its backend and kernels, and say what of it cannot be, one line each.
+    """Set the model's attention backend and change its kernels as asked. Returns what cannot be done, one line each.
 
     Args:
         candidates: the backends to try, best first.
         equal_calls: every process must call the model equally often.
         warn: called with a line about each backend that is left out.
-        agree: makes one process's problem that of all.
+        agree: tells every process the problem that any of them found.
     """
     problems = choose_backend(model, candidates, warn, agree)
     if equal_calls and model.backend == "buckets":
@@ -181,7 +181,7 @@ def load_teacher(
 
 
 def agreement(accelerator: Accelerator) -> Agree:
-    """What makes the verdict of one process on a backend that of all: one of them must not use another."""
+    """What tells every process the problem that any of them found, so that all choose the same backend."""
     return partial(problem_of_any, world=accelerator.num_processes)
 
 

@@ -17,7 +17,7 @@ from losses import distillation_loss, group_ranks, hard_negative_loss, in_batch_
 from runtime.collectives import gather
 
 LOSSES = ("in_batch", "hard", "distillation")
-MEASURES = ("in_batch", "hard", "group_accuracy", "group_mrr")  # of validation; of a prefix they are in_batch@64, ...
+MEASURES = ("in_batch", "hard", "group_accuracy", "group_mrr")  # of validation; of a prefix: in_batch@64
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ class Objective:
         return measures
 
     def measures_by_width(self, batch: Batch, embeddings: Tensor, in_batch: bool) -> dict[str, tuple[Tensor, int]]:
-        """The same, and beside it what each Matryoshka prefix measures by itself, as `in_batch@64`: no sum, no weights.
+        """`measures` at full width, and of each shorter Matryoshka prefix by itself, named as `in_batch@64`.
 
-        The embeddings are cut, and the measures normalise what is left. Collective for data with the in-batch loss.
+        Each prefix is normalised anew; nothing is weighted or summed. Collective for data with the in-batch loss.
         """
         measures = {}
         for dim in self.prefixes:
@@ -138,16 +138,16 @@ class Objective:
         return [self._at(kind, dim) for dim in self.prefixes for kind in MEASURES]
 
     def _at(self, kind: str, dim: int) -> str:
-        """The name of a measure of the first `dim` dimensions; of the whole embedding that of the measure itself."""
+        """The name of a measure of the first `dim` dimensions: `kind` alone where these are all."""
         return kind if dim == max(self.prefixes) else f"{kind}@{dim}"
 
     def _same_text(self, batch: Batch) -> Tensor | None:
-        """Text numbers by which equal candidates are recognised, [B], where they shall be."""
+        """[B] text numbers, equal where candidates are the same text; None where those count as negatives."""
         return batch.positives if self.mask_same_text else None
 
 
 def share_of_global_mean(mean: Tensor, own: int, everywhere: int, batch: Batch) -> Tensor:
-    """A mean over `own` items of this process as its part of the mean over the items of all: see the module."""
+    """A mean over `own` items of this process, rescaled: the average over processes is then the mean over all items."""
     return mean * (own * len(batch.counts) / max(everywhere, 1))
 
 

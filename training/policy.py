@@ -1,8 +1,9 @@
-"""Which activations a run keeps, and how many tokens a forward pass has: the fastest way that fits, by a model of both.
+"""Which activations a run keeps, and how many tokens a forward pass has: the fastest way that fits into memory.
 
 Keeping everything saves time and costs memory. Recomputing a layer costs its forward pass once more; parts cost a
 forward pass over all tokens, launch kernels for fewer tokens, and under sharding gather the weights anew. Which is
-cheapest depends on the model, the device and the engine, so each way's time is worked out (training/step_time.py).
+cheapest depends on the model, the device and the engine. So the memory of each way is computed (training/memory.py),
+and its time (training/step_time.py).
 
     python -m pytest tests/training/test_policy.py
 """
@@ -29,9 +30,9 @@ from training.memory import (
 from training.step_time import Device, Way, Work, device_of, step_seconds, work_of
 
 ROUND = 1024  # tokens; a limit is a multiple of it
-NEAR = 0.1  # of the fastest way's time
-STEPS = 64  # of an epoch, looked at to know a usual one
-USUAL = 0.95  # of the steps have at most as many tokens as a usual one
+NEAR = 0.1  # a way counts as fast as the fastest where it takes at most this share longer
+STEPS = 64  # of an epoch, from which a usual one is found
+USUAL = 0.95  # share of the steps that have at most as many tokens as a usual one
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,11 @@ def choose_policy(situation: Situation, fixed: Fixed = NOTHING_FIXED) -> Policy:
 
 
 def _with_limit(situation: Situation, recompute_every: int, keep_gathered: bool, token_limit: int | None) -> Policy:
-    """The policy of such a choice: how many tokens a pass may have, how many parts that makes, whether they fit."""
+    """The policy with this choice made: how many tokens a pass may have, how many parts that makes, whether it fits.
+
+    Args:
+        token_limit: as the user fixed it; None leaves it to what fits.
+    """
     room = situation.room(recompute_every, keep_gathered)
     if token_limit is None:
         limit = room // ROUND * ROUND or max(room, situation.longest_text)

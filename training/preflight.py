@@ -1,6 +1,6 @@
-"""Everything that can stand against a run, found without loading a weight.
+"""Every problem that can keep a run from starting, found without loading a weight.
 
-What a user says is looked at as a whole here, so this file takes the configuration whole.
+Many of them lie between several keys, so this file takes the configuration whole.
 """
 
 import os
@@ -109,7 +109,7 @@ def dims_problems(args: Args, width: int, sets: list[str], unknown: set[str]) ->
 
 
 def read_settings(args: Args, unknown: set[str]) -> tuple[DatasetSettings, list[str]]:
-    """The settings of single datasets, and what is wrong with them as far as the file and the configuration tell."""
+    """The settings of single datasets, and what is wrong with them, but for what only the data can tell."""
     if "dataset_settings" in unknown or (args.dataset_settings is None and "train_data_path" in unknown):
         return DatasetSettings(), []
     path = dataset_settings.find(Path(args.train_data_path), args.dataset_settings)

@@ -1,4 +1,4 @@
-"""How each dataset is trained: what the configuration says of all, what its task brings, what its settings change.
+"""How each dataset is trained: by the configuration, by its task, and by settings of its own.
 
 The settings are a file's (configuration/dataset_settings.py). Without one every recipe is that of its task:
 
@@ -8,7 +8,7 @@ The settings are a file's (configuration/dataset_settings.py). Without one every
 Where a dataset has no negatives, or none are drawn, there is no hard-negative loss: it would be 0 for any model.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from arguments import Args
 from configuration.dataset_settings import LOSSES, DatasetSettings, Settings
@@ -58,21 +58,21 @@ def recipes_for(args: Args, stores: list[TokenStore], settings: DatasetSettings)
     """The recipe of each dataset, in their order."""
     recipes = []
     for store in stores:
-        without = _recipe(args, store, Settings())
+        usual = _recipe(args, store, Settings())
         recipe = _recipe(args, store, settings.of(store.name))
-        changed = [f.name for f in fields(Recipe) if getattr(recipe, f.name) != getattr(without, f.name)]
-        recipes.append(_recipe(args, store, settings.of(store.name), tuple(changed)))
+        changed = [f.name for f in fields(Recipe) if getattr(recipe, f.name) != getattr(usual, f.name)]
+        recipes.append(replace(recipe, changed=tuple(changed)))
     return recipes
 
 
-def _recipe(args: Args, store: TokenStore, said: Settings, changed: tuple[str, ...] = ()) -> Recipe:
-    """What the configuration makes of a dataset of which this is said."""
-    losses = _said_or(said.losses, LOSSES if store.task == "retrieval" else ("hard",))
+def _recipe(args: Args, store: TokenStore, own: Settings) -> Recipe:
+    """The recipe of a dataset with these settings of its own; `changed` is left empty."""
+    losses = _own_or_usual(own.losses, LOSSES if store.task == "retrieval" else ("hard",))
     negatives = 0
     if "hard" in losses:
-        asked = _said_or(said.num_hard_neg, args.negatives_for(store.task))
+        asked = _own_or_usual(own.num_hard_neg, args.negatives_for(store.task))
         negatives = min(asked, store.meta["negatives"])
-    instruction = said.instruction
+    instruction = own.instruction
     if instruction is not None:
         instruction = bare_instruction(instruction)
     return Recipe(
@@ -80,17 +80,16 @@ def _recipe(args: Args, store: TokenStore, said: Settings, changed: tuple[str, .
         task=store.task,
         losses=_that_apply(losses, negatives),
         negatives=negatives,
-        temperature=float(_said_or(said.temperature, args.temperature)),
-        max_length=_said_or(said.max_length, args.max_seq_length),
-        sampling_weight=float(_said_or(said.sampling_weight, 1.0)),
+        temperature=float(_own_or_usual(own.temperature, args.temperature)),
+        max_length=_own_or_usual(own.max_length, args.max_seq_length),
+        sampling_weight=float(_own_or_usual(own.sampling_weight, 1.0)),
         instruction=instruction,
-        changed=changed,
     )
 
 
-def _said_or(said, usual):
-    """What settings say, or the usual value where they say nothing."""
-    return usual if said is None else said
+def _own_or_usual(own, usual):
+    """The value in a dataset's settings, or the usual one where they have none."""
+    return usual if own is None else own
 
 
 def _that_apply(losses: tuple[str, ...], negatives: int) -> tuple[str, ...]:

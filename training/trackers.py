@@ -1,7 +1,7 @@
-"""TensorBoard, Weights & Biases, trackio and whatever else accelerate knows: started, fed, and never asked twice.
+"""TensorBoard, Weights & Biases, trackio and whatever else accelerate knows.
 
-metrics.jsonl has every number whatever a tracker does. So a tracker that fails while a run goes on is left out and
-said; it ends no training.
+metrics.jsonl has every number, so a tracker that fails while a run goes on is left out with a warning. Only
+TensorBoard, which writes files as the run itself does, ends the run.
 """
 
 import os
