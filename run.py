@@ -14,9 +14,9 @@ from training.refusal import answer_at_once, asks_for_help, refuse, refuse_with_
 
 PROBLEMS_PRINTED = []
 if __name__ == "__main__":
-    launcher.end_in_words()
-    launcher.end_with_launcher()
-    launcher.let_memory_grow()
+    launcher.install_excepthook()
+    launcher.stop_when_launcher_ends()
+    launcher.use_expandable_segments()
     PROBLEMS_PRINTED = answer_at_once(sys.argv[1:])
 
 import math

@@ -16,7 +16,7 @@ named as left out.
 from runtime import launcher
 
 if __name__ == "__main__":
-    launcher.let_memory_grow()
+    launcher.use_expandable_segments()
 
 import argparse
 import gc

@@ -4,11 +4,11 @@
     state/step_N/processes-00001-of-00004.safetensors   each process's sums of the next log line
     state/step_N/state.json                             facts, and the checksum of each file and of itself; written last
 
-Each process writes and flushes its own files, all into one folder under another name. When all have, the main process
-adds state.json and renames the folder; only then are old states removed, each renamed before its first file goes. So a
-kill of any process at any byte leaves only whole states under their names, and the next start clears away what lies
-under other names. A state that was damaged later is passed over for the one before it, with a warning. Nothing is
-pickled. States of format 1 had one file of each kind (weights.safetensors), and are read all the same.
+Each process writes and flushes its own files, all into one folder with a temporary name. When all have, the main
+process adds state.json and renames the folder; only then are old states removed, each renamed before its first file
+goes. So after a kill of any process at any byte every folder called step_N is a whole state, and the next start removes
+the others. A state that was damaged later is passed over for the one before it, with a warning. Nothing is pickled.
+States of format 1 had one file of each kind (weights.safetensors), and are read all the same.
 """
 
 import json
@@ -66,7 +66,7 @@ def write_part(aside: Path, tensors: Tensors, number: int, count: int) -> dict[s
 
 
 def finish(aside: Path, step: int, digests: dict[str, str], facts: dict, keep: int) -> Path:
-    """Give a state its name when all processes have written, then remove all but the newest `keep` up to this step.
+    """Publish a state when all processes have written, then remove all but the newest `keep` up to this step.
 
     Args:
         digests: file name -> checksum, of all processes.
@@ -84,7 +84,7 @@ def finish(aside: Path, step: int, digests: dict[str, str], facts: dict, keep: i
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Clear away what killed processes left behind under other names than a state's."""
+    """Remove the temporary folders that killed processes left behind."""
     for left_behind in folder.glob(".step_*"):
         remove(left_behind)
 

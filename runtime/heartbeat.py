@@ -22,9 +22,9 @@ _LOST_CONTACT = ("Connection closed", "Connection reset", "Connection was", "Tim
 
 
 def new_connection() -> dist.Store:
-    """A connection to the store at which the processes met, for one thread alone: a call that waits holds it.
+    """A new connection to the key-value store of the process group; torch has no public function for it.
 
-    Torch has no public way to it.
+    Each thread needs one of its own, since a call that waits blocks the connection.
     """
     return dist.distributed_c10d._get_default_store().clone()
 
@@ -72,7 +72,7 @@ class Heartbeat:
         lost_contact = is_lost_contact(error)
         if lost_contact:
             self.stopped.wait(2 * self.interval)  # another process may be about to say what really happened
-        # Where the store is gone too, lost contact is news from elsewhere, and any other error is this process's own.
+        # Where the store cannot be reached, lost contact means that another process failed before this one.
         first = self._leave_reason(_reason_of(error), first_without_store=not lost_contact)
         if first:
             self._print_error(error)

@@ -1,7 +1,7 @@
-"""What `accelerate launch` and torchrun do to a process that they start, as far as it can be mended from inside.
+"""What `accelerate launch` and torchrun do to a process that they start, and how the process deals with it.
 
-They set a number of threads, they print a traceback of their own below the words of a run that has ended, and they pass
-signals on, or die of them. Imports no torch: this is needed while a mistyped key is reported, before torch is imported.
+They set its number of threads, print a traceback of their own below its last lines, and pass signals on, or die of
+them. Imports no torch, because it is needed before: while a mistyped key is reported.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Exit statuses of a run that need no torch to be known; runtime/processes.py has all of them.
+# Exit statuses that are needed before torch is imported; runtime/processes.py has all of them.
 FINISHED = 0
 REFUSED = 2  # a problem was found before the run, and nothing was started
 
@@ -64,9 +64,9 @@ def main_address() -> tuple[str, int, int] | None:
 def threads_of_environment() -> int | None:
     """The number of threads that a person chose by OMP_NUM_THREADS or for the launcher; None where nobody chose one.
 
-    Both launchers set OMP_NUM_THREADS=1 where it is unset, accelerate always and torchrun for several processes. So a
-    1 is a person's only if the launcher was started with it: in its environment, or as accelerate's option. A number
-    above 1 stays: it is a person's, or accelerate's own share of the cores.
+    Where it is unset both launchers set OMP_NUM_THREADS=1, accelerate always and torchrun for several processes. So a 1
+    was chosen by a person only if the launcher was started with it, in its environment or as accelerate's option. A
+    larger number is a person's, or accelerate's own share of the cores, and is taken as it is.
     """
     text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # "4,2": of loops, and of loops inside of loops
     if not text.isdigit() or int(text) == 0:
@@ -91,11 +91,11 @@ def _launcher_was_given_threads() -> bool:
 # ----------------------------------------------------------------------------------------- memory
 
 
-def let_memory_grow() -> None:
+def use_expandable_segments() -> None:
     """Have CUDA's allocator extend its segments, where nobody chose anything else; before torch is imported.
 
-    The texts of every step are of another total length, and without it the memory falls into pieces of sizes that fit
-    no later step: what is reserved then exceeds what is used by a fifth and more, until a step does not fit.
+    Each step has another number of tokens. Without this, memory is reserved in pieces whose sizes fit no later step: a
+    fifth more and above is then reserved than used, until a step does not fit.
     """
     chosen = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
     if not any(name in os.environ for name in chosen):
@@ -105,10 +105,10 @@ def let_memory_grow() -> None:
 # ---------------------------------------------------------------------------------------- the end
 
 
-def end_with_launcher() -> None:
-    """From now on this process gets SIGTERM when its launcher ends: so it saves, and does not train on unseen.
+def stop_when_launcher_ends() -> None:
+    """From now on this process gets SIGTERM when its launcher ends, so that it saves and stops, too. On Linux only.
 
-    `accelerate launch` of one process dies of a SIGTERM or a Ctrl-C by itself, and passes nothing on. On Linux only.
+    `accelerate launch` of one process dies of a SIGTERM or a Ctrl-C and does not pass it on.
     """
     if is_launched() and sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
@@ -124,8 +124,8 @@ def say(lines: Sequence[str]) -> None:
 def repeat_below_launcher(lines: Sequence[str]) -> None:
     """Have lines printed once more when the launcher has ended, so that they stand below its traceback.
 
-    A process of its own waits for that, a minute at most. It has a session of its own, because torchrun ends the whole
-    process group of each process that it started. Nothing happens without a launcher, or where the system is not Linux.
+    A child process waits for that, a minute at most. It has a session of its own, because torchrun ends the whole
+    process group of each process that it started. Without a launcher, and on other systems than Linux, nothing is done.
     """
     launcher = os.getppid()
     if not is_launched() or not is_first_on_machine() or launcher == 1:
@@ -144,8 +144,8 @@ def repeat_below_launcher(lines: Sequence[str]) -> None:
     os.close(descriptor)
 
 
-def end_in_words() -> None:
-    """From now on an interrupt ends this process in a line instead of a traceback; any other error leaves one too."""
+def install_excepthook() -> None:
+    """From now on an interrupt prints a line and no traceback, and any other error its traceback and then a line."""
     sys.excepthook = _last_words_of
 
 

@@ -1,8 +1,8 @@
 """Before a run begins: where one process is refused, none of them starts, and none of them waits for it.
 
-Each process looks at its own disks and its own GPU, so one machine of eight may lack a folder. Without a word from it
-the others would wait at the first collective for as long as that may take, an hour. So all say what they found, through
-the key-value store of their launcher, before they meet.
+Each process looks at its own disks and its own GPU, so one machine of eight may lack a folder. If it just ended, the
+others would wait for it at the first collective until the timeout, an hour. So all processes first say through the
+key-value store of their launcher whether they found problems.
 
     refused     where problems were found, written by the first that has some
     verdicts    how many processes have said what they found
@@ -24,7 +24,7 @@ _REFUSED, _VERDICTS = "f2llm/refused", "f2llm/verdicts"
 
 
 def refused_elsewhere(problems: int) -> str | None:
-    """Say how many problems this process found, and hear whether another one found some.
+    """Tell the other processes how many problems this one found, and wait to hear whether any of them found some.
 
     Args:
         problems: found by this process.

@@ -24,7 +24,7 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 from runtime import launcher
 
 if __name__ == "__main__":
-    launcher.let_memory_grow()
+    launcher.use_expandable_segments()
 
 import numpy as np
 import torch
@@ -324,5 +324,5 @@ def embed(
 
 
 if __name__ == "__main__":
-    launcher.end_with_launcher()
+    launcher.stop_when_launcher_ends()
     sys.exit(main(sys.argv[1:]))

@@ -27,7 +27,7 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 from runtime import launcher
 
 if __name__ == "__main__":
-    launcher.let_memory_grow()
+    launcher.use_expandable_segments()
 
 from configuration.keys import did_you_mean
 from tools.evaluation import folders, results

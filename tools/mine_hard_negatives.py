@@ -23,7 +23,7 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 from runtime import launcher
 
 if __name__ == "__main__":
-    launcher.let_memory_grow()
+    launcher.use_expandable_segments()
 
 import torch
 import transformers
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     """
     flags = parse(argv)
     share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-    launcher.end_with_launcher()
+    launcher.stop_when_launcher_ends()
     transformers.utils.logging.disable_progress_bar()  # its bars for loading weights tear the output apart
     try:
         return mine(flags, share)

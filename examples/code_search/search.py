@@ -10,7 +10,7 @@ vectors of functions are kept beside the model folder, so a second search embeds
 from runtime import launcher
 
 if __name__ == "__main__":
-    launcher.let_memory_grow()
+    launcher.use_expandable_segments()
 
 import argparse
 import hashlib

@@ -89,7 +89,7 @@ def test_the_allocator_is_told_before_torch_is_there_unless_somebody_chose(monke
         monkeypatch.delenv(name)
     if chosen:
         monkeypatch.setenv(chosen, "max_split_size_mb:128")
-    launcher.let_memory_grow()
+    launcher.use_expandable_segments()
     assert os.environ.get("PYTORCH_ALLOC_CONF") == {
         None: "expandable_segments:True", "PYTORCH_ALLOC_CONF": "max_split_size_mb:128",
     }.get(chosen)  # fmt: skip
@@ -202,7 +202,7 @@ def told(*_):
     pathlib.Path({str(tmp_path / "told")!r}).touch()
     sys.exit(75)
 signal.signal(signal.SIGTERM, told)
-launcher.end_with_launcher()
+launcher.stop_when_launcher_ends()
 pathlib.Path({str(tmp_path / "begun")!r}).touch()
 time.sleep({PATIENCE})
 """
