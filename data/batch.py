@@ -4,9 +4,9 @@ The plan (plan.py) decides which tuples and which negatives belong to a step; he
 `make_batch` tells the whole story:
 
 1. share out the rows of the global batch, so that every process has about as many tokens (`ranks_of_rows`);
-2. find the distinct texts of all processes at once (`distinct_texts`): of the others only counts are needed, the tokens
-   of the process that has most, and the parts of the process that needs most (`most_parts`);
-3. cut this process's own, longest first, into parts that fit into one forward pass each (`split_by_budget`);
+2. find the distinct texts of every process at once (`distinct_texts`). Of the other processes only two numbers are
+   needed: the most tokens that one has, and the most parts that one needs (`most_parts`);
+3. cut this process's texts, longest first, into parts that fit into one forward pass each (`split_by_budget`);
 4. lay them end to end (`pack`), and remember which text stands where in the tuples (`positions_in`).
 
 The batch of the next step is made by a thread of the training process, so Python's part of it must be short: here it
@@ -218,7 +218,7 @@ def distinct_texts(
 
 
 def most_parts(texts: DistinctTexts, max_length: int, budget: int) -> int:
-    """The parts of the process that needs most: what `split_by_budget` gives each, for all processes at once.
+    """The parts of the process that needs most, as `split_by_budget` would cut them; for all processes at once.
 
     >>> texts = DistinctTexts(np.arange(8), np.array([2, 2, 1, 9, 3, 1, 4, 5]), np.array([0, 3, 8, 8]))
     >>> most_parts(texts, max_length=9, budget=8)

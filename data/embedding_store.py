@@ -3,9 +3,9 @@
     embeddings.npy   float32 or float16 [texts, D]   row i is text i of the token store, not normalised
     meta.json        written last: of which texts and how long, by which teacher; checksums
 
-Whoever trains from it runs no teacher: the rows of a batch's texts come with the batch. The rows must be what the
-teacher would give to these very tokens, so a folder that was made of other texts, or of texts that were cut elsewhere,
-is refused. data/embedding_writer.py writes one.
+A run that trains from it loads no teacher: the rows of a batch's texts come with the batch. They must be what the
+teacher would give for these very tokens, so a folder made from other texts, or from texts cut elsewhere, is refused.
+data/embedding_writer.py writes one.
 """
 
 import hashlib
@@ -40,16 +40,16 @@ class EmbeddingStore:
 
 
 def texts_of(store: TokenStore) -> dict[str, str]:
-    """What names the texts of a token store, whatever its tuples and its task are: checksums of tokens and offsets."""
+    """What identifies the texts of a token store, and not its tuples or task: checksums of tokens and offsets."""
     return {name: store.meta["sha256"][name] for name in ("tokens", "offsets")}
 
 
 def open_embeddings(folder: Path, width: int) -> EmbeddingStore:
-    """Open what `find_problems` has nothing against.
+    """Open a folder in which `find_problems` found nothing.
 
     Args:
         folder: of one dataset.
-        width: d, columns that are wanted, from the first.
+        width: d, how many columns are wanted, from the first.
 
     Raises:
         StoreError: the folder holds no finished embeddings, or other sizes than its meta.json says.
@@ -143,8 +143,8 @@ def find_problems(folder: Path, store: TokenStore, max_length: int, width: int) 
 def are_cut_alike(one: int, other: int, longest: int) -> bool:
     """Whether texts of up to `longest` tokens are the same, cut to `one` and cut to `other`.
 
-    Neither inequality alone is right: longer cuts give the teacher words that the student does not see, shorter ones
-    hide some from it. The cuts must be equal, or be at tokens that no text has.
+    A teacher whose texts were cut later read words that the student does not see; cut earlier, it missed some. So the
+    two cuts must be equal, or both lie beyond the longest text.
 
     >>> are_cut_alike(512, 512, 9000), are_cut_alike(512, 1024, 9000), are_cut_alike(512, 1024, 300)
     (True, False, True)
@@ -180,7 +180,7 @@ def verify(folder: Path, names: list[str], cache_dir: Path, say: Callable[[str],
     One process of a machine reads, the others wait and find the marks.
 
     Args:
-        folder: of all datasets' embeddings, which `find_problems` has nothing against.
+        folder: of all datasets' embeddings, in which `find_problems` found nothing.
         names: of the datasets.
         say: called with a line about what was read, by the process that read it.
 

@@ -5,11 +5,10 @@ The layout is embedding_store's. While it is being written the folder is called 
     journal.json   what is written: of which texts, by which teacher, in which batches
     done           a byte for each batch, 1 where its rows are on the disk
 
-Which texts are embedded together is a function of their lengths alone. So another number of processes, or a kill and a
-second start, changes no byte of the result.
+Which texts are embedded together depends on their lengths alone. So the result has the same bytes with any number of
+processes, and after a kill and a second start.
 """
 
-import math
 import os
 from functools import lru_cache
 from itertools import pairwise
@@ -22,8 +21,8 @@ from data.embedding_store import ARRAY, DTYPES, FORMAT, read_meta, size_problem
 from data.token_store import HEADER, StoreError, TokenStore, npy_header
 from utils import aside_of, file_digest, publish, read_json, remove, seal, write_json
 
-_NEWER_FACTS = {"teacher_config"}  # folders that were written before there was such a fact say nothing of it, and stand
-WINDOW = 2**14  # texts that are sorted by length together: rows lie near each other on the disk, and memory is bounded
+_NEWER_FACTS = {"teacher_config"}  # which older folders lack; they are not refused for it
+WINDOW = 2**14  # texts sorted by length together: bounds memory, and keeps a batch's rows near each other on the disk
 
 
 def longest_text(store: TokenStore) -> int:
@@ -78,8 +77,8 @@ def is_done(folder: Path, facts: dict) -> tuple[bool, list[str]]:
     size = size_problem(folder, meta)
     if size:
         return False, [size]
-    unsaid = _NEWER_FACTS - meta.keys()
-    names = [name for name in _what_counts(facts) if name not in unsaid and meta.get(name) != facts[name]]
+    lacking = _NEWER_FACTS - meta.keys()
+    names = [name for name in _what_counts(facts) if name not in lacking and meta.get(name) != facts[name]]
     if names:
         changes = "; ".join(f"{name} {meta.get(name)!r} -> {facts[name]!r}" for name in names)
         return False, [f"{folder}: made otherwise ({changes}): choose another --output, or delete it"]
@@ -132,10 +131,10 @@ def _read_done(partial: Path) -> np.ndarray:
 
 
 class RowWriter:
-    """One process's way into the folder that `begin` has made.
+    """Writes one process's rows into the folder that `begin` has made.
 
-    Rows are written one by one at their places, not through a memory map: so they never count as this process's memory,
-    and what lies beside them, which another process may be writing, is left alone.
+    Each row is written at its place, not through a memory map. So rows do not count as this process's memory, and their
+    neighbours on the same page, which another process may be writing, stay as they are.
     """
 
     def __init__(self, folder: Path, dtype: str, width: int):
@@ -209,7 +208,7 @@ def finish(folder: Path, facts: dict) -> None:
 
 
 def bytes_to_come(folder: Path, facts: dict) -> int:
-    """Bytes that the disk must still give for embeddings of these facts."""
-    size = DTYPES[facts["dtype"]]().itemsize * math.prod((facts["texts"], facts["width"]))
-    there = aside_of(folder) / ARRAY
-    return size - 512 * there.stat().st_blocks if there.exists() else size
+    """Bytes that the disk must still have free for embeddings of these facts."""
+    size = DTYPES[facts["dtype"]]().itemsize * facts["texts"] * facts["width"]
+    begun = aside_of(folder) / ARRAY
+    return size - 512 * begun.stat().st_blocks if begun.exists() else size

@@ -68,7 +68,7 @@ class Feed:
 
 
 class Prefetcher:
-    """Batches of a feed, each made by a thread while the step before it runs, so that no step waits for its data."""
+    """Batches of a feed, each made by a thread while the step before it runs."""
 
     def __init__(self, feed: Feed, pin: bool):
         self.feed, self.pin = feed, pin
@@ -76,7 +76,7 @@ class Prefetcher:
         self.next: tuple[int, Future] | None = None  # the step that is being prepared, and its batch to be
 
     def training(self, step: int) -> tuple[int, Batch]:
-        """What `Feed.training` gives; the following step's is begun."""
+        """What `Feed.training` gives; then the batch of the following step is begun."""
         if self.next is not None and self.next[0] == step:
             _, current = self.next
         else:  # the first step, or a step that nobody expected

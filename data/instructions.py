@@ -3,7 +3,7 @@
 A store's meta.json holds the counts as stats["instructions"]:
 
     counts    instruction -> queries that carry it, the most frequent first, at most MOST_FREQUENT
-    other     queries with any other instruction, or with one that is spelled otherwise than modeling/prompts.py has it
+    other     queries with any other instruction, or with one that is not spelled as modeling/prompts.py spells it
     none      queries without an instruction
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from modeling.prompts import bare_instruction, carries_instruction, query_prompt, split_prompt
 
-MOST_FREQUENT = 10  # instructions that a store remembers by their words
+MOST_FREQUENT = 10  # instructions that a store remembers as texts
 NO_INSTRUCTION = 0  # numbers of queries
 ANOTHER_SPELLING = 1
 _COUNTED = 256  # distinct instructions counted at a time: the first of the file; memory must not grow with the file
@@ -77,10 +77,10 @@ def count_numbers(instructions: list[list[str]], numbers: list[np.ndarray]) -> d
     """What `count_instructions` would have counted in all queries of a file, from its parts.
 
     Args:
-        instructions: of each part the first distinct ones by their words, as many as are counted at a time.
+        instructions: of each part the first _COUNTED distinct ones, as texts.
         numbers: of each part the numbers of its queries, uint64 [n], from `instruction_numbers`.
 
-    The first of the file are among the first of the parts: before an instruction there are no more others in its part
+    The first _COUNTED of the whole file are all among these, since no more instructions come before one in its part
     than in the whole file.
     """
     first = list(dict.fromkeys(words for part in instructions for words in part))[:_COUNTED]

@@ -1,4 +1,4 @@
-"""Which raw files are tokenised into which stores, or parts of them, and all that stands against it."""
+"""Which raw files are tokenised into which stores, or parts of them, and every problem that keeps them from it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,10 +81,7 @@ class Job:
 
 
 def plan(files: list[RawFile], order: Order) -> tuple[list[Job], list[str]]:
-    """What to do for each raw file, and everything that stands against it. Reads them, writes nothing.
-
-    Of a part only the files are read that fall to it.
-    """
+    """What to do for each raw file, and every problem. Reads the files (for a part, its own alone), writes nothing."""
     shares = [None] * len(files)
     if order.part:
         shares = parts.deal(sizes_to_deal(files, order), order.part)
@@ -101,7 +98,7 @@ def plan(files: list[RawFile], order: Order) -> tuple[list[Job], list[str]]:
 
 
 def plan_joins(files: list[RawFile], order: Order, count: int) -> tuple[list[Join], list[str]]:
-    """The store of each raw file with its `count` parts, and everything that stands against joining them."""
+    """How the store of each raw file is joined from its `count` parts, and every problem with that."""
     joins = []
     problems = []
     for file, holders in zip(files, parts.holders(sizes_to_deal(files, order), count), strict=True):
@@ -113,7 +110,7 @@ def plan_joins(files: list[RawFile], order: Order, count: int) -> tuple[list[Joi
 
 
 def sizes_to_deal(files: list[RawFile], order: Order) -> list[int]:
-    """The bytes that each file counts as where they are dealt to parts."""
+    """The bytes that each file counts as when files are dealt to parts."""
     return [parts.size_to_deal(file.path, order.max_rows) for file in files]
 
 

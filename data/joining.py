@@ -1,7 +1,7 @@
 """The parts of a store joined: the bytes that one command would have written (tests/data/test_parts.py compares).
 
 A text that several parts hold is kept where it came first, so texts have the numbers that one command would have given
-them. What a store counts is counted again where a sum over parts would count a text twice.
+them. What cannot be summed over parts, because a text would count twice, is counted again.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -41,12 +41,12 @@ class Join:
 def plan_join(
     output_dir: Path, holders: list[int], count: int, name: str, expected: dict, overwrite: bool
 ) -> tuple[Join, list[str]]:
-    """How a store is made of its parts, and what stands against it, one line each.
+    """How a store is made of its parts, and every problem with that, one line each.
 
     Args:
         holders: numbers of the parts to which rows of the file fall.
         count: of all parts.
-        expected: the inputs that the flags of the joining command make; the raw file's checksum is not among them.
+        expected: the inputs as the flags of the joining command make them, without the raw file's checksum.
         overwrite: replace a store made from other inputs.
     """
     folder = output_dir / name
@@ -54,7 +54,7 @@ def plan_join(
     if problems:
         return Join(folder, count, []), problems
     if not parts:
-        return Join(folder, count, []), _not_there_already(folder, holders, count, expected)
+        return Join(folder, count, []), _problems_without_parts(folder, holders, count, expected)
     problems = part_problems(name, parts, expected, holders, count)
     done, folder_problems = is_done(folder, whole_inputs(parts[0]), overwrite)
     if done:
@@ -62,8 +62,8 @@ def plan_join(
     return Join(folder, count, parts), problems + folder_problems
 
 
-def _not_there_already(folder: Path, holders: list[int], count: int, expected: dict) -> list[str]:
-    """Nothing where a store without parts is the one that they would make; else a line."""
+def _problems_without_parts(folder: Path, holders: list[int], count: int, expected: dict) -> list[str]:
+    """That all parts are missing; no problem where the store that they would make is there already."""
     if folder.exists() and not token_store.quick_check(folder):
         inputs = token_store.open_store(folder).meta["inputs"]
         if inputs == expected | {"source_sha256": inputs.get("source_sha256")}:
@@ -95,11 +95,11 @@ def whole_inputs(part: TokenStore) -> dict:
 
 
 def part_problems(name: str, parts: list[TokenStore], expected: dict, holders: list[int], count: int) -> list[str]:
-    """What stands against joining these parts, one line each.
+    """Why these parts cannot be joined, one line each.
 
     Args:
         parts: of one store, in order; at least one.
-        expected: the inputs that the flags of the joining command make; the file's checksum is not among them.
+        expected: as of `plan_join`.
         holders, count: as of `plan_join`.
     """
     problems = []
@@ -167,9 +167,9 @@ def join(plan: Join) -> None:
 
 
 def joined_stats(parts: list[TokenStore]) -> dict:
-    """What one command would have counted, but for "truncated", which counts as texts are added.
+    """What one command would have counted, but for "truncated", which is counted while texts are added.
 
-    Keys are in the order in which one command comes upon them, since they are written in it.
+    The keys are in that command's order, since meta.json is written in it and must have the same bytes.
     """
     stats = {}
     not_read = parts[0].meta["stats"].get("columns_not_read")

@@ -1,4 +1,4 @@
-"""Which tuples at which step, which of their negatives, and on which process: numbers only, no data.
+"""Which tuples a step has, which of their negatives, and on which process: numbers only, no data.
 
 The order of the data is a pure function of (seed, step, global batch): there is no iterator and no
 state, so to resume is to continue at an integer, and 1, 2 and 4 processes with the same global batch
@@ -11,10 +11,10 @@ Rules, each pinned in tests/data/test_plan.py:
   share what is left evenly; a dataset smaller than one batch is one smaller batch. Nothing is
   dropped and nothing is repeated, so no tuple can meet itself as a negative;
 - datasets are drawn with probability proportional to their number of batches until exhausted;
-- a dataset of weight w is drawn as if it had w times as many batches: an epoch goes on in its endless sequence of
-  passes, each a permutation of its own, by w times the batches of one pass, rounded, at least one. So 2 gives every
-  tuple twice an epoch, and 0.5 half of them, and the others in the next epoch. No batch reaches from one pass into the
-  next, so no tuple meets itself. With weight 1, the default, an epoch is one pass;
+- a dataset of weight w has w times as many batches in an epoch, rounded, at least one. They are the next ones of an
+  endless sequence of passes over the dataset, each in an order of its own. So weight 2 gives every tuple twice an
+  epoch; 0.5 gives half of them in one epoch and the others in the next. With weight 1, the default, an epoch is one
+  pass. No batch reaches from one pass into the next, so no tuple meets itself;
 - 1 % of each dataset, at least one tuple, is held out for validation (of a one-tuple dataset none).
 """
 

@@ -39,8 +39,8 @@ def raw_files(source: Path) -> tuple[list[Path], dict[str, str]]:
     """The raw files of a folder, sorted by name, or the one file that `source` is.
 
     Returns:
-        (files, names of what else lies there -> why it is not read). A folder that is called as a raw file would be is
-        among the files, and is refused when it is looked into.
+        (files, names of what else lies there -> why it is not read). A folder whose name ends like a raw file's is
+        among the files, and is refused when it is read.
     """
     if source.is_file():
         return [source], {}
