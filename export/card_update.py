@@ -37,7 +37,7 @@ def add_evaluation(folder: Path, evaluation: dict, beside: dict | None = None) -
 
 
 def forget_results(folder: Path) -> None:
-    """Take all figures out of the card of a folder whose weights are other ones now; without f2llm.json do nothing."""
+    """Take all figures out of the card, since the folder's weights have changed; without f2llm.json do nothing."""
     if (folder / "f2llm.json").is_file():
         _rewrite(folder, {})
 

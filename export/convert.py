@@ -74,7 +74,7 @@ def read(folder: Path) -> Source:
         RunError: it holds an adapter that is damaged.
         ValueError: its weights do not fit its config, its pooling or cut is not known, or it has no tokenizer.
     """
-    facts = replace(read_facts(folder), hub_model_id=None)  # what is made of it does not lie there
+    facts = replace(read_facts(folder), hub_model_id=None)  # the folder made from this one is not on the hub
     if cut_of(folder) != facts.cut_to:
         raise ValueError(f"{folder}: modules.json cuts to {cut_of(folder)}, f2llm.json to {facts.cut_to} dimensions")
     tokenizer, problems = load_tokenizer(str(folder))

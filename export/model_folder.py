@@ -7,7 +7,7 @@
     sentence_bert_config.json, config_sentence_transformers.json, README.md
     f2llm.json                                what the folder says about its model, for this project
 
-A folder is written under another name and renamed when it is whole, so under its own name it is whole or absent.
+A folder is written under a temporary name and renamed when it is whole, so under its own name it is whole or absent.
 """
 
 import json
@@ -57,7 +57,7 @@ def save(
     Args:
         dtype: of the saved weights; adapters are small and stay in fp32.
         weights: the backbone's whole state dict where the module holds only a part; None = the module's own. It is
-            emptied, so that what was gathered is gone when `check` reads as much.
+            emptied, so that its memory is free when `check` loads the saved weights.
         check: called on the finished temporary folder; any returned problem aborts the rename.
         pooling: what the model was trained with, a name of modeling/pooling.py.
         replace: what is at `folder` already gives way when the new folder is whole.
@@ -86,7 +86,7 @@ def save(
 
 
 def save_around(folder: Path, tokenizer, facts: Facts, pooling: str) -> None:
-    """Everything of a model folder but config.json and the weights: tokenizer, pooling, prompts, card."""
+    """Write all of a model folder but config.json and the weights: tokenizer, pooling, prompts, card."""
     save_tokenizer(tokenizer, folder, facts.max_seq_length)
     if (folder / "config.json").exists():
         _name_special_tokens(folder / "config.json", tokenizer)

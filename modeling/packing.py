@@ -32,7 +32,7 @@ def places_in_rectangle(lengths: Tensor, longest: int) -> tuple[Tensor, Tensor]:
 def round_up(
     tokens: Tensor, cu_seqlens: Tensor, lengths: np.ndarray, multiple: int
 ) -> tuple[Tensor, Tensor, np.ndarray]:
-    """The packed row with one more text behind it, so that its tokens are a multiple of `multiple`."""
+    """The packed row with one more text of padding behind it, so that it has a multiple of `multiple` tokens."""
     gap = -len(tokens) % multiple
     if not gap:
         return tokens, cu_seqlens, lengths

@@ -171,11 +171,11 @@ def strongest(values: Tensor, count: int) -> Tensor:
 
 
 def at_their_places(units: Tensor) -> Tensor:
-    """The same units in another order: each whose number is below their count stands there, the others fill the gaps.
+    """The same units reordered: each whose number is below their count keeps it as its place; the others fill the gaps.
 
     What a decoder computes does not depend on the order of its residual units. But distillation compares the student's
-    unit i with the teacher's unit i, and a Matryoshka prefix is made of the first ones, so a student of its teacher
-    begins nearer to it where as many units as possible keep their number (docs/v2.md says what that brought).
+    unit i with the teacher's unit i, and a Matryoshka prefix is made of the first ones. So a student begins nearer to
+    its teacher where as many units as possible keep their number (docs/v2.md says what that brought).
 
     Args:
         units: int64 [count], ascending.

@@ -1,4 +1,4 @@
-"""Everything about tokenizers: loading one, naming what it does, ending texts in EOS, saving one that does so itself.
+"""Everything about tokenizers: loading one, its fingerprint, ending texts in EOS, saving one that does so itself.
 
 One rule holds everywhere: a text is cut to max_seq_length - 1 tokens and ended by exactly one EOS, the token that
 `tokenizer.eos_token` names (Qwen3: <|im_end|>, 151645). The embedding is EOS's state, so a lost or doubled EOS is

@@ -1,8 +1,7 @@
-"""What the oldest supported packages do otherwise than the newest: a few names, and in Transformers who makes masks and
-who recomputes layers.
+"""Where the oldest supported packages differ from the newest: a few names, and in Transformers whether the decoder makes
+masks, and whether it or its layers recompute activations.
 
-Everything that differs asks here; nothing else in the project looks at a version. `make test-oldest` runs the tests
-with the oldest.
+Nothing else in the project looks at a version. `make test-oldest` runs the tests with the oldest.
 """
 
 from collections.abc import Callable

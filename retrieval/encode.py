@@ -71,7 +71,7 @@ class DecoderEncoder:
         self.max_length = max_length
         self.bf16 = bf16
         self.device = torch.device(device)
-        self.words = "a decoder without padding"
+        self.description = "a decoder without padding"
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> tuple[np.ndarray, int]:

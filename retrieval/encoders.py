@@ -1,6 +1,6 @@
 """Any embedding model as a folder: decoders run without padding, all others through Sentence Transformers.
 
-Both have `width`, the vectors' d; `words`, what they are in words; and encode(texts) -> (unit vectors, texts cut).
+Both have `width`, the vectors' d; `description`, for people; and encode(texts) -> (unit vectors, texts that were cut).
 """
 
 import json
@@ -77,7 +77,7 @@ def _open_decoder(folder: Path, max_length: int | None, bf16: bool, device: str)
         problems = choose_backend(encoder.model, candidates)
     if problems:
         return None, problems[0]
-    encoder.words = f"a decoder without padding ({encoder.model.backend}), texts of at most {length} tokens"
+    encoder.description = f"a decoder without padding ({encoder.model.backend}), texts of at most {length} tokens"
     return encoder, ""
 
 
@@ -108,7 +108,7 @@ class LibraryEncoder:
     Texts of like length go together, in rectangles of at most TOKENS tokens, padding included.
 
     Args:
-        reason: why the folder is no decoder; said where the library cannot load it either.
+        reason: why the folder is no decoder, for the message where the library cannot load it either.
 
     Raises:
         RunError: it cannot be loaded, or the package is not installed.
@@ -134,7 +134,7 @@ class LibraryEncoder:
         self.max_length = min(max_length or LONGEST, self.model.max_seq_length or LONGEST)
         self.model.max_seq_length = self.max_length
         self.bf16 = bf16
-        self.words = f"by Sentence Transformers ({reason}), texts of at most {self.max_length} tokens"
+        self.description = f"by Sentence Transformers ({reason}), texts of at most {self.max_length} tokens"
 
     @property
     def width(self) -> int:

@@ -1,6 +1,7 @@
 """Search in large corpora by FAISS: exactly (flat), in the nearest of many lists (IVF), or by codes in them (IVF-PQ).
 
-What it finds is scored anew by the true vectors: an index decides which passages are looked at, never their scores.
+What it finds is scored anew by the vectors themselves: an index decides which passages are looked at, never their
+scores.
 """
 
 import math
@@ -70,7 +71,7 @@ def build(path: Path, vectors: Vectors, kind: str, lists: int = 0, code_bytes: i
 
 
 class FaissIndex:
-    """An index that `build` wrote; what of it can be is mapped into memory.
+    """An index that `build` wrote, mapped into memory as far as FAISS can.
 
     Args:
         probes: lists that a query looks into; 0 = an eighth of them.
@@ -83,7 +84,7 @@ class FaissIndex:
             self.index.nprobe = min(self.index.nlist, probes or max(1, self.index.nlist // 8))
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """What it is, for people."""
         if hasattr(self.index, "nprobe"):
             return f"{plural(self.index.nlist, 'list')}, of which {self.index.nprobe} are looked into"
@@ -96,7 +97,7 @@ class FaissIndex:
 
 
 def recall(found: np.ndarray, exact: np.ndarray) -> float:
-    """Which share of the exact best, int [n, k], an index found, int [n, k'] with -1 for none."""
+    """The share of the exact best passages, int [n, k], that is among those that an index found, int [n, k']."""
     shared = [np.isin(truth, guess).mean() for truth, guess in zip(exact, found, strict=True)]
     return float(np.mean(shared))
 

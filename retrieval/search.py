@@ -14,7 +14,7 @@ from utils import RunError, plural
 
 QUERIES_AT_ONCE = 512  # that are compared with a chunk of passages
 SCORES_AT_ONCE = 2**24  # 64 MiB of fp32: chunks of passages are cut by it
-SEVERAL_GROUPS = -2  # the group of a passage that is in more than one: nobody with a group finds it
+SEVERAL_GROUPS = -2  # the group of a passage that is in more than one: no query with a group finds it
 _INSIDE_CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
@@ -40,7 +40,7 @@ def groups_of_some(groups: Groups | None, queries: np.ndarray | slice) -> Groups
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Each row of [n, d] divided by its length: what is cut to its first dimensions must be normalised again."""
+    """Each row of [n, d] divided by its length; needed again after vectors were cut to their first dimensions."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
@@ -144,7 +144,7 @@ class _Best:
         if not self.k:
             return
         if self.scores.shape[1] == self.k:
-            # What equals the last has a higher number, and comes behind it. Few columns pass: a sort of all is spared.
+            # A score equal to the last one comes behind it, for its number is higher. Few pass, so little is sorted.
             wanted = scores > self.scores[:, -1:]
         elif scores.shape[1] > self.k:
             wanted = scores >= scores.topk(self.k, dim=1).values[:, -1:]  # also all that equal the last of them

@@ -15,13 +15,13 @@ import numpy as np
 from utils import read_json, write_json
 
 _FEWEST, _MOST = 256, 65536  # texts of a shard
-_SHARDS = 256  # that many texts are cut into, so that many processes have something to do
+_SHARDS = 256  # about as many are made of many texts, so that many processes have something to do
 
 
 def shard_size(count: int) -> int:
-    """How many of `count` texts a shard has: a power of two, which depends on nothing else.
+    """How many of `count` texts a shard has: a power of two, whatever the number of processes.
 
-    What a text's vector is to the last bit depends on the texts beside it, so shards may not depend on processes.
+    The last bits of a vector depend on the texts that are embedded with it, so other shards would give other bits.
     """
     size = _FEWEST
     while size < _MOST and size * _SHARDS < count:

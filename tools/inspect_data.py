@@ -30,7 +30,7 @@ from data.store_report import write_lines
 from data.token_store import StoreError
 from training.recipes import recipes_for
 from tuples.inspection.evaluation import Evaluation, read_evaluation
-from tuples.inspection.look import USUAL_TASK, Inspection, Means, Source, find, inspect, together
+from tuples.inspection.look import USUAL_TASK, Inspection, Options, Source, find, inspect, together
 from tuples.inspection.page import Report, as_json, page_lines, screen_lines
 from tuples.inspection.picture import draw
 from tuples.inspection.rules import NAMES, RULES, read_limits
@@ -116,7 +116,7 @@ def check_and_inspect(flags: argparse.Namespace) -> int:
     if flags.cache_dir:
         flags.cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="inspect_data.") as thrown_away:
-        means = Means(
+        options = Options(
             flags.tokenizer_path,
             tokenizer,
             evaluation,
@@ -125,7 +125,7 @@ def check_and_inspect(flags: argparse.Namespace) -> int:
             flags.workers or os.cpu_count() or 1,
             flags.cache_dir or Path(thrown_away),
         )
-        inspections = inspect_all(sources, means)
+        inspections = inspect_all(sources, options)
     expected = expected_of(inspections, course)
     all_limits = {rule.name: rule.limit for rule in RULES} | limits
     report = Report(inspections, together(inspections, flags.path), all_limits, evaluation, expected)
@@ -171,13 +171,13 @@ def refuse(problems: list[str]) -> None:
         raise RunError("\n".join(problems))
 
 
-def inspect_all(sources: list[Source], means: Means) -> list[Inspection]:
+def inspect_all(sources: list[Source], options: Options) -> list[Inspection]:
     """Every dataset, in order. Raises RunError with the problems of all that cannot be used."""
     inspections = []
     problems = []
     for source in tqdm(sources, desc="inspecting", unit="dataset", disable=None):
         try:
-            inspections.append(inspect(source, means))
+            inspections.append(inspect(source, options))
         except (RawError, StoreError) as error:
             for line in str(error).splitlines():
                 is_named = str(source.path) in line or line.startswith("--")

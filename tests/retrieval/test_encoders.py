@@ -58,7 +58,7 @@ def test_fewer_tokens_may_be_read_than_the_model_can(mean_encoder):
 def test_a_decoder_runs_without_padding_and_counts_what_it_cuts(decoder):
     encoder = open_encoder(decoder, max_length=16)
     assert isinstance(encoder, DecoderEncoder)
-    assert "without padding" in encoder.words
+    assert "without padding" in encoder.description
     vectors, cut = encoder.encode(TEXTS)
     assert cut == 1
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)

@@ -85,7 +85,7 @@ def test_an_index_finds_what_the_exact_search_finds(tmp_path, small_shards, kind
         assert recall(found, exact.passages) == 1
     if kind != "flat":
         index = FaissIndex(path, probes=2)
-        assert "8 lists, of which 2" in index.words
+        assert "8 lists, of which 2" in index.description
         assert recall(index.search(queries, 20), exact.passages) < recall(found, exact.passages)
 
 

@@ -53,8 +53,8 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Means:
-    """What an inspection may use."""
+class Options:
+    """How to inspect, the same for all datasets."""
 
     tokenizer_path: str | None
     tokenizer: object | None
@@ -164,22 +164,22 @@ def _raw_sources(files: list[Path], tasks: dict[str, str]) -> tuple[list[Source]
 # ---------------------------------------------------------------------------------------------- inspect
 
 
-def inspect(source: Source, means: Means) -> Inspection:
+def inspect(source: Source, options: Options) -> Inspection:
     """Look at one dataset.
 
     Raises:
         RawError, StoreError: it cannot be used; the message has a line for each reason.
     """
     if source.kind == RAW:
-        table = read_raw(source.path, source.task, means.tokenizer, means.evaluation, means.workers)
-        return inspect_table(table, source, source.task, means)
-    with FileLock(means.cache_dir / ".lock"):  # a training may be converting the same files
-        store = cache.prepare_one(source.tokenised, means.cache_dir, say=lambda line: None)
-    if means.tokenizer is not None:
-        check_tokenizer(store, means.tokenizer_path)
+        table = read_raw(source.path, source.task, options.tokenizer, options.evaluation, options.workers)
+        return inspect_table(table, source, source.task, options)
+    with FileLock(options.cache_dir / ".lock"):  # a training may be converting the same files
+        store = cache.prepare_one(source.tokenised, options.cache_dir, say=lambda line: None)
+    if options.tokenizer is not None:
+        check_tokenizer(store, options.tokenizer_path)
     names_documents = source.kind == PUBLISHED and source.tokenised.published.corpus is not None
-    table = read_store(store, means.tokenizer, means.evaluation, by_ids=names_documents)
-    return inspect_table(table, source, store.task, means)
+    table = read_store(store, options.tokenizer, options.evaluation, by_ids=names_documents)
+    return inspect_table(table, source, store.task, options)
 
 
 def check_tokenizer(store: token_store.TokenStore, path: str) -> None:
@@ -191,7 +191,7 @@ def check_tokenizer(store: token_store.TokenStore, path: str) -> None:
         raise StoreError("\n".join(f"--tokenizer_path: {problem}" for problem in problems))
 
 
-def inspect_table(table: Table, source: Source, task: str | None, means: Means) -> Inspection:
+def inspect_table(table: Table, source: Source, task: str | None, options: Options) -> Inspection:
     """What a dataset's numbers tell, beside what was found while it was read."""
     applied = task or USUAL_TASK
     times = occurrences(table.numbers, len(table.lengths))
@@ -199,9 +199,9 @@ def inspect_table(table: Table, source: Source, task: str | None, means: Means) 
     lengths |= {role: lengths_of(table.lengths, times[role]) for role in ROLES}
     found = table.found | _found_by_numbers(table, lengths["negatives"].count)
     tokens = None
-    if means.course is not None and table.unit == "tokens":
-        use = means.course.uses[source.name]
-        tokens = tokens_of_first_pass(table.numbers, table.lengths, use, means.course.seed)
+    if options.course is not None and table.unit == "tokens":
+        use = options.course.uses[source.name]
+        tokens = tokens_of_first_pass(table.numbers, table.lengths, use, options.course.seed)
         cut = texts_longer_than(table, lengths, use.max_length)
         if None not in cut.values():
             found["truncated"] = Found(sum(cut[role].count for role in ROLES), sum(cut[role].of for role in ROLES))
@@ -221,7 +221,7 @@ def inspect_table(table: Table, source: Source, task: str | None, means: Means) 
         truncated={limit: texts_longer_than(table, lengths, limit) for limit in MAX_LENGTHS},
         found=found,
         tokens=tokens,
-        broken=broken_rules(found, applied, means.limits),
+        broken=broken_rules(found, applied, options.limits),
     )
 
 

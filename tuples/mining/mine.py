@@ -1,8 +1,8 @@
 """Hard negatives for one file of tuples: read, encode, index, search, choose, write; on one or many processes.
 
-Processes work together through files alone, in a folder that all of them see: each takes its share of what is missing,
-and waits for the others' by looking at the folder. So there is nothing to lose by a kill, and the next run, with as
-many processes as it likes, goes on with what is there. The first process does what cannot be shared.
+Processes work together through files alone, in a folder that all of them see: each does its share of what is missing,
+and looks at the folder until the others' shares are there. So a kill loses little, and the next run, with any number of
+processes, goes on with what is there. The first process does what cannot be shared.
 
     texts-DIGEST/      what was read                              tuples/mining/texts.py
     vectors-DIGEST/    of the passages, of the queries            retrieval/vectors.py
@@ -35,7 +35,7 @@ from tuples.mining.rules import Rules
 from tuples.mining.texts import Inputs, MiningTexts, TextFile
 from utils import RunError, file_digest, remove
 
-FORMAT = 1  # part of every digest: a change of what is computed finds nothing old
+FORMAT = 1  # part of every digest; raised where what is computed changes, so that nothing old is found
 _SECONDS = 0.1  # until the first look at what another process works on
 _MOST_SECONDS = 3.0  # between two looks: each opens all shards
 
@@ -59,14 +59,14 @@ class Share:
 
 @dataclass(frozen=True)
 class Model:
-    """An embedding model, and how texts are put before it."""
+    """An embedding model, and what it is given to read."""
 
     folder: Path
     max_length: int | None = None
     bf16: bool = False
     query_prompt: str = ""  # before queries that carry no instruction
     corpus_prompt: str = ""
-    strip_instruction: bool = False  # from all texts, for models that never saw one
+    strip_instruction: bool = False  # from all texts, for models that were trained without
     dtype: str = "float32"  # of the vectors on the disk
 
     def query(self, text: str) -> str:
@@ -79,7 +79,7 @@ class Model:
         return self.corpus_prompt + self.bare(text)
 
     def bare(self, text: str) -> str:
-        """A text without its instruction, where these are not for the model."""
+        """A text, without its instruction where the model is to read none."""
         return split_prompt(text)[1] if self.strip_instruction else text
 
 
@@ -110,7 +110,7 @@ def model_digest(folder: Path) -> str:
 
 
 def wait_until(done: Callable[[], bool]) -> None:
-    """Until another process has written something. A process that fails ends its launcher, and so everybody."""
+    """Wait for what another process writes. Where that fails, its launcher ends all processes, this one too."""
     seconds = _SECONDS
     while not done():
         time.sleep(seconds)
@@ -208,7 +208,7 @@ class Mining:
     def _open_encoder(self):
         model = self.plan.model
         encoder = open_encoder(model.folder, model.max_length, model.bf16, self.device)
-        self.say(f"{model.folder}: {encoder.words}")
+        self.say(f"{model.folder}: {encoder.description}")
         return encoder
 
     def _bar(self, work: list, what: str, unit: str) -> tqdm:
@@ -297,7 +297,7 @@ class Mining:
 
     def _by_index(self, queries: Vectors) -> Find:
         index = FaissIndex(self._index_path(), self.plan.probes)
-        self.say(f"FAISS {self.plan.index}: {index.words}")
+        self.say(f"FAISS {self.plan.index}: {index.description}")
 
         def find(numbers: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
             found = index.search(queries.take(numbers), k)
