@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-BLOCK = 2**23  # numbers in a block of rows: 32 MiB of fp32, a few times over
+BLOCK = 2**23  # numbers in a block of rows: 32 MiB in fp32, and a few such tensors at a time
 
 
 def in_batch_loss(
@@ -49,14 +49,14 @@ def in_batch_loss(
     with _full_precision(queries):
         q, c = _normalize(queries), _normalize(candidates)  # [b, d], [B, d]
 
-        def rows(q: Tensor, targets: Tensor) -> Tensor:
+        def row_losses(q: Tensor, targets: Tensor) -> Tensor:
             logits = q @ c.T / temperature  # [rows, B]
             if same is not None:
                 own = torch.arange(len(c), device=c.device) == targets[:, None]  # [rows, B]
                 logits = logits.masked_fill((same == same[targets, None]) & ~own, -torch.inf)
             return F.cross_entropy(logits, targets, reduction="none")
 
-        return _mean(_by_rows(rows, len(c), q, targets))
+        return _mean(_by_rows(row_losses, len(c), q, targets))
 
 
 def hard_negative_loss(
@@ -90,13 +90,13 @@ def hard_negative_loss(
         if mask is None:
             mask = torch.ones(negatives.shape[:2], dtype=torch.bool, device=queries.device)
 
-        def rows(queries: Tensor, positives: Tensor, negatives: Tensor, mask: Tensor) -> Tensor:
+        def row_losses(queries: Tensor, positives: Tensor, negatives: Tensor, mask: Tensor) -> Tensor:
             group = _normalize(torch.cat([positives[:, None], negatives], dim=1))  # [rows, 1 + n, d], positive first
             logits = torch.einsum("bd,bnd->bn", _normalize(queries), group) / temperature  # [rows, 1 + n]
             logits = logits.masked_fill(F.pad(~mask, (1, 0), value=False), -torch.inf)
             return -logits.log_softmax(dim=1)[:, 0]
 
-        return _mean(_by_rows(rows, (1 + negatives.shape[1]) * d, queries, positives, negatives, mask))
+        return _mean(_by_rows(row_losses, (1 + negatives.shape[1]) * d, queries, positives, negatives, mask))
 
 
 def matryoshka_weights(hidden_size: int) -> dict[int, float]:
@@ -175,13 +175,13 @@ def group_ranks(queries: Tensor, positives: Tensor, negatives: Tensor, mask: Ten
 
 
 def _by_rows(function: Callable[..., Tensor], width: int, *inputs: Tensor) -> Tensor:
-    """`function` of tensors that share their first dimension, in blocks of rows where all at once would be large.
+    """`function` of tensors that share their first dimension, block by block where all rows at once would be large.
 
-    16,384 queries against 16,384 candidates are 1 GiB of logits, and as much again for each Matryoshka prefix. A block
-    is computed, thrown away, and computed again in the backward pass; the sums are the same.
+    16,384 queries against 16,384 candidates are 1 GiB of logits, and as much again for each Matryoshka prefix. What a
+    block computes is thrown away, and computed again in the backward pass; the results are the same.
 
     Args:
-        width: numbers that one row needs inside.
+        width: how many numbers `function` computes for a row.
     """
     count = len(inputs[0])
     size = max(1, BLOCK // max(width, 1))  # rows of a block

@@ -1,6 +1,6 @@
 """The data of a run as one process meets them: a batch for every step, made a step ahead, and the held-out tuples."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ class Feed:
     rank: int = 0
     world: int = 1
     budget: int = 0  # tokens of a forward pass at most, 0 = any number
-    embeddings: list[EmbeddingStore] | None = None  # a teacher's, of each dataset
+    embeddings: Sequence[EmbeddingStore] = ()  # a teacher's, of each dataset; empty where none are known
 
     def training(self, step: int) -> tuple[int, Batch]:
         """(dataset, batch) of step 1, 2, 3, ..."""

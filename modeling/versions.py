@@ -1,5 +1,5 @@
-"""Where the oldest supported packages differ from the newest: a few names, and in Transformers whether the decoder makes
-masks, and whether it or its layers recompute activations.
+"""Where the oldest supported packages differ from the newest: a few names, and in Transformers who makes masks, and
+whether the decoder or its layers recompute activations.
 
 Nothing else in the project looks at a version. `make test-oldest` runs the tests with the oldest.
 """

@@ -125,7 +125,8 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
         torch.cuda.empty_cache()  # of the trials; what is reserved in small pieces would count as taken
     model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
     losses = loss_bytes(loss_shape(args, recipes, plan, objectives[0], teacher))
-    feed = replace(make_feed(args, accelerator, stores, recipes, plan, model, cost, losses), embeddings=known)
+    token_limit = fit_into_memory(args, accelerator, stores, recipes, plan, model, cost, losses)
+    feed = make_feed(accelerator, stores, recipes, plan, token_limit, known)
 
     # what is counted, written and evaluated
     meter = Meter([store.name for store in stores], LOSSES, accelerator.device)
@@ -260,7 +261,7 @@ def loss_shape(
     )
 
 
-def make_feed(
+def fit_into_memory(
     args: Args,
     accelerator: Accelerator,
     stores: list[TokenStore],
@@ -269,11 +270,11 @@ def make_feed(
     model: torch.nn.Module,
     cost: Cost | None,
     losses: int,
-) -> Feed:
-    """This process's part of every batch, cut into parts that fit its memory.
+) -> int:
+    """Set what the model recomputes and keeps gathered. Returns the tokens of a forward pass at most, 0 = any number.
 
     Args:
-        model: as the engine holds it; what it recomputes and keeps gathered is set here too.
+        model: as the engine holds it.
         cost: from `count_cost`.
         losses: bytes that they need.
     """
@@ -284,15 +285,18 @@ def make_feed(
     accelerator.unwrap_model(model).recompute(policy.recompute_every)
     if policy.keep_gathered:
         engine.keep_gathered(accelerator, model)
-    return Feed(
-        stores,
-        negatives,
-        plan,
-        max_lengths,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        budget=policy.token_limit,
-    )
+    return policy.token_limit
+
+
+def make_feed(
+    accelerator: Accelerator, stores: list, recipes: list[Recipe], plan: Plan, token_limit: int, embeddings: list
+) -> Feed:
+    """This process's part of every batch, cut into parts of at most `token_limit` tokens."""
+    negatives = [recipe.negatives for recipe in recipes]
+    max_lengths = [recipe.max_length for recipe in recipes]
+    rank = accelerator.process_index
+    world = accelerator.num_processes
+    return Feed(stores, negatives, plan, max_lengths, rank, world, token_limit, embeddings)
 
 
 def get_room_for_states(run: Run) -> None:
