@@ -64,6 +64,13 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def short_digest(data: str | bytes) -> str:
+    """16 hex digits that name some data: the first of its sha256."""
+    if isinstance(data, str):
+        data = data.encode()
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
 def aside_of(folder: Path) -> Path:
     """Where a folder is written until it is whole: .NAME.partial beside it."""
     return folder.with_name(f".{folder.name}.partial")

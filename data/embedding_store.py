@@ -8,7 +8,6 @@ teacher would give for these very tokens, so a folder made from other texts, or 
 data/embedding_writer.py writes one.
 """
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 
 from data.token_store import HEADER, StoreError, TokenStore, npy_header
-from utils import aside_of, file_digest, is_sealed, read_json
+from utils import aside_of, file_digest, is_sealed, read_json, short_digest
 
 FORMAT = 1
 DTYPES = {"float32": np.float32, "float16": np.float16}
@@ -211,15 +210,15 @@ def _identity(folder: Path) -> str:
     """Names embeddings by their meta.json and by size and time of their array: 16 hex digits."""
     stat = (folder / ARRAY).stat()
     facts = [(folder / "meta.json").read_text(encoding="utf-8"), stat.st_size, stat.st_mtime_ns]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    return short_digest(repr(facts))
 
 
-def identity(stores: list[EmbeddingStore]) -> dict[str, str]:
-    """What a resume must find unchanged: a name for all these embeddings, wherever they lie; {} for none."""
+def teacher_identity(stores: list[EmbeddingStore]) -> dict[str, str]:
+    """What a resume must find unchanged of a teacher's embeddings: a digest of them, wherever they lie; {} for none."""
     if not stores:
         return {}
     checksums = sorted((store.meta["name"], store.meta["sha256"]) for store in stores)
-    return {"teacher embeddings": hashlib.sha256(repr(checksums).encode()).hexdigest()[:16]}
+    return {"teacher embeddings": short_digest(repr(checksums))}
 
 
 def with_checksums(folder: Path, checksums: dict[str, dict]) -> dict[str, dict]:

@@ -5,7 +5,6 @@ v2   <name>_query.parquet   passage and negatives are document ids, found in cor
                             is absent in <name>_corpus.parquet (doc_id, input_ids)
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from data import token_store
 from data.store_writer import StoreWriter, text_key
 from data.token_store import StoreError
-from utils import first_line
+from utils import first_line, short_digest
 
 BATCH_ROWS = 4096
 COMMIT_ROWS = 262144  # rows between two points at which a killed conversion continues
@@ -40,7 +39,7 @@ class Published:
                 stat = path.stat()
                 files.append((path.name, stat.st_size, stat.st_mtime_ns))
         facts = [token_store.FORMAT, task, files]
-        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+        return short_digest(repr(facts))
 
 
 def is_published(path: Path) -> bool:

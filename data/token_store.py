@@ -10,7 +10,6 @@ gives the same bytes: no clock, no host name, no order that depends on a hash se
 """
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import file_digest, is_sealed, read_json, read_strictly
+from utils import file_digest, is_sealed, read_json, read_strictly, short_digest
 
 FORMAT = 2
 TASKS = ("retrieval", "clustering", "classification")
@@ -209,7 +208,7 @@ def identity(folder: Path) -> str:
         stat = (folder / f"{name}.npy").stat()
         sizes_and_times.append((stat.st_size, stat.st_mtime_ns))
     facts = [(folder / "meta.json").read_text(), sizes_and_times]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    return short_digest(repr(facts))
 
 
 # --------------------------------------------------------------------------------------- instructions

@@ -5,7 +5,6 @@ One rule holds everywhere: a text is cut to max_seq_length - 1 tokens and ended 
 another model.
 """
 
-import hashlib
 import itertools
 import json
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
 from modeling.hub import loading_options
-from utils import first_line
+from utils import first_line, short_digest
 
 SAMPLE = 256  # one text in so many is tokenised by the reference as well
 
@@ -87,7 +86,7 @@ def fingerprint(tokenizer) -> str:
     """
     ids = tokenizer(_PROBE_TEXT, add_special_tokens=False, verbose=False)["input_ids"]
     facts = [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, list(ids)]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return short_digest(json.dumps(facts))
 
 
 class EngineDiffers(ValueError):

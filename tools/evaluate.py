@@ -11,7 +11,6 @@ A task that mteb has finished before, with the same model, texts and settings, i
 """
 
 import argparse
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -38,6 +37,7 @@ from utils import (
     plural,
     read_json,
     read_strictly,
+    short_digest,
     unwritable,
     write_json,
     write_text,
@@ -276,7 +276,7 @@ def revision(asked: Asked, way: str, overrides: dict) -> str:
         asked.max_seq_length,
         asked.dtype,
     ]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return short_digest(json.dumps(settings, sort_keys=True))
 
 
 def facts(asked: Asked, model, way: str, tasks: list) -> dict:

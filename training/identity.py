@@ -1,6 +1,5 @@
 """What makes a run the run that it is: what a resume must find unchanged."""
 
-import hashlib
 import json
 from dataclasses import asdict
 
@@ -12,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig
 
 from arguments import Args, defaults, keys_that_may_change
-from data.embedding_store import texts_of
+from data.embedding_store import EmbeddingStore, teacher_identity, texts_of
 from data.plan import Plan
 from data.token_store import TokenStore
 from modeling.tokenizer import fingerprint
@@ -21,6 +20,7 @@ from runtime.collectives import all_rows
 from runtime.sharding import rows_here
 from training.recipes import Recipe
 from training.schedule import Schedule
+from utils import short_digest
 
 _SAMPLED = 64  # numbers of each weight
 _WITHOUT_EFFECT = {  # keys of a config that change no embedding; the weights' sizes are in their digest
@@ -51,6 +51,7 @@ def run_identity(
     recipes: list[Recipe],
     tokenizer,
     model: nn.Module,
+    embeddings: list[EmbeddingStore],
 ) -> dict:
     """Name -> value of the keys that change what is trained, and of data, tokenizer, model and global batch.
 
@@ -67,11 +68,11 @@ def run_identity(
             identity[f"settings of {recipe.name}"] = recipe.words()
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     identity["weights"] = weights_digest(model)
-    identity["model"] = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
+    identity["model"] = short_digest(json.dumps(shapes))
     identity["tokenizer"] = fingerprint(tokenizer)
     identity["global batch"] = plan.global_batch
     identity["steps"] = None if schedule.constant else schedule.steps  # a cosine depends on where it ends
-    return identity
+    return identity | teacher_identity(embeddings)
 
 
 def _texts_digest(store: TokenStore) -> str:
@@ -79,7 +80,7 @@ def _texts_digest(store: TokenStore) -> str:
 
     Beside the tuples, which are text numbers and stay the same when texts are tokenised with another instruction.
     """
-    return hashlib.sha256(json.dumps(texts_of(store), sort_keys=True).encode()).hexdigest()[:16]
+    return short_digest(json.dumps(texts_of(store), sort_keys=True))
 
 
 @torch.no_grad()
@@ -94,7 +95,7 @@ def weights_digest(model: nn.Module) -> str:
     bits = torch.cat(samples)  # [numbers of all weights]
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         bits = all_rows(bits, dist.get_world_size()).amax(0)  # of the process that holds each
-    return hashlib.sha256(bits.cpu().numpy().astype(np.uint32).tobytes()).hexdigest()[:16]
+    return short_digest(bits.cpu().numpy().astype(np.uint32).tobytes())
 
 
 def _sample(weight: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ def config_digest(config: PretrainedConfig) -> str:
     Transformers, has the same.
     """
     told = {name: value for name, value in settings_of(config).items() if name not in _WITHOUT_EFFECT}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return short_digest(json.dumps(told, sort_keys=True, default=str))
 
 
 def assumed_of_old_states(identity: dict) -> dict:

@@ -110,7 +110,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
 
     # whether the folder holds an earlier part of this run
     folder = Path(args.output_dir) / args.experiment_id
-    identity = run_identity(args, schedule, plan, stores, recipes, tokenizer, model) | embedding_store.identity(known)
+    identity = run_identity(args, schedule, plan, stores, recipes, tokenizer, model, known)
     refuse_with_deepspeed(args, accelerator, folder)
     accelerator.wait_for_everyone()  # all have looked before anything is written
     lock = resume.lock_folder(folder) if accelerator.is_main_process else None

@@ -12,7 +12,6 @@ Only `type` must be given, and of a folder with a queries.jsonl not even that. A
     sts                   test.jsonl (sentence1, sentence2, score)
 """
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from configuration.keys import did_you_mean
 from retrieval import beir
-from utils import RunError, file_digest, first_line, plural, read_strictly
+from utils import RunError, file_digest, first_line, plural, read_strictly, short_digest
 
 DEFAULT_LANGUAGES = ["eng-Latn"]
 SETTINGS = ("type", "languages", "prompt", "main_metric", "description")
@@ -273,4 +272,4 @@ def digest(folder: Path, without: tuple[str, ...] = ()) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [str(path.relative_to(folder)) for path in files]
     facts = [(name, file_digest(folder / name)) for name in names if name not in without]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return short_digest(json.dumps(facts))

@@ -33,7 +33,7 @@ from tuples.mining import texts as mining_texts
 from tuples.mining.blocks import BlockFolder, Find, Miner, Positives, Scorer, groups_of
 from tuples.mining.rules import Rules
 from tuples.mining.texts import Inputs, MiningTexts, TextFile
-from utils import RunError, file_digest, remove
+from utils import RunError, file_digest, remove, short_digest
 
 FORMAT = 1  # part of every digest; raised where what is computed changes, so that nothing old is found
 _SECONDS = 0.1  # until the first look at what another process works on
@@ -100,7 +100,7 @@ class Plan:
 
 def digest_of(*facts) -> str:
     """16 hex digits for facts that JSON can hold."""
-    return hashlib.sha256(json.dumps([FORMAT, *facts], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return short_digest(json.dumps([FORMAT, *facts], sort_keys=True, default=str))
 
 
 def model_digest(folder: Path) -> str:
