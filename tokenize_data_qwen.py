@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_and_tokenize(flags: argparse.Namespace) -> int:
-    """Find everything that stands against the job and print all of it at once; or tokenise. Returns the exit status."""
+    """Print every problem that keeps the job from starting; where there is none, tokenise. Returns the exit status."""
     if flags.workers:
         os.environ["RAYON_NUM_THREADS"] = str(flags.workers)  # read when the first batch is tokenised
     os.environ["TOKENIZERS_PARALLELISM"] = "true"

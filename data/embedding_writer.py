@@ -67,7 +67,7 @@ class TextBatches:
 
 
 def is_done(folder: Path, facts: dict) -> tuple[bool, list[str]]:
-    """Whether `folder` already holds embeddings of these `facts`; and what stands against writing them, if not."""
+    """Whether `folder` already holds embeddings of these `facts`; if not, why they cannot be written there."""
     if not folder.exists():
         return False, []
     try:

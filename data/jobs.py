@@ -115,7 +115,7 @@ def sizes_to_deal(files: list[RawFile], order: Order) -> list[int]:
 
 
 def plan_job(file: RawFile, share: Share | None, order: Order) -> tuple[Job | None, list[str]]:
-    """The job of one raw file, and what stands against it; no job where none of its rows falls to this part.
+    """The job of one raw file, and every problem with it; no job where none of its rows falls to this part.
 
     Args:
         share: of the file, that falls to this part; None for the whole file.

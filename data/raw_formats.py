@@ -21,7 +21,7 @@ from utils import first_line, plural
 PARQUET = ".parquet"
 BY_ROW = (".jsonl", ".json", ".csv", ".tsv")
 _BUFFER = 2**16  # bytes read ahead of each column of a Parquet file
-_SHOWN = 10  # rows that cannot be read, by their words; the others are counted
+_SHOWN = 10  # rows that cannot be read are named with the reason; the others are counted
 
 
 def format_of(path: Path) -> str | None:

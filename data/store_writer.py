@@ -196,7 +196,7 @@ class StoreWriter:
 
 
 def is_done(folder: Path, inputs: dict, overwrite: bool) -> tuple[bool, list[str]]:
-    """Whether `folder` already holds the store of these inputs; and what stands against writing it, if not."""
+    """Whether `folder` already holds the store of these inputs; if not, why it cannot be written there."""
     if not folder.exists():
         return False, []
     if not (folder / "meta.json").exists():

@@ -24,7 +24,7 @@ COLUMNS_NAMED = 20  # columns that were not read, in meta.json
 
 
 def tokenize_with_fallback(job: Job, tokenizer, engine: str, say: Callable[[str], None]) -> None:
-    """`tokenize_file`; from its beginning by the reference tokenizer where a faster engine differs, which is said."""
+    """`tokenize_file`; where a faster engine differs, that is said and the reference tokenizer begins the file anew."""
     try:
         tokenize_file(job, tokenizer, engine)
     except EngineDiffers as error:

@@ -60,7 +60,7 @@ def languages(language: str | None) -> list[str]:
 
 
 def push(folder: Path, repo_id: str, step: int) -> str:
-    """Push a model folder; returns a line that says what came of it.
+    """Push a model folder; returns a line that says whether that succeeded.
 
     The repository is made where it is not there, private; one that is there keeps its visibility and its other files.
     What fails is said and raises nothing: the folder is on this disk.

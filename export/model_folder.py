@@ -95,9 +95,9 @@ def save_around(folder: Path, tokenizer, facts: Facts, pooling: str) -> None:
 
 
 def is_finished(folder: Path, facts: Facts) -> bool:
-    """Whether `folder` is the finished model folder of these facts: only a finished folder has its name.
+    """Whether `folder` is the model folder of these facts; a folder with its final name is always finished.
 
-    What has a default is not looked at. It says nothing that was trained, a resumed run may say it otherwise, and
+    Facts with a default are not compared. They do not describe what was trained, a resumed run may have others, and
     results on a GPU differ in their last digits.
     """
     path = folder / "f2llm.json"
@@ -160,7 +160,7 @@ def copy_sentence_transformers_files(source: Path, folder: Path, hidden_size: in
     """Pooling, normalisation and prompts of a folder that another program wrote, for a narrower decoder.
 
     Args:
-        source: has a modules.json that `modules_to_cut` has nothing against.
+        source: a folder in which `modules_to_cut` found no problem.
         hidden_size: of the decoder in `folder`.
     """
     for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):

@@ -130,7 +130,7 @@ def _read(folder: Path, quiet: bool) -> tuple[RetrievalSet | None, list[str]]:
 
 
 def _read_files(folder: Path, quiet: bool) -> tuple[RetrievalSet | None, list[str]]:
-    """The same of a folder that has all files."""
+    """What `_read` gives, for a folder that has all files."""
     problems = Problems()
     queries = _by_id(folder / QUERIES, problems, quiet, lambda _, row: row["text"])
     places = _by_id(folder / CORPUS, problems, quiet, lambda place, _: place)

@@ -33,7 +33,7 @@ class Groups(NamedTuple):
 
 
 def groups_of_some(groups: Groups | None, queries: np.ndarray | slice) -> Groups | None:
-    """The same for some of the queries, by their numbers; None stays None."""
+    """The groups of some of the queries, given by their numbers, and of all passages; None stays None."""
     if groups is None:
         return None
     return Groups(groups.queries[queries], groups.passages)

@@ -3,7 +3,7 @@
     00000.npy     float32 or float16 [texts of the shard, d], unit vectors
     00000.json    {"cut": how many of its texts were longer than the model reads}
 
-A shard has its name when it is whole: one that a kill left out is computed again, and nothing else is.
+A shard is written under a temporary name and renamed when it is whole, so after a kill only missing ones are computed.
 """
 
 import os

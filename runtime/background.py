@@ -192,7 +192,7 @@ class StateWriter:
 
 
 def appears(path: Path, seconds: float) -> bool:
-    """Whether something is there, or comes to be seen there within so long."""
+    """Whether something is at `path`, or appears there within so many seconds."""
     deadline = time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() > deadline:

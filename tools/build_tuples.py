@@ -86,7 +86,7 @@ def refuse(problems: list[str]) -> int:
 
 
 def build(flags: argparse.Namespace) -> int:
-    """Find everything that stands against it and print all of it at once; or build. Returns the exit status."""
+    """Print every problem that can be found before; where there is none, build. Returns the exit status."""
     plan, problems = plan_build(flags.source, flags.output_dir, flags.overwrite)
     if problems:
         return refuse(problems)
@@ -116,7 +116,7 @@ def read_one_part(plan: Plan, part: Part) -> int:
 
 
 def plan_build(descriptions: list[Path], output: Path, overwrite: bool) -> tuple[Plan, list[str]]:
-    """What to read and to write, and everything that stands against it. Reads little, writes nothing."""
+    """What to read and to write, and every problem with it. Reads little, writes nothing."""
     problems = []
     if unwritable(output):
         problems.append(f"--output_dir {output}: {unwritable(output)}")

@@ -124,7 +124,7 @@ def parse(argv: list[str]) -> Asked:
 
 
 def check_and_embed(asked: Asked) -> int:
-    """Find everything that stands against it and print all of it; or embed. Returns the exit status."""
+    """Print every problem that can be found before; where there is none, embed. Returns the exit status."""
     try:
         stores, problems = find_problems(asked)
     except Exception:
@@ -146,7 +146,7 @@ def check_and_embed(asked: Asked) -> int:
 
 
 def find_problems(asked: Asked) -> tuple[list[TokenStore], list[str]]:
-    """The stores, and everything that can stand against embedding them, without loading a weight; one line each."""
+    """The stores, and every problem that can be found without loading a weight, one line each."""
     if not asked.stores.is_dir():
         return [], [f"--stores {asked.stores}: no such folder; tokenize_data_qwen.py makes it"]
     stores, problems = open_unverified(asked.stores)
@@ -177,7 +177,7 @@ def embed_stores(asked: Asked, stores: list[TokenStore], accelerator: Accelerato
     """Embed what is not there yet; a collective.
 
     Returns:
-        What stands against it, one line each, the same on every process; then nothing was written.
+        Problems, one line each, the same on every process; where there are some, nothing was written.
 
     Raises:
         RunError: an embedding is not finite.

@@ -183,7 +183,7 @@ def _number(text: str) -> float | None:
 
 
 def find_problems(flags: argparse.Namespace) -> list[str]:
-    """Everything that stands against the flags themselves, one line each."""
+    """Every problem with the flags themselves, one line each."""
     problems = problems_with(rules_of(flags))
     if flags.output.suffix != ".parquet":
         problems.append(f"--output {flags.output}: must end in .parquet")

@@ -97,7 +97,7 @@ def least_free_bytes(accelerator: Accelerator, weights: memory.Weights) -> float
 
 
 def free_bytes_here(accelerator: Accelerator, weights: memory.Weights) -> int:
-    """The same on this process, when the engine has the model."""
+    """What `least_free_bytes` counts, on this process; called when the engine has the model."""
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     free = memory.free_bytes(accelerator.device, processes_here)
     if accelerator.device.type == "cuda" and engine.has_buckets(accelerator):

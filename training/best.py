@@ -142,7 +142,7 @@ def of_kept_model(values: list[tuple[int, float]], kept: int | None) -> list[tup
 
 @dataclass
 class Evaluations:
-    """What a run evaluates, when, and what came of it up to now."""
+    """What a run evaluates, when, and the values up to now."""
 
     sets: list[RetrievalSet]
     dims: list[int]  # ascending, the whole width last

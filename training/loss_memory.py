@@ -72,7 +72,7 @@ def _in_batch(shape: LossShape, prefix: int) -> tuple[int, int]:
 
 
 def _hard_negatives(shape: LossShape, prefix: int) -> tuple[int, int]:
-    """The same of the hard-negative loss."""
+    """What `_in_batch` gives, for the hard-negative loss."""
     if not shape.negatives:
         return 0, 0
     per_tuple = (1 + shape.negatives) * prefix

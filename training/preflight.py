@@ -34,7 +34,7 @@ def find_problems(
 ) -> tuple[list[TokenStore], list[Recipe], object, list[str]]:
     """Look at data, their settings, model, tokenizer and output folder without loading a weight.
 
-    Data are converted and verified only where nothing else stands against the run.
+    Data are converted and verified only where no other problem was found.
 
     Args:
         problems: what is known to be wrong already.
@@ -120,7 +120,7 @@ def read_settings(args: Args, unknown: set[str]) -> tuple[DatasetSettings, list[
 
 
 def output_problems(args: Args, unknown: set[str]) -> list[str]:
-    """What stands against writing the results, one line each."""
+    """Why results cannot be written, one line each."""
     problems = []
     if not unknown & {"output_dir", "experiment_id", "resume"}:
         problems += folder_problems(Path(args.output_dir) / args.experiment_id, args.resume)
@@ -132,12 +132,12 @@ def output_problems(args: Args, unknown: set[str]) -> list[str]:
 
 
 def hub_problems(args: Args, unknown: set[str]) -> list[str]:
-    """What stands against the model card and against pushing, one line each; only the main process pushes."""
+    """What is wrong with the facts of the model card, and why it could not be pushed, one line each."""
     problems = [
         hub.licence_problem(None if "license" in unknown else args.license),
         hub.language_problem(None if "language" in unknown else args.language),
     ]
-    is_main = int(os.environ.get("RANK", 0)) == 0
+    is_main = int(os.environ.get("RANK", 0)) == 0  # which alone pushes
     if is_main and not unknown & {"push_to_hub", "hub_model_id"}:
         problems += hub.push_problems(args.push_to_hub, args.hub_model_id)
     if args.push_to_hub and args.use_lora and not unknown & {"model_path"} and Path(args.model_path).is_dir():

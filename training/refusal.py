@@ -34,7 +34,7 @@ def asks_for_help(argv: list[str]) -> bool:
 
 
 def refuse(problems: list[str], printed: list[str] = ()) -> int:
-    """Print what stands against a run, and how much that is.
+    """Print the problems that keep a run from starting, and how many there are.
 
     Args:
         problems: one line each.

@@ -57,7 +57,7 @@ class Evaluation:
         return np.logical_or.reduce([self.queries.has(keys) for keys in columns])
 
     def has_passage(self, columns: list[np.ndarray]) -> np.ndarray:
-        """The same of passages."""
+        """Which tuples have an evaluation passage in any of these columns of keys; bool [n]."""
         return np.logical_or.reduce([self.passages.has(keys) for keys in columns])
 
 

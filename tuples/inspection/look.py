@@ -90,7 +90,7 @@ class Inspection:
 
 
 def find(path: Path, tasks: dict[str, str]) -> tuple[list[Source], list[str]]:
-    """The datasets at a path, sorted by name, and what stands against inspecting them.
+    """The datasets at a path, sorted by name, and every problem with them.
 
     Args:
         path: a folder of raw files or of tokenised data, a file of either, or one token store.

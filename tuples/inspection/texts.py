@@ -53,7 +53,7 @@ def keys_of_bytes(data: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> 
 
 
 def _keys_of_block(data: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The same of a few texts, at least one."""
+    """What `keys_of_bytes` gives, for a few texts, at least one."""
     words_per_text = lengths // _WORD + 1  # the last word is cut, or empty
     ends = np.cumsum(words_per_text)
     first_words = ends - words_per_text  # [n] of each text among all words

@@ -2,7 +2,7 @@
 
     00000.npz    the negatives of a block's queries, their scores, the scores of all positives, and what was removed
 
-A block has its name when it is whole, so a mining that was killed begins at the first block that is missing.
+A block is written under a temporary name and renamed when it is whole, so after a kill only missing blocks are mined.
 """
 
 import os

@@ -31,7 +31,7 @@ def read_inputs(
         skip_bad_rows: leave out rows without query or passage, instead of refusing the file.
 
     Raises:
-        RunError: something stands against it; the message has a line for each problem.
+        RunError: the files cannot be used; the message has a line for each problem.
     """
     problems = file_problems([path, *corpora]) + task_problems(path)
     if problems:
@@ -57,7 +57,7 @@ def read_inputs(
 
 
 def _corpus_columns(corpora: list[Path], wanted: str | None) -> tuple[list[tuple[Path, str]], list[str]]:
-    """Each corpus with the column of its texts, and what stands against it."""
+    """Each corpus with the column of its texts, and every problem with them."""
     files = []
     problems = []
     for path in corpora:

@@ -107,7 +107,7 @@ class Source:
         return found
 
     def joins(self, role: str) -> bool:
-        """Whether the texts of a role are joined: where `columns` gives it a list, be it of one column."""
+        """Whether the texts of a role are joined: where `columns` gives it a list, even of one column."""
         return isinstance((self.columns or {}).get(role), list)
 
     @property

@@ -46,7 +46,7 @@ _NO_ID = bytes(16)
 def write_piece(
     folder: Path, rows: Iterable[Row], source: Source, input_number: int, input_name: str, identity: dict
 ) -> None:
-    """Clean the rows of a piece and write what is left of them; the folder has its name when all is written.
+    """Clean the rows of a piece and write what is left of them into a folder that is renamed when it is whole.
 
     Raises:
         RawError: from `rows`.
