@@ -301,14 +301,14 @@ def _problems_between_keys(args: Args, unknown: set[str]) -> list[str]:
 
 def _revision_problems(args: Args, unknown: set[str]) -> list[str]:
     problems = []
-    for name, of in (("model_revision", "model_path"), ("teacher_revision", "teacher_model_path")):
-        revision, path = getattr(args, name), getattr(args, of)
-        if revision is None or unknown & {name, of}:
+    for name, path_key in (("model_revision", "model_path"), ("teacher_revision", "teacher_model_path")):
+        revision, path = getattr(args, name), getattr(args, path_key)
+        if revision is None or unknown & {name, path_key}:
             continue
         if path is None:
-            problems.append(f"{name}: {revision!r} is given, but {of} is not: leave {name} out")
+            problems.append(f"{name}: {revision!r} is given, but {path_key} is not: leave {name} out")
         elif Path(path).is_dir():
-            problems.append(f"{name}: {revision!r} is given, but {of} is a folder: only a hub id has revisions")
+            problems.append(f"{name}: {revision!r} is given, but {path_key} is a folder: only a hub id has revisions")
     return problems
 
 
@@ -323,7 +323,7 @@ def _folder_problems(args: Args, unknown: set[str]) -> list[str]:
 
 
 def keys_that_may_change() -> set[str]:
-    """Keys that a resumed run may have other values of: they alter nothing that is trained."""
+    """Keys whose values a resumed run may change: they alter nothing that is trained."""
     return {f.name for f in fields(Args) if f.metadata["may_change"]}
 
 

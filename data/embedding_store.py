@@ -166,8 +166,11 @@ def other_teachers(folder: Path, names: list[str]) -> list[str]:
         datasets.setdefault(f"{meta['model']} ({', '.join(words)})", []).append(name)
     if len(datasets) < 2:
         return []
-    told = [f"{teacher} for {', '.join(of[:3])}{' ...' if len(of) > 3 else ''}" for teacher, of in datasets.items()]
-    return [f"{folder}: of different teachers: {'; '.join(told)}: take one for all datasets"]
+    found = []
+    for teacher, taught in datasets.items():
+        more = " ..." if len(taught) > 3 else ""
+        found.append(f"{teacher} for {', '.join(taught[:3])}{more}")
+    return [f"{folder}: of different teachers: {'; '.join(found)}: take one for all datasets"]
 
 
 # -------------------------------------------------------------------------------------- verifying

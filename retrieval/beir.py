@@ -76,10 +76,10 @@ def read_sets(paths: str, quiet: bool = False) -> tuple[list[RetrievalSet], list
             if name in [other.name for other in sets]:
                 problems.append(f"{folder}: a second set of the name {name}: rename one of the folders")
                 continue
-            one, found = _read(folder, quiet)
+            retrieval_set, found = _read(folder, quiet)
             problems += found
-            if one is not None:
-                sets.append(one)
+            if retrieval_set is not None:
+                sets.append(retrieval_set)
     return sets, problems
 
 
@@ -89,10 +89,10 @@ def read_set(folder: Path) -> RetrievalSet:
     Raises:
         RunError: with all that is wrong with it, one line each.
     """
-    one, problems = _read(Path(folder), quiet=False)
-    if one is None:
+    retrieval_set, problems = _read(Path(folder), quiet=False)
+    if retrieval_set is None:
         raise RunError("\n".join(problems))
-    return one
+    return retrieval_set
 
 
 def find_folders(path: Path) -> tuple[list[Path], list[str]]:

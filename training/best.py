@@ -159,7 +159,7 @@ class Evaluations:
         """Keep what decides; returns whether the model is the best so far."""
         value = None
         if self.choice is not None:
-            value = value_of(results, self.choice, [one.name for one in self.sets])
+            value = value_of(results, self.choice, [retrieval_set.name for retrieval_set in self.sets])
         if value is None:
             return False
         self.values.append((step, value))
@@ -196,8 +196,8 @@ class Evaluations:
         """What is evaluated, for people; nothing where nothing is."""
         if not self.sets or not self.every:
             return []
-        queries = sum(len(one.queries) for one in self.sets)
-        documents = sum(len(one.documents) for one in self.sets)
+        queries = sum(len(retrieval_set.queries) for retrieval_set in self.sets)
+        documents = sum(len(retrieval_set.documents) for retrieval_set in self.sets)
         facts = [
             f"evaluation: {plural(len(self.sets), 'set')}",
             f"{queries:,} queries",

@@ -81,25 +81,25 @@ class Searcher:
     @torch.no_grad()
     def evaluate(self, sets: list[RetrievalSet]) -> Results:
         """Set -> dimensions -> metric -> value; of other processes than the first, nothing."""
-        total = sum(len(one.queries) + len(one.documents) for one in sets)
+        total = sum(len(retrieval_set.queries) + len(retrieval_set.documents) for retrieval_set in sets)
         results: Results = {}
         hidden = None if self.rank == 0 else True  # None: shown on a terminal
         with tqdm(total=total, desc="evaluating", unit="text", disable=hidden, leave=False) as bar:
-            for one in sets:
+            for retrieval_set in sets:
                 by_dim = {}
-                for dim, ranking in self._search(one, bar).items():
-                    by_dim[str(dim)] = metrics.evaluate(ranking.passages, one.relevance)
+                for dim, ranking in self._search(retrieval_set, bar).items():
+                    by_dim[str(dim)] = metrics.evaluate(ranking.passages, retrieval_set.relevance)
                 if by_dim:
-                    results[one.name] = by_dim
+                    results[retrieval_set.name] = by_dim
         return results
 
-    def _search(self, one: RetrievalSet, bar: tqdm) -> dict[int, Ranking]:
+    def _search(self, retrieval_set: RetrievalSet, bar: tqdm) -> dict[int, Ranking]:
         """Dimensions -> the best documents of each query; of other processes than the first, nothing."""
-        queries = self._embed_queries(one.queries, bar)  # [n, d]
-        k = min(DEPTH, len(one.documents))
+        queries = self._embed_queries(retrieval_set.queries, bar)  # [n, d]
+        k = min(DEPTH, len(retrieval_set.documents))
         nearest = {dim: Nearest(F.normalize(queries[:, :dim], dim=-1), k) for dim in self.dims}
-        for own in self._rounds(len(one.documents), bar):
-            vectors = self._embed(one.documents[own])  # [b, d]
+        for own in self._rounds(len(retrieval_set.documents), bar):
+            vectors = self._embed(retrieval_set.documents[own])  # [b, d]
             for dim in self.dims:
                 nearest[dim].add(F.normalize(vectors[:, :dim], dim=-1), own.start)
         rankings = {}
@@ -110,7 +110,7 @@ class Searcher:
         return rankings
 
     def _rounds(self, count: int, bar: tqdm) -> Iterator[slice]:
-        """In each round every process has one chunk of `count` texts: this process's, which may be empty at the end."""
+        """The chunks of this process, one a round; the last may be empty, since all processes have as many rounds."""
         size = shard_size(count)
         for begin in range(0, count, size * self.world):
             own = min(begin + self.rank * size, count)

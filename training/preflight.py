@@ -91,7 +91,7 @@ def read_evaluation_sets(args: Args, unknown: set[str]) -> tuple[list[RetrievalS
     if not unknown & {"model_path", "model_revision"}:
         config, _ = read_config(args.model_path, args.model_revision)
     if hasattr(config, "hidden_size") and "evaluation_dims" not in unknown:
-        problems += dims_problems(args, config.hidden_size, [one.name for one in sets], unknown)
+        problems += dims_problems(args, config.hidden_size, [retrieval_set.name for retrieval_set in sets], unknown)
     return sets, problems
 
 

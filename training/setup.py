@@ -321,7 +321,7 @@ def make_evaluations(
     """
     asked, _ = best.parse_dims(args.evaluation_dims)
     dims = best.all_dims(asked, list(objective.prefixes))
-    names = [one.name for one in sets]
+    names = [retrieval_set.name for retrieval_set in sets]
     choice = None
     if args.best_metric is not None:
         choice, _ = best.parse_choice(args.best_metric, names, dims)
