@@ -9,6 +9,7 @@ A store's meta.json holds the counts as stats["instructions"]:
 
 import hashlib
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 
@@ -83,12 +84,13 @@ def count_numbers(instructions: list[list[str]], numbers: list[np.ndarray]) -> d
     The first _COUNTED of the whole file are all among these, since no more instructions come before one in its part
     than in the whole file.
     """
-    first = list(dict.fromkeys(words for part in instructions for words in part))[:_COUNTED]
+    distinct = list(dict.fromkeys(chain.from_iterable(instructions)))  # in the order of the file
     totals = Counter()
     for part in numbers:
-        totals.update(dict(zip(*(found.tolist() for found in np.unique(part, return_counts=True)), strict=True)))
+        found, times = np.unique(part, return_counts=True)
+        totals.update(dict(zip(found.tolist(), times.tolist(), strict=True)))
     none = totals.pop(NO_INSTRUCTION, 0)
-    counts = {words: totals.pop(_number_of(words)) for words in first}
+    counts = {text: totals.pop(_number_of(text)) for text in distinct[:_COUNTED]}
     return {"counts": counts, "other": sum(totals.values()), "none": none}
 
 

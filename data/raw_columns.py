@@ -87,7 +87,8 @@ class Columns:
     @property
     def names(self) -> list[str]:
         """All of them."""
-        return [self.query, self.positive, *self.negatives, *([self.prompt] if self.prompt else [])]
+        names = [self.query, self.positive, *self.negatives]
+        return [*names, self.prompt] if self.prompt else names
 
     @property
     def types(self) -> dict[str, pa.DataType]:
@@ -165,11 +166,8 @@ def _negatives_among(names: list[str], lists_first: bool) -> tuple[str, ...]:
 def queries_among(names: Iterable[str]) -> list[str]:
     """The columns that may hold the query: more than one where the columns fit styles that contradict each other."""
     names = set(names)
-    queries = {}  # a dictionary, because it keeps the order
-    for style in STYLES:
-        if style.query in names and names & set(style.positives):
-            queries[style.query] = True
-    return list(queries)
+    queries = [style.query for style in STYLES if style.query in names and names & set(style.positives)]
+    return list(dict.fromkeys(queries))  # each once, in order
 
 
 def style_of(names: Iterable[str]) -> tuple[str, str, str] | None:

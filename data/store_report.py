@@ -92,12 +92,12 @@ def not_read_lines(columns_by_file: dict[str, dict[str, str]]) -> list[str]:
     Args:
         columns_by_file: file name -> column -> reason.
     """
-    columns = {}  # reason -> names, in the order of the files
-    files = {}  # reason -> files
+    columns: dict[str, dict] = {}  # reason -> names; dictionaries, because they keep the order and each name once
+    files: dict[str, dict] = {}  # reason -> files
     for file, reasons in columns_by_file.items():
         for name, reason in reasons.items():
-            columns.setdefault(reason, {})[name] = True
-            files.setdefault(reason, {})[file] = True
+            columns.setdefault(reason, {})[name] = None
+            files.setdefault(reason, {})[file] = None
     lines = []
     for reason, names in columns.items():
         noun = "column" if len(names) == 1 else "columns"

@@ -149,7 +149,8 @@ def choose_query_instruction(asked: str | None, stores: list[TokenStore]) -> tup
         return asked, f"query prompt: {asked!r}"
     own_shares = [f"{shares.get(asked, 0.0):.0%} of {name}" for name, shares in instruction_shares(stores).items()]
     listed = ", ".join(own_shares[:_NAMED])
+    mostly = repr(usual) if usual else "none"
     return asked, (
         f"warning: query_instruction {asked!r} is carried by {listed} alone; "
-        f"most retrieval queries ({share:.0%}) carry {repr(usual) if usual else 'none'}: null takes what most carry"
+        f"most retrieval queries ({share:.0%}) carry {mostly}: null takes what most carry"
     )

@@ -14,7 +14,7 @@ def format_means(means: dict[tuple[str, str], float], expected: list[tuple[str, 
 
     Args:
         means: (task, kind) -> value.
-        expected: (task, kind) that have a place in the line also where they did not occur: then they are "-".
+        expected: (task, kind) that always have a place in the line; "-" stands for the value of one that did not occur.
         short: in three letters a task, and three digits.
     """
     kinds_of: dict[str, list[str]] = {}
@@ -22,14 +22,15 @@ def format_means(means: dict[tuple[str, str], float], expected: list[tuple[str, 
         kinds = kinds_of.setdefault(task, [])
         if kind not in kinds:
             kinds.append(kind)
+    digits = 3 if short else 4
     columns = []
     for task in sorted(kinds_of, key=TASKS.index):
         words = [_SHORT_TASKS[task] if short else task]
         for kind in kinds_of[task]:
+            name = _SHORT_KINDS.get(kind, kind) if short else kind
             value = means.get((task, kind))
-            digits = 3 if short else 4
             shown = "-".ljust(digits + 2) if value is None else f"{value:.{digits}f}"
-            words.append(f"{_SHORT_KINDS.get(kind, kind) if short else kind} {shown}")
+            words.append(f"{name} {shown}")
         columns.append(" ".join(words))
     return " | ".join(columns)
 
@@ -150,7 +151,7 @@ def end_lines(
 
     Args:
         steps, seconds: trained by this process's run, without what it went on from.
-        means: (task, loss) -> mean since the last log line but one.
+        means: (task, loss) -> mean, as the last log line had it.
         folder: the last model folder.
         adapter: the folder holds a LoRA adapter.
         picture: where the plot is, None for none.

@@ -168,11 +168,8 @@ def row_negatives(mined: np.ndarray, own: np.ndarray, positives: set[int], width
         own: int64 [S] that the row brought along, -1 for none.
         positives: of its query: none of them is a negative.
     """
-    chosen: dict[int, None] = {}  # a dictionary, because it keeps the order
-    for number in [*own.tolist(), *mined.tolist()]:
-        if number >= 0 and number not in positives:
-            chosen[number] = None
-    return list(chosen)[:width]
+    numbers = dict.fromkeys([*own.tolist(), *mined.tolist()])  # each once, in order
+    return [number for number in numbers if number >= 0 and number not in positives][:width]
 
 
 def problems_with(rules: Rules) -> list[str]:
