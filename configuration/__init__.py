@@ -1,1 +1,8 @@
-"""How a key of the configuration is declared, read and checked; arguments.py has the keys themselves. Imports utils."""
+"""How a key of the configuration is declared, read and checked; arguments.py has the keys themselves. Imports utils.
+
+keys.py               one key: declared, and its value checked
+sources.py            values from the command line and from JSON
+other_names.py        what other trainers call the keys
+dataset_settings.py   keys of single datasets
+flag_types.py         types for the flags of other commands
+"""

@@ -1,4 +1,4 @@
-"""Read a saved folder back and compare it with the live model, before the folder gets its name.
+"""Read a saved folder back and compare it with the live model, before it is renamed to its final name.
 
 Wrong pooling, a lost EOS or a silent change of dtype would otherwise show only in a user's search results.
 """

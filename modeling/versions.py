@@ -1,7 +1,7 @@
-"""Where the oldest supported packages differ from the newest: a few names, and in Transformers who makes masks, and
-whether the decoder or its layers recompute activations.
+"""Where the oldest supported packages differ from the newest: nothing else in the project looks at a version.
 
-Nothing else in the project looks at a version. `make test-oldest` runs the tests with the oldest.
+They differ in a few names, and in Transformers in who makes masks and whether the decoder or its layers recompute
+activations. `make test-oldest` runs the tests with the oldest.
 """
 
 from collections.abc import Callable

@@ -1,1 +1,17 @@
-"""Processes that start, fail and end together, and what lets a run go on after a kill. Imports utils."""
+"""Processes that start, fail and end together, and what lets a run go on after a kill. Imports utils.
+
+Processes:
+    launcher.py      what accelerate launch and torchrun do to a process
+    verdict.py       where one process is refused, none starts
+    processes.py     from start to end: signals, exit statuses
+    heartbeat.py     where one process fails, all end
+    collectives.py   gather with gradient, and other exchanges
+    engine.py        DDP, FSDP2 or DeepSpeed, by accelerate
+    sharding.py      weights handed out to the processes of FSDP2
+
+States:
+    resume.py        what a state holds, and whether it fits the run
+    background.py    written while training goes on
+    checkpoint.py    its folder on disk, whole or absent
+    shards.py        its files, each with some rows of each tensor
+"""

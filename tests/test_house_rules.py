@@ -6,6 +6,7 @@ Functions that are too involved are refused by ruff, whose limits stand in pypro
 """
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,12 @@ def name(path: Path) -> str:
 def test_every_file_has_a_room():
     assert {room_of(path) for path in FILES} == {*MAY_IMPORT, *DOORS, "tests"}
     assert len(IN_ROOMS) > 20
+
+
+@pytest.mark.parametrize("path", [path for path in IN_ROOMS if path.name == "__init__.py"], ids=name)
+def test_a_room_lists_its_files(path):
+    listed = re.findall(r"^ *(\w+\.py) ", ast.get_docstring(ast.parse(path.read_text())), re.MULTILINE)
+    assert sorted(listed) == sorted(other.name for other in path.parent.glob("*.py") if other != path)
 
 
 def test_the_layers_have_no_circle():
