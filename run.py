@@ -45,7 +45,7 @@ from training.meter import Clock, Meter
 from training.models import saved_dtype
 from training.objective import MEASURES
 from training.plot import draw
-from training.preflight import find_problems, read_evaluation_sets
+from training.preflight import open_inputs, read_evaluation_sets
 from training.recipes import describe_recipes
 from training.records import task_means, tracker_tags
 from training.reports import Reports
@@ -87,7 +87,7 @@ def check_and_train(argv: list[str], printed: list[str] = ()) -> int:
     args, problems, unknown = arguments.parse(argv)
     try:
         sets, set_problems = read_evaluation_sets(args, unknown)
-        stores, recipes, tokenizer, problems = find_problems(args, problems + set_problems, unknown)
+        stores, recipes, tokenizer, problems = open_inputs(args, problems + set_problems, unknown)
     except Exception:
         refused_elsewhere(problems=1)  # the others must not wait for this process
         raise

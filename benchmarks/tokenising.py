@@ -1,4 +1,4 @@
-"""Tokenising: the door beside a loop over rows in a pool of processes, on the same raw file.
+"""Tokenising: the command beside a loop over rows in a pool of processes, on the same raw file.
 
     python -m benchmarks.tokenising          pip install fastokens; pip install --no-deps dashscope
 
@@ -113,7 +113,7 @@ def measure(way: str, folder: Path, rows: int) -> Run:
 
 
 def tokenise(way: str, folder: Path, rows: int) -> Run:
-    """The published loop, or the door with an engine."""
+    """The published loop, or the command with an engine."""
     began, cpu_began = time.perf_counter(), cpu_seconds()
     if way == "loop":
         size = tokenise_in_a_loop(folder)

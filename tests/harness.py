@@ -287,7 +287,7 @@ def live_run(config: dict) -> run.Run:
     path = Path(config["output_dir"]).with_suffix(f".{os.getpid()}.json")
     path.write_text(json.dumps(config))
     args, problems, unknown = run.arguments.parse(["--config", str(path)])
-    stores, recipes, tokenizer, problems = run.find_problems(args, problems, unknown)
+    stores, recipes, tokenizer, problems = run.open_inputs(args, problems, unknown)
     assert not problems, problems
     AcceleratorState._reset_state()
     GradientState._reset_state()

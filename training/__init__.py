@@ -1,4 +1,4 @@
-"""What run.py puts together. Imports every room but tuples.
+"""What run.py puts together. Imports every folder but tuples.
 
 Before anything is loaded:
     refusal.py       what a user reads when a run is refused

@@ -29,19 +29,19 @@ from training.recipes import Recipe, not_as_tokenised, recipes_for, too_long, wi
 from training.trackers import tracker_problems
 
 
-def find_problems(
+def open_inputs(
     args: Args, problems: list[str], unknown: set[str]
 ) -> tuple[list[TokenStore], list[Recipe], object, list[str]]:
-    """Look at data, their settings, model, tokenizer and output folder without loading a weight.
+    """Open the data and the tokenizer, and find every problem with them, the model and the output folder.
 
-    Data are converted and verified only where no other problem was found.
+    No weight is loaded. Data are converted and verified, which may take long, only where no other problem was found.
 
     Args:
         problems: what is known to be wrong already.
         unknown: keys of `args` that do not hold what the user meant; what depends on them is not looked at.
 
     Returns:
-        (stores, how each is trained, tokenizer, problems); every problem there is, one line each.
+        (stores, how each is trained, tokenizer, problems); the problems one line each, `problems` among them.
     """
     problems = versions.too_old() + problems
     if not args.cache_only:

@@ -1,6 +1,6 @@
 """What a user reads when a run is refused. Imports no torch, which takes seconds: a mistyped key is named before.
 
-As the doors do, it takes the configuration.
+Like run.py it looks at the configuration as a whole.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """The steps from Python functions to a search engine, with the commands that a user of this repository types.
 
-quickstart.py and foundation.py are the doors: they choose a `Job` and call these steps in order.
+quickstart.py and foundation.py are the commands: they choose a `Job` and call these steps in order.
 """
 
 import json

@@ -95,7 +95,7 @@ def start(rank: int, world: int, config: dict) -> list[float]:
     path = Path(config["output_dir"]).with_suffix(f".{os.getpid()}.json")
     path.write_text(json.dumps(config))
     args, problems, unknown = run.arguments.parse(["--config", str(path)])
-    stores, recipes, tokenizer, problems = run.find_problems(args, problems, unknown)
+    stores, recipes, tokenizer, problems = run.open_inputs(args, problems, unknown)
     assert problems == []
     accelerator = engine.start([], args.tb_dir)
     assert accelerator.num_processes == world
