@@ -51,7 +51,7 @@ from training.records import task_means, tracker_tags
 from training.reports import Reports
 from training.setup import Run, setup
 from training.step import train_step
-from utils import RunError, plural
+from utils import RunError, hide_bar_unless, plural
 
 
 def main(argv: list[str], printed: list[str] = ()) -> int:
@@ -121,8 +121,8 @@ def train(run: Run) -> int:  # noqa: C901, PLR0915 - the loop is read from top t
         run.accelerator.print(f"{run.folder}: this run is finished: {plural(run.steps_done, 'step')} were trained")
         to_do = range(0)
     last_saved = time.monotonic()
-    hide_bar = None if run.accelerator.is_main_process else True  # None: shown on a terminal
-    bar = tqdm(total=steps, initial=run.steps_done, desc="training", unit="step", disable=hide_bar)
+    hidden = hide_bar_unless(run.accelerator.is_main_process)
+    bar = tqdm(total=steps, initial=run.steps_done, desc="training", unit="step", disable=hidden)
     run.model.train()
     run.clock = Clock(steps_before=run.steps_done)
     means: dict[tuple[str, str], float] = {}

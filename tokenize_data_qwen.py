@@ -31,7 +31,7 @@ from data.token_store import StoreError
 from data.tokenising import tokenize_with_fallback
 from modeling.prompts import bare_instruction
 from modeling.tokenizer import ENGINES, fingerprint, load_tokenizer
-from utils import plural, refusal_of_disk, unwritable
+from utils import hide_bar_unless, plural, refusal_of_disk, unwritable
 
 REPORT = "report.txt"  # in output_dir: a line for every file, where they are more
 
@@ -252,9 +252,8 @@ def tokenize_jobs(planned: list[Job], tokenizer, engine: str, report: Path) -> i
     """Write the store of each job that is not done, with a line about each. Returns the exit status."""
     longest_name = max((len(job.folder.name) for job in planned), default=0)
     are_many = len(planned) > FILES_SHOWN
-    hide_bar = None if are_many else True  # None: shown on a terminal
     stores = []
-    for job in tqdm(planned, desc="tokenising", unit="file", disable=hide_bar):
+    for job in tqdm(planned, desc="tokenising", unit="file", disable=hide_bar_unless(are_many)):
         took = "was done already"
         if job.survey is not None:
             begin = time.perf_counter()
@@ -282,7 +281,7 @@ def join_stores(joins: list[Join], output_dir: Path) -> int:
     longest_name = max(len(join.folder.name) for join in joins)
     are_many = len(joins) > FILES_SHOWN
     stores = []
-    for join in tqdm(joins, desc="joining", unit="file", disable=None if are_many else True):
+    for join in tqdm(joins, desc="joining", unit="file", disable=hide_bar_unless(are_many)):
         try:
             joining.join(join)
         except StoreError as error:

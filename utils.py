@@ -193,6 +193,11 @@ def exit_status(work: Callable[[], object]) -> int:
     return 0
 
 
+def hide_bar_unless(shown: bool) -> bool | None:
+    """tqdm's `disable`: True, or None, which shows a bar on a terminal and not in a file."""
+    return None if shown else True
+
+
 def plural(count: int, noun: str) -> str:
     """A count and its noun.
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from data import token_store
 from data.store_report import DATASETS_SHOWN
 from data.token_store import StoreError, TokenStore
-from utils import plural, refusal_of_disk
+from utils import hide_bar_unless, plural, refusal_of_disk
 
 _OTHER_FILES = 256  # that a training process may have open: connections, libraries, logs
 
@@ -55,8 +55,8 @@ def prepare(folder: Path, cache_dir: Path, say: Callable[[str], None] = print) -
         cache_dir.mkdir(parents=True, exist_ok=True)
         # One process of a node builds; the others wait here, and find everything done.
         with FileLock(cache_dir / ".lock"):
-            hide_bar = None if are_many else True  # None: shown on a terminal, when there is something to wait for
-            for source in tqdm(sources, desc="preparing data", unit="dataset", disable=hide_bar, delay=1, leave=False):
+            hidden = hide_bar_unless(are_many)
+            for source in tqdm(sources, desc="preparing data", unit="dataset", disable=hidden, delay=1, leave=False):
                 try:
                     stores.append(prepare_one(source, cache_dir, news.append if are_many else say))
                 except StoreError as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils import RunError
+from utils import RunError, hide_bar_unless
 
 QUERIES, CORPUS, JUDGEMENTS = "queries.jsonl", "corpus.jsonl", "qrels/test.tsv"
 _FILES = (QUERIES, CORPUS, JUDGEMENTS)
@@ -192,7 +192,7 @@ def _by_id(path: Path, problems: Problems, quiet: bool, value_of: Callable) -> d
 def _rows(path: Path, problems: Problems, quiet: bool) -> Iterator[tuple[str, int, dict]]:
     """(which line, where it begins, what it says) of the lines that are whole; the others are noted."""
     place = 0
-    hidden = True if quiet else None  # None: shown on a terminal
+    hidden = hide_bar_unless(not quiet)
     with (
         open(path, "rb") as file,
         tqdm(total=path.stat().st_size, desc=str(path), unit="B", unit_scale=True, disable=hidden, leave=False) as bar,

@@ -46,7 +46,7 @@ from runtime import computing, engine, processes
 from runtime.verdict import refused_elsewhere
 from training.identity import config_digest, weights_digest
 from training.models import load_teacher
-from utils import RunError, first_line, is_disk_error, plural, refusal_of_disk
+from utils import RunError, first_line, hide_bar_unless, is_disk_error, plural, refusal_of_disk
 
 COMMIT_SECONDS = 30  # between two moments at which everything done so far is made to survive a kill
 SILENCE_SECONDS = 300.0  # without a sign of life a process counts as hanging
@@ -294,9 +294,9 @@ def write_share(
     rounds = len(own)
     if engine.is_sharded(accelerator):  # a forward pass is a collective: one without a batch runs an empty text
         rounds = len(range(0, len(remaining), accelerator.num_processes))
-    hide_bar = None if accelerator.is_main_process else True  # None: shown on a terminal
+    hidden = hide_bar_unless(accelerator.is_main_process)
     committed = time.monotonic()
-    for number in tqdm(range(rounds), desc=f"embedding {store.name}", unit="batch", disable=hide_bar):
+    for number in tqdm(range(rounds), desc=f"embedding {store.name}", unit="batch", disable=hidden):
         texts = batches.numbers(own[number]) if number < len(own) else remaining[:0]
         embeddings = embed(store, texts, facts["max_seq_length"], teacher, accelerator)  # [n, D]
         if number < len(own):

@@ -33,6 +33,7 @@ from training.best import Results
 from training.console import format_evaluation
 from training.records import evaluation_tags
 from training.setup import Run
+from utils import hide_bar_unless
 
 
 def evaluate(run: Run, step: int) -> bool:
@@ -83,7 +84,7 @@ class Searcher:
         """Set -> dimensions -> metric -> value; of other processes than the first, nothing."""
         total = sum(len(retrieval_set.queries) + len(retrieval_set.documents) for retrieval_set in sets)
         results: Results = {}
-        hidden = None if self.rank == 0 else True  # None: shown on a terminal
+        hidden = hide_bar_unless(self.rank == 0)
         with tqdm(total=total, desc="evaluating", unit="text", disable=hidden, leave=False) as bar:
             for retrieval_set in sets:
                 by_dim = {}

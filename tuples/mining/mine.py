@@ -33,7 +33,7 @@ from tuples.mining import texts as mining_texts
 from tuples.mining.blocks import BlockFolder, Find, Miner, Positives, Scorer, groups_of
 from tuples.mining.rules import Rules
 from tuples.mining.texts import Inputs, MiningTexts, TextFile
-from utils import RunError, file_digest, remove, short_digest
+from utils import RunError, file_digest, hide_bar_unless, remove, short_digest
 
 FORMAT = 1  # part of every digest; raised where what is computed changes, so that nothing old is found
 _SECONDS = 0.1  # until the first look at what another process works on
@@ -212,8 +212,7 @@ class Mining:
         return encoder
 
     def _bar(self, work: list, what: str, unit: str) -> tqdm:
-        hide = None if self.share.is_first else True  # None: shown on a terminal
-        return tqdm(work, desc=what, unit=unit, disable=hide)
+        return tqdm(work, desc=what, unit=unit, disable=hide_bar_unless(self.share.is_first))
 
     # -------------------------------------------------------------------------------------- search
 
