@@ -3,7 +3,6 @@
 The formats are raw_formats.py's, the meaning of the columns raw_columns.py's.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,15 +69,6 @@ def _why_not_read(path: Path) -> str | None:
 
 
 # ---------------------------------------------------------------------------------------------- a file
-
-
-def read(path: Path, columns: Columns, batch_rows: int, skip: int = 0) -> Iterator[pa.Table]:
-    """The file's rows as Arrow tables of at most `batch_rows`, from row `skip` on; streamed, nothing is cached.
-
-    Raises:
-        RawError: a row cannot be read.
-    """
-    return raw_formats.read(path, columns.types, batch_rows, skip)
 
 
 def find_faults(tuples: Tuples, task: str | None) -> np.ndarray:

@@ -82,8 +82,8 @@ def _joined(why: str) -> str:
     return f": {why}" if why.startswith("'") else f" {why}"
 
 
-def read(path: Path, types: dict[str, pa.DataType], batch_rows: int, skip: int) -> Iterator[pa.Table]:
-    """These columns of a file's rows as Arrow tables of at most `batch_rows`, from row `skip` on.
+def read(path: Path, types: dict[str, pa.DataType], batch_rows: int, skip: int = 0) -> Iterator[pa.Table]:
+    """These columns of a file's rows as Arrow tables of at most `batch_rows`, from row `skip` on; nothing is cached.
 
     Raises:
         RawError: a row cannot be read.

@@ -10,7 +10,7 @@ from itertools import chain
 import numpy as np
 from tqdm import tqdm
 
-from data import raw_files
+from data import raw_files, raw_formats
 from data.instructions import add_instructions, count_instructions, keep_most_frequent
 from data.jobs import Job
 from data.parts import PartWriter
@@ -37,7 +37,8 @@ def tokenize_file(job: Job, tokenizer, engine: str = "tokenizers") -> None:
     """Write the store of one raw file, or a part, from where an earlier run of the same job was interrupted."""
     inputs, survey = job.inputs, job.survey
     rows = range(survey.rows) if job.rows is None else job.rows
-    writer = make_writer(job)
+    kind = StoreWriter if job.rows is None else PartWriter
+    writer = kind(job.folder, survey.slots, inputs)
     encode = make_encoder(tokenizer, inputs["max_seq_length"], engine)
     is_sampled = raw_files.sample_rows(survey.rows, inputs["max_rows"])  # [rows of the file]
     if survey.not_read:
@@ -46,7 +47,7 @@ def tokenize_file(job: Job, tokenizer, engine: str = "tokenizers") -> None:
     batch_rows = math.ceil(BATCH_TEXTS / (2 + survey.slots))
     done = position - rows.start
     with tqdm(total=len(rows), initial=done, desc=job.folder.name, unit="row", disable=None, leave=False) as bar:
-        for table in raw_files.read(job.path, survey.columns, batch_rows, skip=position):
+        for table in raw_formats.read(job.path, survey.columns.types, batch_rows, skip=position):
             table = table.slice(0, rows.stop - position)
             tuples = survey.columns.to_tuples(table, survey.slots)
             wanted = is_sampled[position + tuples.rows]  # [tuples of the table]
@@ -73,12 +74,6 @@ def tokenize_file(job: Job, tokenizer, engine: str = "tokenizers") -> None:
         "tokenizer": inputs["tokenizer"],
     }
     writer.finish(meta)
-
-
-def make_writer(job: Job) -> StoreWriter:
-    """What writes the store of a job, or the part."""
-    kind = StoreWriter if job.rows is None else PartWriter
-    return kind(job.folder, job.survey.slots, job.inputs)
 
 
 def add_tuples(writer: StoreWriter, columns: list[list[str | None]], encode: Callable) -> None:

@@ -63,7 +63,8 @@ class DecoderEncoder:
         tokenizer, problems = load_tokenizer(str(folder))
         if problems:
             raise ValueError(problems[0])
-        self.model = load_embedder(folder).to(device)
+        backbone = load_backbone(str(folder), torch.float32)
+        self.model = Embedder(backbone, pooling=pooling_of(folder)).eval().to(device)
         self.width = cut_of(folder) or self.model.hidden_size  # d
         if bf16:
             self.model.multiple = MULTIPLE
@@ -119,13 +120,3 @@ def pack(
     wanted = np.concatenate([tokens[ends[text] - lengths[text] : ends[text]] for text in texts])
     cu_seqlens = F.pad(torch.from_numpy(lengths[texts]).cumsum(0), (1, 0)).to(torch.int32)
     return torch.from_numpy(wanted).long().to(device), cu_seqlens.to(device), lengths[texts]
-
-
-def load_embedder(folder: Path) -> Embedder:
-    """The model of a folder in fp32 on the CPU, pooling as it was trained to.
-
-    Raises:
-        ValueError: its weights do not fit its config, or its pooling is none that is known here.
-    """
-    backbone = load_backbone(str(folder), torch.float32)
-    return Embedder(backbone, pooling=pooling_of(folder)).eval()

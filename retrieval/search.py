@@ -116,7 +116,8 @@ def _search_block(queries: Tensor, passages: np.ndarray, k: int, groups: Groups 
         chunk = torch.tensor(np.asarray(passages[begin : begin + width]), dtype=queries.dtype, device=queries.device)
         scores = queries @ chunk.T  # [b, width]
         if groups is not None:
-            scores.masked_fill_(_own_group(groups, begin, begin + width).to(scores.device), -torch.inf)
+            is_own = in_own_group(groups.queries[:, None], groups.passages[begin : begin + width])  # [b, width]
+            scores.masked_fill_(torch.from_numpy(is_own).to(scores.device), -torch.inf)
         best.add(scores, begin)
     return best
 
@@ -124,11 +125,6 @@ def _search_block(queries: Tensor, passages: np.ndarray, k: int, groups: Groups 
 def in_own_group(of_queries: np.ndarray, of_passages: np.ndarray) -> np.ndarray:
     """Whether passages of these groups may be in the group of the query: bool, of shapes that go together."""
     return (of_queries >= 0) & ((of_passages == of_queries) | (of_passages == SEVERAL_GROUPS))
-
-
-def _own_group(groups: Groups, begin: int, end: int) -> Tensor:
-    """Which of the passages from `begin` to before `end` are of a query's own group, bool [b, end - begin]."""
-    return torch.from_numpy(in_own_group(groups.queries[:, None], groups.passages[begin:end]))
 
 
 class _Best:

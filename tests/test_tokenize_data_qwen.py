@@ -15,7 +15,7 @@ import toy
 from conftest import contents, door_here, texts_of, tokenize, write_jsonl
 
 import tokenize_data_qwen
-from data import raw_columns, raw_files, tokenising
+from data import raw_columns, raw_formats, tokenising
 from data.token_store import open_store
 from modeling.tokenizer import load_tokenizer
 
@@ -156,13 +156,13 @@ def test_an_interrupted_run_continues_to_the_same_bytes(toy_world, raw, tmp_path
     assert capsys.readouterr().err == "tokenize_data_qwen.py: interrupted; the same command continues\n"
     assert not (tmp_path / "stores" / "a").exists()
     skipped = []
-    read = raw_files.read
+    read = raw_formats.read
 
-    def spy(path, columns, rows, skip=0):
+    def spy(path, types, rows, skip=0):
         skipped.append(skip)
-        return read(path, columns, rows, skip)
+        return read(path, types, rows, skip)
 
-    monkeypatch.setattr(raw_files, "read", spy)
+    monkeypatch.setattr(raw_formats, "read", spy)
     assert tokenize(raw, tmp_path / "stores", toy_world.backbone, *arguments) == 0
     assert skipped[-1] == 28  # four batches of seven had been committed: it went on there
     assert contents(tmp_path / "stores") == contents(tmp_path / "whole")
@@ -329,7 +329,7 @@ def test_parquet_is_read_on_from_any_row_page_by_page(tmp_path, skip):
     path, names = tmp_path / "a.parquet", ["query", "passage"]
     texts = [f"text {number}" for number in range(30)]
     pq.write_table(pa.table({"query": texts, "passage": texts[::-1]}), path, row_group_size=10)
-    parts = list(raw_files.read(path, raw_columns.find_columns(names), 7, skip))
+    parts = list(raw_formats.read(path, raw_columns.find_columns(names).types, 7, skip))
     assert all(len(part) <= 7 for part in parts)
     assert [row for part in parts for row in part.to_pylist()] == [
         {"query": query, "passage": passage} for query, passage in zip(texts[skip:], texts[::-1][skip:], strict=True)
@@ -341,7 +341,7 @@ def test_a_large_row_group_is_never_held_whole(tmp_path):
     texts = pa.array([f"{number}{text}" for number in range(200_000)])
     pq.write_table(pa.table({"query": texts, "passage": texts}), path, row_group_size=2**20, compression="none")
     held = []
-    for _ in raw_files.read(path, raw_columns.find_columns(["query", "passage"]), 1000):
+    for _ in raw_formats.read(path, raw_columns.find_columns(["query", "passage"]).types, 1000):
         held.append(pa.total_allocated_bytes())
     assert len(held) == 200
     assert max(held) - texts.nbytes < path.stat().st_size / 4  # 43 MB in all

@@ -90,7 +90,7 @@ def _keys_of_tuples(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Keys of the queries and of the positives of a raw file, piece by piece."""
     raw_formats.check_file(path)
     _, columns = raw_files.choose_columns(path)
-    for table in raw_files.read(path, columns, BATCH_ROWS):
+    for table in raw_formats.read(path, columns.types, BATCH_ROWS):
         queries, positives = columns.to_tuples(table, slots=columns.count_negatives(table)).texts[:2]
         yield comparable_keys(without_instruction(queries)), comparable_keys(positives)
 

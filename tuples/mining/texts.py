@@ -148,7 +148,7 @@ def read_tuples(inputs: Inputs) -> Iterator[tuple[Tuples, np.ndarray, list[str |
     types = dict(inputs.columns.types)
     if inputs.group_column:
         types[inputs.group_column] = pa.string()
-    for table in raw_formats.read(inputs.tuples, types, BATCH_ROWS, 0):
+    for table in raw_formats.read(inputs.tuples, types, BATCH_ROWS):
         tuples = inputs.columns.to_tuples(table, inputs.slots)
         groups = [None] * len(tuples.rows)
         if inputs.group_column:
@@ -295,7 +295,7 @@ def _add_corpora(inputs: Inputs, passages: _TextWriter, groups: _Groups) -> dict
 def _corpus_rows(path: Path, names: list[str]) -> Iterator[tuple[str | None, ...]]:
     """These columns of a file, row by row. Raises RunError where a row cannot be read."""
     try:
-        for table in raw_formats.read(path, dict.fromkeys(names, pa.string()), BATCH_ROWS, 0):
+        for table in raw_formats.read(path, dict.fromkeys(names, pa.string()), BATCH_ROWS):
             columns = [table[name].cast(pa.string()).to_pylist() for name in names]
             yield from zip(*columns, strict=True)
     except RawError as error:
