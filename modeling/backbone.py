@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from modeling.attention import is_packed
-from modeling.hub import not_found, where
+from modeling.hub import loading_options, not_found
 from modeling.versions import in_dtype, rope_problem
 from utils import first_line
 
@@ -77,7 +77,7 @@ def read_config(path: str, revision: str | None = None) -> tuple[PretrainedConfi
     if Path(path).is_dir() and not (Path(path) / "config.json").exists():  # Transformers 4 guesses by the folder's name
         return None, [not_found(path, "no config.json", revision)]
     try:
-        config = AutoConfig.from_pretrained(path, **where(path, revision))
+        config = AutoConfig.from_pretrained(path, **loading_options(path, revision))
     except (OSError, ValueError, KeyError) as error:
         return None, [not_found(path, first_line(error), revision)]
     problem = rope_problem(config)

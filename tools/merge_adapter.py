@@ -16,7 +16,6 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 
 from export.adapter import base_problems
 from export.convert import merge_adapter
-from export.merge import base_problems
 from utils import RunError, exit_status
 
 

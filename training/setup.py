@@ -116,7 +116,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
     lock = resume.lock_folder(folder) if accelerator.is_main_process else None
     assumed = assumed_of_old_states(identity)
     state_folder = folder / "state"
-    steps_done, facts, tensors = resume.find(accelerator, args.resume, state_folder, identity, args.model_path, unsaid)
+    steps_done, facts, tensors = resume.find(accelerator, args.resume, state_folder, identity, args.model_path, assumed)
     write_first_files(args, accelerator, folder, stores, recipes, resumed=bool(facts))
 
     # onto the device, in steps that fit its memory
