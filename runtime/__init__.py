@@ -7,6 +7,7 @@ Processes:
     heartbeat.py     where one process fails, all end
     collectives.py   gather with gradient, and other exchanges
     engine.py        DDP, FSDP2 or DeepSpeed, by accelerate
+    computing.py     how many threads, and whether in the same bits each time
     sharding.py      weights handed out to the processes of FSDP2
 
 States:

@@ -121,8 +121,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
 
     # onto the device, in steps that fit its memory
     cost = count_cost(args, accelerator, model)
-    if accelerator.device.type == "cuda":
-        torch.cuda.empty_cache()  # of the trials; what is reserved in small pieces would count as taken
+    torch.cuda.empty_cache()  # of the trials on a GPU; what is reserved in small pieces would count as taken
     model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
     losses = loss_bytes(loss_shape(args, recipes, plan, objectives[0], teacher))
     token_limit = fit_into_memory(args, accelerator, stores, recipes, plan, model, cost, losses)
