@@ -1,15 +1,15 @@
 """Hard negatives for one file of tuples: read, encode, index, search, choose, write; on one or many processes.
 
-Processes work together through files alone, in a folder that all of them see: each takes its share of what is missing,
-and waits for the others' by looking at the folder. So there is nothing to lose by a kill, and the next run, with as
-many processes as it likes, goes on with what is there. The first process does what cannot be shared.
+Processes work together through files in a folder that all of them see: each computes its share of what is missing, and
+looks into the folder until the others have written theirs. A kill therefore loses only unfinished files, and the next
+run, on any number of processes, continues with what is there. The first process does what cannot be shared.
 
     texts-DIGEST/      what was read                              tuples/mining/texts.py
     vectors-DIGEST/    of the passages, of the queries            retrieval/vectors.py
     index-DIGEST       FAISS's                                    retrieval/faiss_index.py
     blocks-DIGEST/     negatives of the queries, block by block   tuples/mining/blocks.py
 
-Each name has a digest of everything that the bytes behind it depend on.
+DIGEST is one of everything that the content depends on, so a change of input or settings never finds old results.
 """
 
 import hashlib
@@ -59,14 +59,14 @@ class Share:
 
 @dataclass(frozen=True)
 class Model:
-    """An embedding model, and how texts are put before it."""
+    """An embedding model, and how it is given texts."""
 
     folder: Path
     max_length: int | None = None
     bf16: bool = False
     query_prompt: str = ""  # before queries that carry no instruction
     corpus_prompt: str = ""
-    strip_instruction: bool = False  # from all texts, for models that never saw one
+    strip_instruction: bool = False  # from all texts, for models that were trained without
     dtype: str = "float32"  # of the vectors on the disk
 
     def query(self, text: str) -> str:
@@ -79,19 +79,19 @@ class Model:
         return self.corpus_prompt + self.bare(text)
 
     def bare(self, text: str) -> str:
-        """A text without its instruction, where these are not for the model."""
+        """A text as it is, or without its instruction where `strip_instruction` asks for that."""
         return split_prompt(text)[1] if self.strip_instruction else text
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to mine with."""
+    """How to search and to choose."""
 
     backend: str  # exact, faiss, bm25
     rules: Rules
     model: Model | None = None  # BM25 needs none
     cross_encoder: Path | None = None
-    fill: bool = False  # what is missing is drawn at random
+    fill: bool = False  # whether random passages fill up rows with too few negatives
     index: str = "flat"  # a kind of retrieval.faiss_index
     lists: int = 0
     code_bytes: int = 0
@@ -110,7 +110,7 @@ def model_digest(folder: Path) -> str:
 
 
 def wait_until(done: Callable[[], bool]) -> None:
-    """Until another process has written something. A process that fails ends its launcher, and so everybody."""
+    """Wait for what other processes write. If one of them fails, its launcher ends this process too."""
     seconds = _SECONDS
     while not done():
         time.sleep(seconds)
@@ -236,7 +236,7 @@ class Mining:
         if self.share.is_first:
             self.blocks.remove_damaged()
         missing = set(self.blocks.missing())
-        mine = [block for block in self.share.of(list(range(self.blocks.blocks))) if block in missing]
+        mine = [block for block in self.share.of(list(range(self.blocks.count))) if block in missing]
         if mine:
             miner = self.miner()
             for block in self._bar(mine, "mining", "block"):
@@ -245,7 +245,7 @@ class Mining:
             wait_until(lambda: not self.blocks.missing())
 
     def miner(self) -> Miner:
-        """What mines a block."""
+        """Put together what mines a block."""
         plan = self.plan
         return Miner(
             texts=self.texts,
