@@ -21,7 +21,7 @@ from modeling.tokenizer import load_tokenizer
 from tuples.inspection import raw as inspection_raw
 from tuples.inspection.checks import ROLES, Lengths, lengths_of
 from tuples.inspection.evaluation import read_evaluation
-from tuples.inspection.look import MAX_LENGTHS, Means, find, inspect, together
+from tuples.inspection.look import MAX_LENGTHS, Options, find, inspect, together
 from tuples.inspection.picture import bin_edges, histogram
 from tuples.inspection.raw import in_threads, number_equal
 from tuples.inspection.rules import NAMES, RULES, read_limits
@@ -31,18 +31,18 @@ from tuples.inspection.training import Course, Use
 NUMBERS_ALONE = {"duplicate_queries", "duplicate_tuples", "positive_is_negative", "false_negatives"}
 
 
-def means(folder, **changes) -> Means:
-    """What an inspection may use: little, but for the `changes`."""
+def options(folder, **changes) -> Options:
+    """No tokenizer, no evaluation set, no limits, but for the `changes`."""
     folder.mkdir(exist_ok=True)
     defaults = {"tokenizer_path": None, "tokenizer": None, "evaluation": None, "course": None, "limits": {}}
-    return Means(**defaults | {"workers": 2, "cache_dir": folder} | changes)
+    return Options(**defaults | {"workers": 2, "cache_dir": folder} | changes)
 
 
 def with_tokenizer(toy_world) -> dict:
     return {"tokenizer_path": str(toy_world.backbone), "tokenizer": load_tokenizer(str(toy_world.backbone))[0]}
 
 
-def inspect_at(path, used: Means, tasks: dict | None = None) -> dict:
+def inspect_at(path, used: Options, tasks: dict | None = None) -> dict:
     """Dataset -> its inspection."""
     sources, problems = find(path, tasks or {})
     assert problems == []
@@ -118,7 +118,7 @@ def test_a_raw_file_is_counted_as_by_a_loop(tmp_path, monkeypatch, ending, slots
         separator = "," if ending == ".csv" else "\t"
         pa_rows = [[f'"{text or ""}"' for text in row.values()] for row in rows]
         path.write_text("\n".join(separator.join(cells) for cells in [list(rows[0]), *pa_rows]))
-    found = inspect_at(path, means(tmp_path / "cache"))["toy"]
+    found = inspect_at(path, options(tmp_path / "cache"))["toy"]
     expected = counted(rows, limit=12)
     assert {name: found.found[name].count for name in expected if name in found.found} == {
         name: count for name, count in expected.items() if name in found.found
@@ -137,7 +137,7 @@ def test_the_first_rows_are_named_as_they_stand_in_the_file(tmp_path):
     lines = [json.dumps(row) for row in rows]
     lines.insert(1, "broken")
     (tmp_path / "toy.jsonl").write_text("\n".join(lines))
-    found = inspect_at(tmp_path / "toy.jsonl", means(tmp_path / "cache"))["toy"].found
+    found = inspect_at(tmp_path / "toy.jsonl", options(tmp_path / "cache"))["toy"].found
     assert found["unreadable_rows"].rows == (1,)
     assert (found["unreadable_rows"].count, found["unreadable_rows"].of) == (1, 8)
     assert found["empty_queries"].rows == (3,)
@@ -221,7 +221,7 @@ COURSE = Course(8, USES, epochs=2, steps=-1, seed=3)
 def test_raw_and_tokenised_data_give_the_same_figures(three, toy_world, tmp_path, kind):
     rows = [{"query": "a tree", "passage": "STONE wall"}]
     evaluation = read_evaluation(toy.write_parquet(tmp_path / "held_out.parquet", rows))
-    used = means(tmp_path / "cache", evaluation=evaluation, course=COURSE, **with_tokenizer(toy_world))
+    used = options(tmp_path / "cache", evaluation=evaluation, course=COURSE, **with_tokenizer(toy_world))
     raw, other = (inspect_at(three / folder, used) for folder in ("raw", kind))
     assert list(raw) == list(other) == ["few", "fewer", "labels"]
     for name, from_raw in raw.items():
@@ -259,7 +259,7 @@ def same_truncation(raw, tokenised, knows_the_cut: bool) -> None:
 
 
 def test_one_store_and_one_published_file_are_inspected_alone(three, tmp_path):
-    used = means(tmp_path / "cache")
+    used = options(tmp_path / "cache")
     whole = inspect_at(three / "stores", used)["few"]
     alone = inspect_at(three / "stores" / "few", used)["few"]
     published = inspect_at(three / "v2" / "few_query.parquet", used)["few"]
@@ -270,7 +270,7 @@ def test_one_store_and_one_published_file_are_inspected_alone(three, tmp_path):
 
 
 def test_without_a_tokenizer_nothing_is_said_that_only_texts_can_tell(three, tmp_path):
-    raw, store = (inspect_at(three / kind, means(tmp_path / "cache"))["few"] for kind in ("raw", "stores"))
+    raw, store = (inspect_at(three / kind, options(tmp_path / "cache"))["few"] for kind in ("raw", "stores"))
     assert raw.unit == "characters"
     assert set(store.found) == NUMBERS_ALONE | {"empty_queries", "empty_positives"}
     assert {known for by_role in raw.truncated.values() for known in by_role.values()} == {None}
@@ -279,7 +279,7 @@ def test_without_a_tokenizer_nothing_is_said_that_only_texts_can_tell(three, tmp
 
 def test_the_sum_is_that_of_all_datasets(three, tmp_path, toy_world):
     found = list(
-        inspect_at(three / "raw", means(tmp_path / "cache", course=COURSE, **with_tokenizer(toy_world))).values()
+        inspect_at(three / "raw", options(tmp_path / "cache", course=COURSE, **with_tokenizer(toy_world))).values()
     )
     total = together(found, three / "raw")
     assert total.tuples == sum(one.tuples for one in found) == 150
@@ -340,7 +340,7 @@ def test_a_rule_is_broken_just_above_its_limit(tmp_path, toy_world, rule):
 
     def broken(limit: float) -> list:
         limits = used["limits"] | {rule.name: limit}
-        return inspect_at(path, means(tmp_path / "cache", **used | {"limits": limits}), task)["toy"].broken
+        return inspect_at(path, options(tmp_path / "cache", **used | {"limits": limits}), task)["toy"].broken
 
     share = bad / 20  # three of twenty tuples, each with one negative, three texts
     assert broken(share) == []
@@ -352,11 +352,11 @@ def test_a_rule_is_broken_just_above_its_limit(tmp_path, toy_world, rule):
 
 def test_clean_data_break_no_rule_and_defaults_are_strict(tmp_path):
     path = toy.write_parquet(tmp_path / "toy.parquet", plain_rows(100))
-    assert inspect_at(path, means(tmp_path / "cache"))["toy"].broken == []
+    assert inspect_at(path, options(tmp_path / "cache"))["toy"].broken == []
     rows = plain_rows(100)
     rows[3]["query"] = rows[5]["query"] = "query 0"
     rows[3]["negative_1"] = "passage 5"
-    broken = inspect_at(toy.write_parquet(path, rows), means(tmp_path / "cache"))["toy"].broken
+    broken = inspect_at(toy.write_parquet(path, rows), options(tmp_path / "cache"))["toy"].broken
     assert [one.rule.name for one in broken] == ["false_negatives"]  # two repeated queries of 100 are allowed
 
 
@@ -372,7 +372,7 @@ def test_tuples_that_lose_their_only_negative_have_none(tmp_path):
     rows[2]["negative_1"] = rows[2]["passage"]
     rows[6]["negative_1"] = None
     path = toy.write_parquet(tmp_path / "toy.parquet", rows)
-    found = inspect_at(path, means(tmp_path / "cache"), {"toy": "clustering"})["toy"]
+    found = inspect_at(path, options(tmp_path / "cache"), {"toy": "clustering"})["toy"]
     assert (found.found["without_negatives"].count, found.found["without_negatives"].of) == (2, 10)
     assert found.found["without_negatives"].rows == (2, 6)
     assert (found.tuples, found.file_rows) == (9, 10)  # the first of them is a bad row, which tokenising refuses
@@ -385,7 +385,7 @@ def test_a_file_without_a_row_to_read_is_refused(tmp_path):
     path = tmp_path / "toy.jsonl"
     path.write_text("broken\nbroken\n")
     with pytest.raises(RawError, match="row 0"):
-        inspect_at(path, means(tmp_path / "cache"))
+        inspect_at(path, options(tmp_path / "cache"))
 
 
 def test_what_cannot_be_inspected_is_named(tmp_path, three, toy_world):
@@ -397,7 +397,7 @@ def test_what_cannot_be_inspected_is_named(tmp_path, three, toy_world):
     assert "no such file or folder" in problem(tmp_path / "nothing")
     assert "no dataset in it" in problem(tmp_path)
     (tmp_path / "notes.txt").write_text("text")
-    assert "and no token store" in problem(tmp_path / "notes.txt")
+    assert "nor a token store" in problem(tmp_path / "notes.txt")
     assert "holds documents and no queries" in problem(three / "v2" / "few_corpus.parquet")
     (tmp_path / "few").symlink_to(three / "stores" / "few")
     toy.write_parquet(tmp_path / "raw.parquet", plain_rows(3))
@@ -415,7 +415,7 @@ def test_names_that_two_files_have_or_none_are_refused(tmp_path):
 def test_a_file_of_bad_rows_alone_is_counted(tmp_path, toy_world):
     rows = [{"query": "", "passage": "p", "negative_1": "n"}, {"query": "q", "passage": None, "negative_1": "n"}]
     path = toy.write_parquet(tmp_path / "toy.parquet", rows)
-    found = inspect_at(path, means(tmp_path / "cache", course=COURSE, **with_tokenizer(toy_world)))["toy"]
+    found = inspect_at(path, options(tmp_path / "cache", course=COURSE, **with_tokenizer(toy_world)))["toy"]
     assert (found.file_rows, found.tuples, found.texts, found.negatives, found.tokens) == (2, 0, 0, 0, 0)
     assert [broken.rule.name for broken in found.broken] == ["empty_queries", "empty_positives"]
     assert together([found, found], tmp_path).tuples == 0
@@ -424,7 +424,7 @@ def test_a_file_of_bad_rows_alone_is_counted(tmp_path, toy_world):
 def test_a_long_text_is_counted_whole(tmp_path):
     rows = plain_rows(3)
     rows[1]["passage"] = "é" * 10**6
-    found = inspect_at(toy.write_parquet(tmp_path / "toy.parquet", rows), means(tmp_path / "cache"))["toy"]
+    found = inspect_at(toy.write_parquet(tmp_path / "toy.parquet", rows), options(tmp_path / "cache"))["toy"]
     assert found.lengths["positives"].quantile(1) == 10**6
     assert found.broken == []
 

@@ -53,8 +53,8 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Means:
-    """What an inspection may use."""
+class Options:
+    """What is the same for all datasets of an inspection."""
 
     tokenizer_path: str | None
     tokenizer: object | None
@@ -90,11 +90,11 @@ class Inspection:
 
 
 def find(path: Path, tasks: dict[str, str]) -> tuple[list[Source], list[str]]:
-    """The datasets at a path, sorted by name, and what stands against inspecting them.
+    """The datasets at a path, sorted by name, and why they cannot be inspected.
 
     Args:
         path: a folder of raw files or of tokenised data, a file of either, or one token store.
-        tasks: name -> task of raw files, ALL_FILES for every name; goes before what is declared beside them.
+        tasks: name -> task of raw files, ALL_FILES for every name; overrides what is declared beside them.
     """
     if not path.exists():
         return [], [f"{path}: no such file or folder"]
@@ -102,7 +102,7 @@ def find(path: Path, tasks: dict[str, str]) -> tuple[list[Source], list[str]]:
         return _one_tokenised(path)
     if path.is_file():
         if raw_formats.format_of(path) is None:
-            return [], [f"{path}: none of {raw_files.ENDINGS}, and no token store"]
+            return [], [f"{path}: neither a raw file, {raw_files.ENDINGS}, nor a token store"]
         return _raw_sources([path], tasks)
     tokenised = [entry.name for entry in sorted(path.iterdir()) if is_tokenised(entry)]
     raw = [file for file in raw_files.raw_files(path)[0] if file.name not in tokenised]
@@ -164,22 +164,22 @@ def _raw_sources(files: list[Path], tasks: dict[str, str]) -> tuple[list[Source]
 # ---------------------------------------------------------------------------------------------- inspect
 
 
-def inspect(source: Source, means: Means) -> Inspection:
+def inspect(source: Source, options: Options) -> Inspection:
     """Look at one dataset.
 
     Raises:
         RawError, StoreError: it cannot be used; the message has a line for each reason.
     """
     if source.kind == RAW:
-        table = read_raw(source.path, source.task, means.tokenizer, means.evaluation, means.workers)
-        return inspect_table(table, source, source.task, means)
-    with FileLock(means.cache_dir / ".lock"):  # a training may be converting the same files
-        store = cache.prepare_one(source.tokenised, means.cache_dir, say=lambda line: None)
-    if means.tokenizer is not None:
-        check_tokenizer(store, means.tokenizer_path)
+        table = read_raw(source.path, source.task, options.tokenizer, options.evaluation, options.workers)
+        return inspect_table(table, source, source.task, options)
+    with FileLock(options.cache_dir / ".lock"):  # a training may be converting the same files
+        store = cache.prepare_one(source.tokenised, options.cache_dir, say=lambda line: None)
+    if options.tokenizer is not None:
+        check_tokenizer(store, options.tokenizer_path)
     names_documents = source.kind == PUBLISHED and source.tokenised.published.corpus is not None
-    table = read_store(store, means.tokenizer, means.evaluation, by_ids=names_documents)
-    return inspect_table(table, source, store.task, means)
+    table = read_store(store, options.tokenizer, options.evaluation, by_ids=names_documents)
+    return inspect_table(table, source, store.task, options)
 
 
 def check_tokenizer(store: token_store.TokenStore, path: str) -> None:
@@ -191,17 +191,17 @@ def check_tokenizer(store: token_store.TokenStore, path: str) -> None:
         raise StoreError("\n".join(f"--tokenizer_path: {problem}" for problem in problems))
 
 
-def inspect_table(table: Table, source: Source, task: str | None, means: Means) -> Inspection:
-    """What a dataset's numbers tell, beside what was found while it was read."""
+def inspect_table(table: Table, source: Source, task: str | None, options: Options) -> Inspection:
+    """Everything that is counted in a table, together with what was found while it was read."""
     applied = task or USUAL_TASK
     times = occurrences(table.numbers, len(table.lengths))
     lengths = {"texts": lengths_of(table.lengths, np.ones(len(table.lengths)))}
     lengths |= {role: lengths_of(table.lengths, times[role]) for role in ROLES}
     found = table.found | _found_by_numbers(table, lengths["negatives"].count)
     tokens = None
-    if means.course is not None and table.unit == "tokens":
-        use = means.course.uses[source.name]
-        tokens = tokens_of_first_pass(table.numbers, table.lengths, use, means.course.seed)
+    if options.course is not None and table.unit == "tokens":
+        use = options.course.uses[source.name]
+        tokens = tokens_of_first_pass(table.numbers, table.lengths, use, options.course.seed)
         cut = texts_longer_than(table, lengths, use.max_length)
         if None not in cut.values():
             found["truncated"] = Found(sum(cut[role].count for role in ROLES), sum(cut[role].of for role in ROLES))
@@ -221,12 +221,12 @@ def inspect_table(table: Table, source: Source, task: str | None, means: Means) 
         truncated={limit: texts_longer_than(table, lengths, limit) for limit in MAX_LENGTHS},
         found=found,
         tokens=tokens,
-        broken=broken_rules(found, applied, means.limits),
+        broken=broken_rules(found, applied, options.limits),
     )
 
 
 def _found_by_numbers(table: Table, negatives: int) -> dict[str, Found]:
-    """What equal text numbers tell, by the name of the rule."""
+    """Repeated texts and missing negatives, by the name of the rule; equal numbers are equal texts."""
     numbers, rows, count = table.numbers, table.rows, len(table.lengths)
     queries = np.asarray(numbers[:, 0])
     tuples, is_false = false_negatives(numbers, count)
@@ -247,7 +247,8 @@ def _found_by_numbers(table: Table, negatives: int) -> dict[str, Found]:
 def texts_longer_than(table: Table, lengths: dict[str, Lengths], limit: int) -> dict[str, Found | None]:
     """Texts that are longer than `limit` tokens, distinct ones and by role; None where that is not known.
 
-    A store knows its texts as they were cut: what is longer than the cut, it cannot tell; how many were cut, it can.
+    A store holds its texts as they were cut. So it does not know which were longer than a limit above that length, but
+    it may know how many were cut.
     """
     is_known = table.unit == "tokens" and (table.longest is None or limit < table.longest)
     longer = dict.fromkeys(lengths)
