@@ -306,7 +306,7 @@ def test_an_adapter_without_its_base_is_refused(toy_world, tokenizer, tmp_path, 
 
 def test_gguf_is_not_cut(full, tmp_path, capsys):
     assert run(full, tmp_path / "m", "--format", "gguf", "--dimension", "8") == 2
-    assert "llama.cpp cuts no embeddings" in capsys.readouterr().err
+    assert "llama.cpp cannot cut embeddings" in capsys.readouterr().err
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them():
