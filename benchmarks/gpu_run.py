@@ -1,9 +1,9 @@
 """Part 3 of benchmarks.gpu: run.py itself, in processes of its own, on a model and a token store made here.
 
-One run is left alone; it writes states by the clock and a model folder in between, and how long training stood still
-for each is seen from outside, by when the lines of its steps come. Another run of the same configuration gets SIGKILL
-after a state, and the same command goes on: it must end with the same losses, and with `deterministic: true` in the
-same bits.
+One run is left alone. It saves states by the clock and a model folder in between; how long training paused for each is
+seen from outside, by the times at which its log lines arrive. Another run of the same configuration gets SIGKILL after
+a state, and the same command continues it: it must end with the same losses, and with `deterministic: true` in the same
+bits.
 """
 
 import math
