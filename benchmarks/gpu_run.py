@@ -33,7 +33,7 @@ SHAPE = "MS-MARCO-like"  # steps of nearly the same length, so that a longer one
 NEGATIVES = 7
 LONGEST = 1024  # tokens of a text
 WORDS = ("one river, two castles", "a poem about planets", "the market of violins")  # for a small tokenizer
-STEPS_BEHIND_STATE = 3  # after a state until the kill
+STEPS_AFTER_STATE = 3  # until the kill
 NOT_COUNTED = 3  # first steps, which warm up
 STEP_LINE = re.compile(r"step (\d+)/\d+ \| epoch")
 STATE_LINE = re.compile(  # step, megabytes, seconds, those of them in which training waited
@@ -103,7 +103,7 @@ def measure_run(
         report |= describe_run(watched, run_folder(left_alone))
         remove(run_folder(left_alone) / "state")
         killed = config_of_run(folder, "killed", pace, tuples_per_step, deterministic)
-        first = train(killed, ends, kill_when=StateIsBehind())
+        first = train(killed, ends, kill_when=StepsAfterState())
         second = train(killed, ends)
         report |= describe_resume(first, second, run_folder(left_alone), run_folder(killed))
         return report
@@ -173,19 +173,19 @@ def run_folder(config: dict) -> Path:
 # ---------------------------------------------------------------------------------------------- processes
 
 
-class StateIsBehind:
-    """Whether a run has published a state and done some steps more, from the lines that it prints."""
+class StepsAfterState:
+    """Whether a run has saved a state and made STEPS_AFTER_STATE more steps, by the lines that it prints."""
 
     def __init__(self):
         self.state_step = math.inf
 
     def __call__(self, line: str) -> bool:
-        """Look at the next line."""
+        """Look at the next line. Returns whether the time has come."""
         state = STATE_LINE.match(line)
         if state:
             self.state_step = min(self.state_step, int(state[1]))
         step = STEP_LINE.match(line)
-        return bool(step) and int(step[1]) >= self.state_step + STEPS_BEHIND_STATE
+        return bool(step) and int(step[1]) >= self.state_step + STEPS_AFTER_STATE
 
 
 def train(config: dict, ends: float, kill_when: Callable[[str], bool] | None = None) -> Watched:
