@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.gpu_model import TOY, build, config_of, free_memory, step_flops
 from benchmarks.lengths import tuples
-from benchmarks.scaling import read_lines
+from benchmarks.scaling import losses_of, read_lines
 from benchmarks.training_commands import ROOT
 from data.store_writer import StoreWriter, text_key
 from modeling.qwen_bpe import EOS, train_tokenizer
@@ -252,7 +252,7 @@ def describe_run(watched: Watched, folder: Path) -> dict:
         following = gaps.get(save["step"] + 1)
         save["stall_seconds"] = None if following is None else max(0.0, following - median)
     with_folder = {save["step"] for save in folders}
-    timings = [line for line in read_lines(folder / "timings.jsonl") if line["kind"] == "train"][NOT_COUNTED:]
+    timings = training_lines(folder / "timings.jsonl")[NOT_COUNTED:]
     return {
         "steps": max(at),
         "start_seconds": at[1] - watched.began,
@@ -278,8 +278,8 @@ def describe_state(line: re.Match) -> dict:
 
 def describe_resume(first: Watched, second: Watched, left_alone: Path, killed: Path) -> dict:
     """After which steps a run was killed and went on, and whether it ended as the one that was left alone."""
-    expected = losses_of(read_lines(left_alone / "metrics.jsonl"))
-    found = losses_of(read_lines(killed / "metrics.jsonl"))
+    expected = losses_of(training_lines(left_alone / "metrics.jsonl"))
+    found = losses_of(training_lines(killed / "metrics.jsonl"))
     went_on = second.matching(RESUME_LINE)
     if not went_on or len(found) != len(expected):
         raise RunError(f"the killed run did not go on, or logged {len(found)} losses instead of {len(expected)}")
@@ -293,14 +293,9 @@ def describe_resume(first: Watched, second: Watched, left_alone: Path, killed: P
     }
 
 
-def losses_of(lines: list[dict]) -> list[float]:
-    """All losses of a metrics.jsonl, in its order."""
-    losses = []
-    for line in lines:
-        if line["kind"] == "train":
-            for by_name in line["losses"].values():
-                losses += by_name.values()
-    return losses
+def training_lines(path: Path) -> list[dict]:
+    """The lines of a log that are about training steps."""
+    return [line for line in read_lines(path) if line["kind"] == "train"]
 
 
 def digests(folder: Path, last_step: int) -> list[str]:
