@@ -1,12 +1,14 @@
-"""What the data cost a step: a token store against the published tokenised Parquet through `datasets`.
+"""What reading the data costs a training step: a token store beside the published tokenised Parquet read by `datasets`.
 
     python -m benchmarks.data_path
 
-Both hold the same made-up tuples (200,000 texts, 8,000 tuples of 26) and give the ids of 16 tuples with 7 negatives,
-ours end to end, theirs padded as their collate function does. Each side is measured in a process of its own; its share
-is of a step of benchmarks/step.py's model on our batches. Then a store of six million tuples is opened: its files are
-as large as real ones would be, and empty; and 502 small stores, as many as F2LLM-v2 has, as a run opens those that were
-verified before. Last, one of 64 processes makes its part of a batch: the thread that does so holds the interpreter.
+Both hold the same made-up tuples (200,000 texts, 8,000 tuples of 26). A batch is the ids of 16 tuples with 7 negatives,
+end to end here, padded by their collate function there. Each side runs in a process of its own. "of a step" relates the
+time of a batch to a training step of the model in benchmarks/step.py.
+
+Three more rows are of the token store alone: opening one of six million tuples, in files of the real size that are
+empty; opening 502 small stores, as many as F2LLM-v2 has, verified before; and making one of 64 processes' share of a
+batch, during which Python runs nothing else.
 """
 
 import shutil
@@ -44,7 +46,7 @@ MAX_LENGTH = 512
 
 @dataclass(frozen=True)
 class Opened:
-    """What it took to open the data."""
+    """The cost of opening the data."""
 
     seconds: float
     mib: float  # of the process's own memory
@@ -52,7 +54,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one side took to open the data and to read batches."""
+    """The cost of opening the data and of reading batches, on one side."""
 
     opened: Opened
     batch_seconds: float  # the median

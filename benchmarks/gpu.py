@@ -1,16 +1,16 @@
-"""What a GPU makes of it: one command on any CUDA machine, without a network and without `datasets`.
+"""Measure this project on a GPU: one command on any CUDA machine, without a network and without `datasets`.
 
     python -m benchmarks.gpu --parts equality,speed               Qwen3-0.6B from its config, random weights
-    python -m benchmarks.gpu --parts equality,speed --sizes 4B    by itself: each command has ten minutes at most
+    python -m benchmarks.gpu --parts equality,speed --sizes 4B    a command of its own: each has ten minutes at most
     python -m benchmarks.gpu --parts run                          run.py: states, a folder, a kill, a resume
     python -m benchmarks.gpu --parts run --deterministic          the same bits after the kill?
     python -m benchmarks.gpu --sizes toy --steps 2                all of it on a CPU, in a minute; for the tests
 
 Three parts, in this order, each for every size: `equality`, all ways to compute a step must agree; `speed`, one step
-beside the published layout and Sentence Transformers' cached loss, whole and by LoRA, on three distributions of
-lengths; `run`, run.py itself with states, a kill and a resume. Everything that was found goes into one JSON file, which
-is rewritten after each piece, and the tables below are printed from it. A piece that does not fit into --minutes is
-named as left out.
+beside the published layout and Sentence Transformers' cached loss, with all weights and with LoRA, on three
+distributions of lengths; `run`, run.py itself with saved states, a kill and a resume. All results go into one JSON
+file, which is rewritten after each piece; the tables are printed from it at the end. A piece that does not fit into
+--minutes is named as left out.
 """
 
 from runtime import launcher
@@ -73,11 +73,11 @@ def read_flags(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--kinds", type=some_of(KINDS), default=KINDS, help="what is trained in `speed` (default both)")
     parser.add_argument("--lengths", type=some_of(shapes), default=shapes, help=f"of {', '.join(shapes)} (default all)")
     parser.add_argument("--tuples", type=int, default=16, help="of a step, each with 7 hard negatives (default 16)")
-    parser.add_argument("--steps", type=int, default=10, help="of each way that are counted (default 10)")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each way (default 10)")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all of it (default 9)")
     parser.add_argument("--compile", default="inductor", help="backend of torch.compile, or none (default inductor)")
-    parser.add_argument("--liger", action="store_true", help="Liger's kernels in all of `speed`")
-    parser.add_argument("--deterministic", action="store_true", help="in `run`: slower, and the same bits each time")
+    parser.add_argument("--liger", action="store_true", help="use Liger's kernels for every way in `speed`")
+    parser.add_argument("--deterministic", action="store_true", help="the same bits each time in `run`, slower")
     parser.add_argument("--output", type=Path, default=Path("output/gpu"), help="folder (default output/gpu)")
     parser.add_argument("--work", type=Path, help="folder for models and states; tens of GB, removed")
     parser.add_argument("--json", type=Path, help="file of all figures (default in that folder, by parts and sizes)")
@@ -136,7 +136,7 @@ class Measuring:
         }
 
     def piece(self, part: str, size: str, kind: str) -> None:
-        """Measure one piece. Whatever goes wrong in it, the others are measured: a GPU may not be had again soon."""
+        """Measure one piece. If it fails the others are still measured: a GPU may not be available again soon."""
         what = f"{part} of {size}" + (f", {kind}" if kind else "")
         self.waiting[part] -= 1
         try:
@@ -171,7 +171,7 @@ class Measuring:
                 self.write()
 
     def run(self, what: str, size: str) -> None:
-        """run.py, killed and gone on with."""
+        """run.py, killed and resumed."""
         if size not in RUN_SECONDS:
             self.budget.leave_out(what, f"its states are too large for this part: --sizes {', '.join(RUN_SECONDS)}")
         elif self.budget.allows(what, RUN_SECONDS[size]):

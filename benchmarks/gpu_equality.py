@@ -1,9 +1,9 @@
 """Part 1 of benchmarks.gpu: all ways to embed a text must agree, in their gradients too.
 
-Every backend that can run here, every attention kernel that is installed, and compiled layers, each with all
-activations kept and with all recomputed, make the gradient of one step in bf16. All are compared with the padded layout
-in fp32. Two right ways differ in bf16, by several percent in 36 layers; so the padded layout in bf16 is the measure,
-recomputing as published, and a way is worse where it is more than WORSE times as far from fp32.
+The gradient of one step in bf16 is computed by every backend that can run here, every attention kernel that is
+installed, and compiled layers, each with all activations kept and with all recomputed. All are compared with the padded
+layout in fp32. Even correct ways differ in bf16, by several percent in 36 layers. So a way counts as worse if it is
+more than WORSE times as far from fp32 as the padded layout in bf16 is, recomputing as published.
 """
 
 from collections.abc import Callable, Iterator

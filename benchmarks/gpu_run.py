@@ -1,9 +1,9 @@
 """Part 3 of benchmarks.gpu: run.py itself, in processes of its own, on a model and a token store made here.
 
-One run is left alone; it writes states by the clock and a model folder in between, and how long training stood still
-for each is seen from outside, by when the lines of its steps come. Another run of the same configuration gets SIGKILL
-after a state, and the same command goes on: it must end with the same losses, and with `deterministic: true` in the
-same bits.
+One run is left alone. It saves states by the clock and a model folder in between; how long training paused for each is
+seen from outside, by the times at which its log lines arrive. Another run of the same configuration gets SIGKILL after
+a state, and the same command continues it: it must end with the same losses, and with `deterministic: true` in the same
+bits.
 """
 
 import math
@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.gpu_model import TOY, build, config_of, free_memory, step_flops
 from benchmarks.lengths import tuples
-from benchmarks.scaling import read_lines
+from benchmarks.scaling import losses_of, read_lines
 from benchmarks.training_commands import ROOT
 from data.store_writer import StoreWriter, text_key
 from modeling.qwen_bpe import EOS, train_tokenizer
@@ -33,7 +33,7 @@ SHAPE = "MS-MARCO-like"  # steps of nearly the same length, so that a longer one
 NEGATIVES = 7
 LONGEST = 1024  # tokens of a text
 WORDS = ("one river, two castles", "a poem about planets", "the market of violins")  # for a small tokenizer
-STEPS_BEHIND_STATE = 3  # after a state until the kill
+STEPS_AFTER_STATE = 3  # until the kill
 NOT_COUNTED = 3  # first steps, which warm up
 STEP_LINE = re.compile(r"step (\d+)/\d+ \| epoch")
 STATE_LINE = re.compile(  # step, megabytes, seconds, those of them in which training waited
@@ -103,7 +103,7 @@ def measure_run(
         report |= describe_run(watched, run_folder(left_alone))
         remove(run_folder(left_alone) / "state")
         killed = config_of_run(folder, "killed", pace, tuples_per_step, deterministic)
-        first = train(killed, ends, kill_when=StateIsBehind())
+        first = train(killed, ends, kill_when=StepsAfterState())
         second = train(killed, ends)
         report |= describe_resume(first, second, run_folder(left_alone), run_folder(killed))
         return report
@@ -173,19 +173,19 @@ def run_folder(config: dict) -> Path:
 # ---------------------------------------------------------------------------------------------- processes
 
 
-class StateIsBehind:
-    """Whether a run has published a state and done some steps more, from the lines that it prints."""
+class StepsAfterState:
+    """Whether a run has saved a state and made STEPS_AFTER_STATE more steps, by the lines that it prints."""
 
     def __init__(self):
         self.state_step = math.inf
 
     def __call__(self, line: str) -> bool:
-        """Look at the next line."""
+        """Look at the next line. Returns whether the time has come."""
         state = STATE_LINE.match(line)
         if state:
             self.state_step = min(self.state_step, int(state[1]))
         step = STEP_LINE.match(line)
-        return bool(step) and int(step[1]) >= self.state_step + STEPS_BEHIND_STATE
+        return bool(step) and int(step[1]) >= self.state_step + STEPS_AFTER_STATE
 
 
 def train(config: dict, ends: float, kill_when: Callable[[str], bool] | None = None) -> Watched:
@@ -252,7 +252,7 @@ def describe_run(watched: Watched, folder: Path) -> dict:
         following = gaps.get(save["step"] + 1)
         save["stall_seconds"] = None if following is None else max(0.0, following - median)
     with_folder = {save["step"] for save in folders}
-    timings = [line for line in read_lines(folder / "timings.jsonl") if line["kind"] == "train"][NOT_COUNTED:]
+    timings = training_lines(folder / "timings.jsonl")[NOT_COUNTED:]
     return {
         "steps": max(at),
         "start_seconds": at[1] - watched.began,
@@ -278,8 +278,8 @@ def describe_state(line: re.Match) -> dict:
 
 def describe_resume(first: Watched, second: Watched, left_alone: Path, killed: Path) -> dict:
     """After which steps a run was killed and went on, and whether it ended as the one that was left alone."""
-    expected = losses_of(read_lines(left_alone / "metrics.jsonl"))
-    found = losses_of(read_lines(killed / "metrics.jsonl"))
+    expected = losses_of(training_lines(left_alone / "metrics.jsonl"))
+    found = losses_of(training_lines(killed / "metrics.jsonl"))
     went_on = second.matching(RESUME_LINE)
     if not went_on or len(found) != len(expected):
         raise RunError(f"the killed run did not go on, or logged {len(found)} losses instead of {len(expected)}")
@@ -293,14 +293,9 @@ def describe_resume(first: Watched, second: Watched, left_alone: Path, killed: P
     }
 
 
-def losses_of(lines: list[dict]) -> list[float]:
-    """All losses of a metrics.jsonl, in its order."""
-    losses = []
-    for line in lines:
-        if line["kind"] == "train":
-            for by_name in line["losses"].values():
-                losses += by_name.values()
-    return losses
+def training_lines(path: Path) -> list[dict]:
+    """The lines of a log that are about training steps."""
+    return [line for line in read_lines(path) if line["kind"] == "train"]
 
 
 def digests(folder: Path, last_step: int) -> list[str]:

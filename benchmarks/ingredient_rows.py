@@ -1,4 +1,4 @@
-"""The rows of benchmarks.ingredients: what is trained otherwise than in the plain row, group by group."""
+"""The rows of benchmarks.ingredients, group by group: how the training of each differs from the plain row."""
 
 from dataclasses import dataclass, field
 
@@ -13,13 +13,13 @@ TWO_PASS_TOKENS = 16384  # of a forward pass of the largest batch, which takes t
 
 @dataclass(frozen=True)
 class Row:
-    """One way to train, and how it is called in its group's table.
+    """One way to train, and its name in the table of its group.
 
     Attributes:
         changes: keys of run.py that differ from the plain row's.
         batch: tuples of a step, for as many tuples in all as the plain row; None = the plain row's.
-        same_time_as: name of the group's row in whose training time this one makes as many steps as it can.
-        paced_by: name of the group's row that trains the same for the plain number of steps.
+        same_time_as: name of a row of the group: this one makes as many steps as fit into that row's training time.
+        paced_by: with it, the row whose seconds per step say how many steps that is.
     """
 
     name: str

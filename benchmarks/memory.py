@@ -1,4 +1,4 @@
-"""GiB on a GPU for each size of Qwen3 under each engine, and what a token adds: arithmetic that the tests count after.
+"""GiB on a GPU for each size of Qwen3 under each engine, and what a token adds: computed, not measured.
 
     python -m benchmarks.memory [--gpus 8]
 

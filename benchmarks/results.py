@@ -22,7 +22,8 @@ ANYWHERE = (
     "python -m benchmarks.tokenising",
     "python -m benchmarks.gather_gradients",
 )
-AFTER_QUICKSTART = ("python -m benchmarks.backends",)  # on the data of `make quickstart`
+RANDOM_MODEL = "quickstart/models/tiny-qwen3"  # of the quickstart with --backbone random
+AFTER_QUICKSTART = (f"python -m benchmarks.backends --model {RANDOM_MODEL}",)  # on its data
 ON_A_GPU = (
     "python -m benchmarks.gpu --parts equality,speed",
     "python -m benchmarks.gpu --parts equality,speed --sizes 4B",
@@ -43,7 +44,7 @@ def main() -> None:
 def commands() -> list[str]:
     """What this machine can run."""
     found = list(ANYWHERE)
-    if Path("quickstart/models/smollm2").exists():
+    if Path(RANDOM_MODEL).exists():
         found += AFTER_QUICKSTART
     if torch.cuda.is_available():
         found += ON_A_GPU

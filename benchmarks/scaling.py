@@ -13,8 +13,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from benchmarks.common import measure_in_turn
@@ -55,9 +57,9 @@ def main() -> None:
     }
     logs = measure_in_turn(trainings, flags.rounds)
     speeds = {name: statistics.median(speeds_of(rounds)) for name, rounds in logs.items()}
-    reference = losses_of(logs[ONE])
+    reference = losses_of(chain.from_iterable(logs[ONE]))
     for name, speed in speeds.items():
-        pairs = zip(losses_of(logs[name]), reference, strict=True)
+        pairs = zip(losses_of(chain.from_iterable(logs[name])), reference, strict=True)
         difference = max(abs(loss / expected - 1) for loss, expected in pairs)
         gain = speed / speeds[ONE]
         print(f"{name:24}{speed:8.0f} tuples/s{gain:8.2f}x   losses differ by {difference:.0e} at most")
@@ -105,13 +107,12 @@ def speeds_of(rounds: list[list[dict]]) -> list[float]:
     return [line["tuples_per_second"] for lines in rounds for line in lines[1:]]
 
 
-def losses_of(rounds: list[list[dict]]) -> list[float]:
-    """All losses that the trainings logged, in the order of the log."""
+def losses_of(lines: Iterable[dict]) -> list[float]:
+    """All losses of log lines about training, in their order."""
     losses = []
-    for lines in rounds:
-        for line in lines:
-            for by_name in line["losses"].values():
-                losses += by_name.values()
+    for line in lines:
+        for by_name in line["losses"].values():
+            losses += by_name.values()
     return losses
 
 

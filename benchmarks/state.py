@@ -2,10 +2,10 @@
 
     python -m benchmarks.state [--gigabytes 0.75] [--states 3] [--folder DIR]
 
-One process trains a model whose weights and moments have so many bytes, and saves a state several times. The loop
-stands still while the numbers are found finite and copied; they are written, hashed and flushed behind its back. Below
-it the same bytes one after another, as they were saved before: found finite, written, flushed, read again for the
-checksum. Both write into DIR, so the disk is the one that is there.
+One process trains a model whose weights and moments have this size, and saves a state several times. The training loop
+waits while the numbers are checked and copied; a background thread writes, hashes and flushes them. For comparison the
+same bytes are saved one step after another, as an earlier version did: checked, written, read again for the checksum,
+flushed. Both write into DIR, so choose a folder on the disk that is to be measured.
 """
 
 import argparse

@@ -64,7 +64,7 @@ class Trained:
     folders: dict[int, Path]  # step -> model folder
 
     def seconds_per_step(self, skipped: int = 2) -> float:
-        """Mean over all steps but the first, in which memory is allocated; at least one step counts."""
+        """Mean over all steps but the first `skipped`, in which memory is allocated; at least one step counts."""
         skipped = min(skipped, len(self.seconds) - 1)
         before = self.seconds[skipped - 1] if skipped else 0.0
         return (self.seconds[-1] - before) / (len(self.seconds) - skipped)
@@ -182,7 +182,7 @@ def rows_of_steps(training: Training) -> list[int]:
 
 
 def step_seconds(run_folder: Path, rows: list[int]) -> list[float]:
-    """Training seconds after each step, from the tuples per second that the run logged; it stops its clock to save."""
+    """Training seconds after each step, from the tuples per second that the run logged; saving is not counted there."""
     lines = [json.loads(line) for line in (run_folder / "timings.jsonl").read_text(encoding="utf-8").splitlines()]
     rates = [line["tuples_per_second"] for line in lines if line["kind"] == "train"]
     seconds = [count / rate for count, rate in zip(rows, rates, strict=True)]

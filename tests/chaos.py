@@ -1,17 +1,19 @@
-"""Kill a run again and again, anywhere, and compare what it ends in with a run that nobody touched.
+"""Kill a run again and again, at any moment, and compare how it ends with a run that was never killed.
 
-    make chaos                                      1,000 kills over twelve storms; an hour or two
+    make chaos                                      1,000 kills over twelve runs; an hour or two
     make chaos KILLS=96                             the same with fewer
     PYTHONPATH=. python tests/chaos.py --kills 100 --only "4 x fsdp"
-    python -m pytest tests/runtime/test_chaos.py    one storm: each named point once, then a few at random moments
+    python -m pytest tests/runtime/test_chaos.py    one run: killed at each named point, then at a few random moments
 
-A storm is one run of the toy: Matryoshka, three datasets, a state at every step, a search in a retrieval set at every
-eighth and the best model kept, full or LoRA with dropout. Processes get SIGKILL, one or all, at the points of
-tests/kill_points.py or anywhere; who is left must end by itself; every state that lies there must be whole; the same
-command goes on. In a steady storm number of processes and engine stay as they are: at the end weights, moments, logs
-and model folders must be, byte for byte, those of the run that was left alone. In a changing storm each start draws
-another number of processes and another engine: at the end the logs must name the same steps, and the best model must be
-of the same step, with losses and weights within BOUNDS of that run's.
+A run trains the toy with everything that has a state: Matryoshka, three datasets, a saved state at every step, a search
+in a retrieval set at every eighth step with the best model kept; all weights, or LoRA with dropout. One process or all
+get SIGKILL, at the points of tests/kill_points.py or at a random moment. The processes that are left must then end by
+themselves, every saved state must be whole, and the same command must continue the run.
+
+Most runs keep their number of processes and their engine: at the end weights, moments, logs and model folders must be,
+byte for byte, those of the reference, a run that was never killed. In a changing run each start draws another number of
+processes and another engine: at the end the logs must name the same steps, the best model must be of the same step, and
+losses and weights must be within BOUNDS of the reference.
 """
 
 import argparse
@@ -42,16 +44,16 @@ from training.best import Evaluations
 from training.folders import BEST, steps_of
 
 LIMIT = 60.0  # seconds in which a process must end after another was killed: six times `process_timeout`
-STILL = 300.0  # seconds without a new state in which nobody dies, after which all of them hang. A limit of the whole
-# start would not do: four processes take 10 s for it on an idle core and a minute on a busy one.
+STILL = 300.0  # seconds without a new state and without an end, after which the processes count as hanging. A limit on
+# the whole attempt would not do: four processes take 10 s for it on an idle core and a minute on a busy one.
 STEPS_AN_EPOCH = 33
 EVALUATION_STEPS = 8
 TUPLES = 8  # of a global batch
 Way = tuple[int, str]  # processes, engine
 WAYS: list[Way] = [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")]  # one process has nothing to shard
 KINDS = {"full": {"use_lora": False}, "LoRA with dropout": {"use_lora": True, "lora_dropout": 0.2}}
-# Of a changing storm: how far losses (relative) and weights (absolute) may be from the quiet run's. Sums over processes
-# round otherwise, and AdamW makes much of little; dropout is drawn for each process, and so differs with their number.
+# Of a changing run: how far losses (relative) and weights (absolute) may be from the reference. Sums over processes
+# round differently, and AdamW enlarges that; dropout is drawn for each process, and so differs with their number.
 BOUNDS = {"full": (1e-3, 1e-3), "LoRA with dropout": (0.5, 0.1)}
 
 
@@ -64,18 +66,18 @@ def victim_at(point: str, world: int) -> int:
 
 
 def prepare(point: str | None, mark: str, world: int, rank: int) -> None:
-    """Let a process of the run leave a mark when all have met, and die at a point if that is its part."""
+    """Have a process leave a mark when all processes have met, and die at a point if it is the one to die there."""
     where, name = (heartbeat.Heartbeat, "__init__") if world > 1 else (resume, "lock_folder")
     begin = getattr(where, name)
 
     def watch(*words):
-        Path(f"{mark}.{rank}").touch()  # from here on nobody needs the launcher to end
+        Path(f"{mark}.{rank}").touch()  # from here on the processes end by themselves, without a launcher
         return begin(*words)
 
     setattr(where, name, watch)
-    faulthandler.register(signal.SIGUSR2)  # says where all threads are
+    faulthandler.register(signal.SIGUSR2)  # prints the stacks of all threads
     Evaluations.note = partialmethod(note_by_step, Evaluations.note)
-    vectors._FEWEST = 8  # documents of a chunk: the others than the first process search too
+    vectors._FEWEST = 8  # documents of a chunk: so few that every process has some to search
     if point and rank == victim_at(point, world):
         _, where, name, replacement = POINTS[point]
         setattr(where, name, replacement(getattr(where, name)))
@@ -88,7 +90,7 @@ def note_by_step(self, note, step: int, results: dict) -> bool:
 
 
 def tokenise_until(rank: int, world: int, words: list[str], point: str | None) -> None:
-    """The tokenising door, in small pieces, which dies at a point."""
+    """Tokenise in small pieces, and die at a point."""
     tokenising.BATCH_TEXTS = 416
     tokenising.COMMIT_ROWS = 32
     if point:
@@ -97,18 +99,18 @@ def tokenise_until(rank: int, world: int, words: list[str], point: str | None) -
     sys.exit(tokenize_data_qwen.main(words))
 
 
-# --------------------------------------------------------------------------------------------- storm
+# ------------------------------------------------------------------------------------------- killed runs
 
 
 @dataclass
-class Storm:
-    """A run under kills, and what was seen."""
+class KilledRun:
+    """A run that is started and killed many times, and what was seen of it."""
 
     config: dict
     ways: list[Way]  # each start draws one
     seed: int
-    met: int = 0  # kills after all processes had met
-    seen: Counter = field(default_factory=Counter)
+    met: int = 0  # attempts in which all processes had met
+    seen: Counter = field(default_factory=Counter)  # point, or "random" -> kills that happened
     unreadable: list[str] = field(default_factory=list)
     hangs: list[str] = field(default_factory=list)
     slowest: float = 0.0  # seconds from a kill to the end of the last process
@@ -148,7 +150,7 @@ class Storm:
         return statuses == [0] * world
 
     def _end(self, group: Processes, started: float, what: str) -> list[int | None]:
-        """Wait for the end of all; who was left alone before they met is ended as a launcher would."""
+        """Wait until all have ended. Where one ended before they had met, end the others as a launcher would."""
         first_end = None
         newest, moved = None, started
         while not group.wait(0.02):
@@ -210,7 +212,7 @@ class Storm:
 
 
 def final(folder: Path) -> dict[str, bytes | dict]:
-    """Everything that the whole run decides: logs, model folders, the last states. What the clock says is left out."""
+    """What a run ends in: logs, model folders, the last states, without what depends on the clock."""
     kinds = (".jsonl", ".json", ".safetensors")
     found = {}
     for path in folder.rglob("*"):
@@ -224,18 +226,18 @@ def final(folder: Path) -> dict[str, bytes | dict]:
 
 
 def tokenise(root: Path, backbone: Path, raw: Path, kills: int, seed: int) -> Counter:
-    """Tokenise under kills: each named point, then random moments; the stores must be those of a quiet run."""
+    """Tokenise under kills, at each named point and at random moments; the stores must be those of a reference."""
     seen = Counter()
     rng = random.Random(seed)
     words = ["--input_dir", str(raw), "--tokenizer_path", str(backbone), "--max_seq_length", "128", "--output_dir"]
-    quiet, stores = root / "quiet", root / "stores"
+    reference, stores = root / "reference", root / "stores"
 
     def start(folder: Path, point: str | None = None) -> Processes:
         return Processes(1, tokenise_until, [*words, str(folder)], point)
 
     start(root / "first").end()  # which also starts the fork server
     began = time.monotonic()
-    start(quiet).end()
+    assert [ended.status for ended in start(reference).end()] == [0]
     took = time.monotonic() - began
     for point in TOKENISING:
         [ended] = start(stores, point).end()
@@ -249,14 +251,14 @@ def tokenise(root: Path, backbone: Path, raw: Path, kills: int, seed: int) -> Co
         [ended] = process.end()
         seen["random"] += ended.status == -signal.SIGKILL
     start(stores).end()
-    for path in sorted(quiet.rglob("*.npy")) + sorted(quiet.rglob("meta.json")):
-        assert path.read_bytes() == (stores / path.relative_to(quiet)).read_bytes(), path
+    for path in sorted(reference.rglob("*.npy")) + sorted(reference.rglob("meta.json")):
+        assert path.read_bytes() == (stores / path.relative_to(reference)).read_bytes(), path
     assert all(not token_store.deep_check(token_store.open_store(path.parent)) for path in stores.rglob("meta.json"))
     return seen
 
 
-def nearly(killed: Path, whole: Path, kind: str) -> str:
-    """What is wrong with the end of a changing storm; empty where it is within BOUNDS of the quiet run's."""
+def deviation(killed: Path, whole: Path, kind: str) -> str:
+    """What is wrong with the end of a changing run; empty where it is within BOUNDS of the reference."""
     most_of_losses, most_of_weights = BOUNDS[kind]
     lines, expected = (read_lines(folder / "metrics.jsonl") for folder in (killed, whole))
     if [(line["kind"], line["step"]) for line in lines] != [(line["kind"], line["step"]) for line in expected]:
@@ -300,42 +302,40 @@ def settings(root: Path, epochs: int, kind: str) -> dict:
     }  # fmt: skip
 
 
-def weather(
-    root: Path, ways: list[Way], kind: str, kills: int, epochs: int, seed: int = 0, named: bool = True
-) -> tuple[Storm, str]:
-    """Train under kills.
+def train_under_kills(
+    root: Path, ways: list[Way], kind: str, kills: int, epochs: int, seed: int = 0
+) -> tuple[KilledRun, str]:
+    """Train a reference, and train the same under kills at each named point and at random moments.
 
     Args:
-        root: holds backbone/ and stores/, of `lay_ground`.
-        ways: one for a steady storm, several for a changing one.
-        named: kill at each named point too.
+        root: holds what `prepare_data` writes.
+        ways: one, or several for a changing run.
 
     Returns:
-        (the storm, what is wrong with its end: empty where it is that of a run left alone)
+        (the killed run, what is wrong with its end: empty where it is that of the reference)
     """
     config = settings(root, epochs, kind)
-    quiet = Storm(config | {"experiment_id": "whole"}, ways[:1], 0)
-    storm = Storm(config, ways, seed)
+    reference = KilledRun(config | {"experiment_id": "whole"}, ways[:1], 0)
+    run = KilledRun(config, ways, seed)
     began = time.monotonic()
-    assert quiet.attempt()
+    assert reference.attempt()
     took = time.monotonic() - began
-    if named:
-        storm.at_points()
+    run.at_points()
     # So long that some progress is made in most attempts, so short that the run outlives all kills.
-    storm.at_random(kills, within=quiet.start + (took - quiet.start) / max(kills, 1))
-    storm.to_its_end(tries=3 * (kills + len(POINTS)))
+    run.at_random(kills, within=reference.start + (took - reference.start) / max(kills, 1))
+    run.to_its_end(tries=3 * (kills + len(POINTS)))
     killed, whole = (Path(config["output_dir"]) / name for name in ("killed", "whole"))
     assert len(final(whole)) > 10
     assert steps_of(whole / BEST) > EVALUATION_STEPS
     if len(ways) > 1:
-        return storm, nearly(killed, whole, kind)
+        return run, deviation(killed, whole, kind)
     ours, theirs = final(killed), final(whole)
     differing = [name for name in theirs.keys() | ours.keys() if ours.get(name) != theirs.get(name)]
-    return storm, f"other bytes: {differing}" if differing else ""
+    return run, f"other bytes: {differing}" if differing else ""
 
 
-def lay_ground(root: Path, tokenising: int, seed: int = 0) -> Counter:
-    """Backbone, retrieval set and stores of the toy; these are tokenised under kills, which are counted."""
+def prepare_data(root: Path, tokenising: int, seed: int = 0) -> Counter:
+    """Write backbone, retrieval set and stores of the toy; tokenise under kills, and return how many there were."""
     toy.make_backbone(root / "backbone")
     toy.write_retrieval_set(root / "sets" / "search", queries=10, documents=30)
     toy.write_raw(root / "raw")
@@ -345,37 +345,39 @@ def lay_ground(root: Path, tokenising: int, seed: int = 0) -> Counter:
 def main() -> int:
     """Print what happened as the table of benchmarks/RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=1000, help="at random moments, over all storms")
+    parser.add_argument("--kills", type=int, default=1000, help="at random moments, over all runs (default 1000)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", metavar="TEXT", help='storms so called: "full", "changing", "4 x fsdp"')
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help='runs with this in their name: "full", "changing", "4 x fsdp"'
+    )
     flags = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     began = time.monotonic()
-    storms = [([way], kind) for kind in KINDS for way in WAYS] + [(WAYS, kind) for kind in KINDS]
-    storms = [(ways, kind) for ways, kind in storms if flags.only in f"{kind}, {describe(ways)}"]
-    kills = -(-flags.kills // len(storms))  # of a storm
+    runs = [([way], kind) for kind in KINDS for way in WAYS] + [(WAYS, kind) for kind in KINDS]
+    runs = [(ways, kind) for ways, kind in runs if flags.only in f"{kind}, {describe(ways)}"]
+    kills = -(-flags.kills // len(runs))  # of a run
     epochs = max(1, round(kills / 8))  # some four steps a kill
     problems = []
     total = Counter()
     slowest = 0.0
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        tokenising = lay_ground(root, tokenising=20, seed=flags.seed)
+        tokenising = prepare_data(root, tokenising=20, seed=flags.seed)
         print(f"kills while tokenising: {sum(tokenising.values())}, of them at named points: {len(TOKENISING)}")
-        for number, (ways, kind) in enumerate(storms):
+        for number, (ways, kind) in enumerate(runs):
             what = f"{kind}, {describe(ways)}"
-            storm, problem = weather(root, ways, kind, kills, epochs, flags.seed + number)
-            hit = [point for point in POINTS if storm.seen[point]]
+            run, problem = train_under_kills(root, ways, kind, kills, epochs, flags.seed + number)
+            hit = [point for point in POINTS if run.seen[point]]
             print(
-                f"{what}: {epochs * STEPS_AN_EPOCH} steps, {storm.tries} starts, {storm.met} had met; kills at random "
-                f"moments {storm.seen['random']}, at named points {len(hit)}; slowest end {storm.slowest:.1f} s",
+                f"{what}: {epochs * STEPS_AN_EPOCH} steps, {run.tries} starts, {run.met} had met; kills at random "
+                f"moments {run.seen['random']}, at named points {len(hit)}; slowest end {run.slowest:.1f} s",
                 flush=True,
             )
-            faults = [*storm.unreadable, *storm.hangs, *filter(None, [problem])]
+            faults = [*run.unreadable, *run.hangs, *filter(None, [problem])]
             problems += [f"{what}: {fault}" for fault in faults]
             problems += [f"{what}: nobody was killed {point}" for point in POINTS if point not in hit]
-            total.update(random=storm.seen["random"], named=len(hit), starts=storm.tries)
-            slowest = max(slowest, storm.slowest)
+            total.update(random=run.seen["random"], named=len(hit), starts=run.tries)
+            slowest = max(slowest, run.slowest)
             shutil.rmtree(root / "output")
     print(f"in all: {total['starts']} starts, {total['random']} random kills, {total['named']} at named points")
     print(f"slowest end: {slowest:.1f} s; {time.monotonic() - began:,.0f} s in all; problems: {len(problems)}")
@@ -384,7 +386,7 @@ def main() -> int:
 
 
 def describe(ways: list[Way]) -> str:
-    """A storm's ways in words."""
+    """The name of a run's ways."""
     if len(ways) > 1:
         return "changing"
     [(world, kind)] = ways

@@ -18,6 +18,7 @@ import hypothesis
 import pytest
 import toy
 from accelerate.state import AcceleratorState, GradientState
+from transformers import AutoTokenizer
 
 import run
 import tokenize_data_qwen
@@ -58,6 +59,12 @@ def toy_world(tmp_path_factory) -> ToyWorld:
     made = ToyWorld(root, toy.make_backbone(root / "backbone"), toy.write_raw(root / "raw"), root / "stores")
     assert tokenize(made.raw, made.stores, made.backbone) == 0
     return made
+
+
+@pytest.fixture(scope="module")
+def tokenizer(toy_world):
+    """That of the toy's backbone, for tests that do not change it."""
+    return AutoTokenizer.from_pretrained(toy_world.backbone)
 
 
 def tokenize(raw: Path, stores: Path, tokenizer: Path, *more: str) -> int:

@@ -75,7 +75,7 @@ def test_columns_hold_the_texts_of_the_batch():
 
 def test_the_page_has_a_place_for_every_command():
     page = results.PAGE.read_text(encoding="utf-8")
-    for command in (*results.ANYWHERE, *results.ON_A_GPU):
+    for command in (*results.ANYWHERE, *results.AFTER_QUICKSTART, *results.ON_A_GPU):
         changed = results.replaced(page, command, "the figures of this command")
         assert changed.count("the figures of this command") == 1
 

@@ -24,7 +24,7 @@ from tuples.sources.description import Source, read_description
 from tuples.sources.reading import Input, Piece, find_inputs, pieces_of
 from tuples.sources.report import report_lines, summary
 from tuples.sources.rows import Rows
-from tuples.sources.writing import TASKS, prepare, report_path, task_problems, tuples_path, write
+from tuples.sources.writing import TASKS_FILE, prepare, report_path, task_problems, tuples_path, write
 from utils import plural, refusal_of_disk, remove, unwritable
 
 DONE, DISK_FULL, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status
@@ -64,12 +64,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--source", type=Path, nargs="+", action="extend", required=True, metavar="JSON", help="descriptions")
-    add("--output_dir", type=Path, required=True, help="folder of the raw tuples; what else lies there stays")
-    add("--overwrite", action="store_true", help="replace files of these names that were not built by this tool")
+    add("--output_dir", type=Path, required=True, help="folder for the raw tuples; its other files stay")
+    add("--overwrite", action="store_true", help="replace files that were not built by this tool, too")
     shares = parser.add_mutually_exclusive_group()
     part = argument_type(read_part)
-    shares.add_argument("--part", type=part, metavar="I/N", help="only read the share of job I of N, from 1")
-    shares.add_argument("--join", type=number_of("jobs"), metavar="N", help="only build, of what N jobs have read")
+    shares.add_argument("--part", type=part, metavar="I/N", help="only read the share of job I of N (I from 1)")
+    shares.add_argument("--join", type=number_of("jobs"), metavar="N", help="only build, from what N jobs have read")
     return parser.parse_args(argv)
 
 
@@ -86,7 +86,7 @@ def refuse(problems: list[str]) -> int:
 
 
 def build(flags: argparse.Namespace) -> int:
-    """Print every problem that can be found before; where there is none, build. Returns the exit status."""
+    """Build, or print every reason why that is not possible. Returns the exit status."""
     plan, problems = plan_build(flags.source, flags.output_dir, flags.overwrite)
     if problems:
         return refuse(problems)
@@ -116,7 +116,7 @@ def read_one_part(plan: Plan, part: Part) -> int:
 
 
 def plan_build(descriptions: list[Path], output: Path, overwrite: bool) -> tuple[Plan, list[str]]:
-    """What to read and to write, and every problem with it. Reads little, writes nothing."""
+    """What to read and to write, and every reason why that is not possible. Reads little, writes nothing."""
     problems = []
     if unwritable(output):
         problems.append(f"--output_dir {output}: {unwritable(output)}")
@@ -138,14 +138,14 @@ def plan_build(descriptions: list[Path], output: Path, overwrite: bool) -> tuple
         built = tuples_path(output, name)
         if built.exists() and not report_path(output, name).exists() and not overwrite:
             problems.append(f"{built}: was not built by this tool: move it away, or replace it with --overwrite")
-    problems += task_problems(output, {source.name: source.its_task for source in plan.sources})
+    problems += task_problems(output, {source.name: source.task_of_tuples for source in plan.sources})
     return plan, problems
 
 
 def write_all(plan: Plan) -> list[str]:
-    """Make the tuples of all sources, or of none; returns why.
+    """Write the tuples of all sources, or nothing where one of them has none; returns why, a line for each.
 
-    Each source is looked at twice, so that memory holds the numbers of one source at a time.
+    Each source is opened twice, so that only one at a time is in memory.
     """
     problems = []
     for number, source in enumerate(plan.sources):
@@ -162,7 +162,7 @@ def write_all(plan: Plan) -> list[str]:
         print(summary(report, tuples_path(plan.output, source.name)))
         for line in report_lines(report):
             print(f"  {line}")
-    print(f"{plural(len(plan.sources), 'task')} in {plan.output / TASKS}", flush=True)
+    print(f"{plural(len(plan.sources), 'task')} in {plan.output / TASKS_FILE}", flush=True)
     return []
 
 

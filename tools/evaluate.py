@@ -4,8 +4,9 @@
     python -m tools.evaluate --model output/my_run/epoch_2 --benchmark "MTEB(eng, v2)" --output evaluation
 
 The first needs no network: `my_tasks` holds a folder for each task (docs/evaluation.md); a search is in BEIR's layout.
-Official tasks are fetched from the hub. Written are mteb's own files below OUTPUT/results, OUTPUT/results.json (task ->
-dimension -> metric), OUTPUT/table.md, and OUTPUT/evaluation.json, which says with which instructions and versions.
+Official tasks are fetched from the hub. mteb writes its own files below OUTPUT/results. The scores go into
+OUTPUT/results.json (task -> dimension -> metric) and OUTPUT/table.md, the instructions and versions behind them into
+OUTPUT/evaluation.json.
 
 A task that mteb has finished before, with the same model, texts and settings, is not run again.
 """
@@ -92,9 +93,11 @@ def parse(argv: list[str]) -> Asked:
     add = parser.add_argument
     add("--model", type=Path, required=True, help="a model folder")
     add("--tasks", nargs="+", default=[], help="a folder that holds a folder for each task, or names of mteb's tasks")
-    add("--benchmark", help='a benchmark of mteb, as "MTEB(eng, v2)" or "MTEB(Multilingual, v2)"')
+    add("--benchmark", help='a benchmark of mteb, such as "MTEB(eng, v2)" or "MTEB(Multilingual, v2)"')
     add("--output", type=Path, required=True, help="folder to write to")
-    add("--dims", type=int, nargs="+", default=[], help="shorter vectors to evaluate too; the whole one always is")
+    add(
+        "--dims", type=int, nargs="+", default=[], help="dimensions to cut vectors to; all of them are always evaluated"
+    )
     add(
         "--prompts",
         choices=WAYS,
@@ -103,11 +106,11 @@ def parse(argv: list[str]) -> Asked:
         "auto (default): published for a folder that was trained here, own for others",
     )
     add("--prompt_overrides", type=Path, help="JSON file: task or type of task -> instruction")
-    add("--max_seq_length", type=int, help="tokens of a text at most, EOS included (default: the folder's)")
-    add("--batch_size", type=int, default=32, help="texts that are embedded at once (default %(default)s)")
-    add("--dtype", choices=DTYPES, default="float32", help="of the weights (default %(default)s)")
-    add("--device", help="as cpu or cuda:0 (default: a GPU if there is one)")
-    add("--card", action="store_true", help="put the results into the model's own card as well")
+    add("--max_seq_length", type=int, help="cut texts to this many tokens, EOS included (default: the folder's)")
+    add("--batch_size", type=int, default=32, help="texts embedded at once (default %(default)s)")
+    add("--dtype", choices=DTYPES, default="float32", help="type of the weights (default %(default)s)")
+    add("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
+    add("--card", action="store_true", help="write the results into the model's card as well")
     given = parser.parse_args(argv)
     if bool(given.tasks) == bool(given.benchmark):
         parser.error("give either --tasks or --benchmark")
@@ -175,7 +178,7 @@ def refuse(problems: list[str]) -> None:
 
 
 def model_problems(asked: Asked) -> list[str]:
-    """What can be seen to be wrong with the folders and the dimensions before a model is loaded."""
+    """What is wrong with the folders and the dimensions, as far as it shows before a model is loaded."""
     problems = []
     if not asked.model.is_dir():
         problems.append(f"--model {asked.model}: no such folder; give one that training or Sentence Transformers wrote")
@@ -184,7 +187,7 @@ def model_problems(asked: Asked) -> list[str]:
             f"--model {asked.model}: no modules.json in it, so its pooling is not known; give a folder that training "
             "or Sentence Transformers wrote"
         )
-    width = fact_of(asked.model, "hidden_size")  # of other folders it is known when they are loaded
+    width = fact_of(asked.model, "hidden_size")  # None for a folder of another program: known once it is loaded
     for dim in asked.dims:
         if dim < 1 or (width is not None and dim > width):
             problems.append(f"--dims {dim}: must be between 1 and {width or 'the width of the model'}")
@@ -249,14 +252,14 @@ def read_overrides(path: Path | None) -> tuple[dict, list[str]]:
 
 
 def override_problems(path: Path | None, overrides: dict, tasks: list) -> list[str]:
-    """Overrides of no task that is evaluated, and those that are no instruction."""
+    """Overrides for tasks that are not evaluated, and overrides that are not instructions."""
     kinds = {kind.mteb_type: kind for kind in folders.KINDS.values()}
     type_of = {task.metadata.name: task.metadata.type for task in tasks}
     type_of |= {kind: kind for kind in type_of.values()}
     problems = []
     for name, prompt in overrides.items():
         if name not in type_of:
-            problems.append(f"{path}: {name}: no task, and no type of a task, here{did_you_mean(name, type_of)}")
+            problems.append(f"{path}: {name}: neither a task nor a type of task here{did_you_mean(name, type_of)}")
             continue
         kind = kinds.get(type_of[name], folders.KINDS["retrieval"])
         problems += [f"{path}: {name}: {problem}" for problem in folders.prompt_problems(prompt, kind)]
@@ -266,7 +269,8 @@ def override_problems(path: Path | None, overrides: dict, tasks: list) -> list[s
 def revision(asked: Asked, way: str, overrides: dict) -> str:
     """What mteb files results under: changes with the model's files and with everything that changes its vectors.
 
-    The card and the facts that it is made of take up the results themselves; of the facts the instruction counts.
+    README.md and f2llm.json do not count, because --card writes the results into them; the instruction in f2llm.json
+    does.
     """
     settings = [
         folders.digest(asked.model, without=("README.md", "f2llm.json")),
@@ -280,7 +284,7 @@ def revision(asked: Asked, way: str, overrides: dict) -> str:
 
 
 def facts(asked: Asked, model, way: str, tasks: list) -> dict:
-    """What evaluation.json says: with what the results were had."""
+    """What evaluation.json says: the model, the instructions and the versions behind the results."""
     of_tasks = {}
     for task in tasks:
         metadata = task.metadata

@@ -1,12 +1,12 @@
-"""Make of a saved model what a server wants: adapters merged, weights in another type, fewer dimensions, ONNX.
+"""Turn a saved model into what a server wants: adapters merged, weights in another type, fewer dimensions, ONNX.
 
     python -m tools.export --model output/RUN/epoch_2 --output served --dtype bf16
     python -m tools.export --model output/RUN/epoch_2 --output short --dimension 256
     python -m tools.export --model output/RUN/epoch_2 --output onnx --format onnx
 
-The model may be a whole one or a LoRA adapter, which is merged into its base in fp32. With --dimension every reader of
-the folder gets embeddings of that many dimensions, of length one. What is written is read back and compared with the
-source before the folder gets its name. docs/serving.md says which server reads what.
+A LoRA adapter is merged into its base model in fp32. With --dimension every program that reads the folder gets
+embeddings of that many dimensions, of length one. What is written is read back and compared with the source before the
+folder gets its name. docs/serving.md says which server reads what.
 """
 
 import argparse
@@ -44,10 +44,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--format",
         choices=FORMATS,
         default="safetensors",
-        help="onnx: fp32, with the pooling in the graph; gguf: safetensors, and the commands of llama.cpp that make "
-        "GGUF of them (default %(default)s)",
+        help="onnx: fp32, with the pooling in the graph; gguf: safetensors, and the llama.cpp commands that convert "
+        "them are printed (default %(default)s)",
     )
-    add("--dtype", choices=DTYPES, help="of the weights (default the model's own; of an adapter fp32)")
+    add("--dtype", choices=DTYPES, help="type of the weights (default the model's own; fp32 for an adapter)")
     add("--dimension", type=int, help="cut embeddings to their first dimensions (default all)")
     return parser.parse_args(argv)
 
@@ -87,7 +87,7 @@ def facts_problems(flags: argparse.Namespace) -> list[str]:
         return [str(error)]
     problems = convert.dimension_problems(facts, flags.dimension)
     if flags.format == "gguf" and convert.shortened(facts, flags.dimension).cut_to is not None:
-        problems.append("--format gguf: llama.cpp cuts no embeddings; export all dimensions, and cut what it returns")
+        problems.append("--format gguf: llama.cpp cannot cut embeddings; export all dimensions, cut what it returns")
     return problems
 
 
@@ -97,7 +97,7 @@ def format_problems(form: str, dtype: str | None, missing: list[str]) -> list[st
         return []
     problems = []
     if dtype not in (None, "fp32"):
-        problems.append(f"--dtype {dtype}: ONNX is written in fp32; onnxruntime's own tools make smaller files of it")
+        problems.append(f"--dtype {dtype}: ONNX is written in fp32; onnxruntime's own tools can make it smaller")
     if missing:
         problems.append(f"--format onnx: needs {', '.join(missing)}: pip install {' '.join(onnx_file.PACKAGES)}")
     return problems

@@ -71,19 +71,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tools.inspect_data",
         description=__doc__,
-        epilog=f"rules, and the share from which on each is broken:\n{rules}",
+        epilog=f"rules, and the share above which each is broken:\n{rules}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("path", type=Path, metavar="PATH", help="a folder of raw files or of tokenised data, a file, or a token store")
-    add("--page", type=Path, help="write a page of Markdown here, and its JSON and its picture beside it")
+    add("--page", type=Path, help="write a page of Markdown here, with its JSON and a picture beside it")
     add("--json", type=Path, help="write the JSON here (default: beside the page, where one is written)")
-    add("--tokenizer_path", help="folder or hub id: lengths of raw texts in tokens, and texts of token stores")
+    add("--tokenizer_path", help="folder or hub id; measures raw texts in tokens, and reads the texts of token stores")
     add("--tokenizer_revision", help="commit, tag or branch of a hub id (default: its main branch)")
-    add("--evaluation", type=Path, help="raw tuples, or a BEIR folder: texts that must not stand in training")
-    add("--config", type=Path, help="a training configuration: steps, epochs and tokens of its run")
+    add("--evaluation", type=Path, help="raw tuples or a BEIR folder, whose texts must not be in the data")
+    add("--config", type=Path, help="a training configuration; says how many steps, epochs and tokens it will take")
     add("--processes", type=int, default=1, help="processes that will train (default %(default)s)")
-    add("--tokens_per_second", type=float, help="of all processes together, as a run's log says: gives the hours")
+    add("--tokens_per_second", type=float, help="speed of all processes together; with --config, says how many hours")
     add("--limit", nargs="+", action="extend", default=[], metavar="NAME=SHARE", help="change the limits of rules")
     add(
         "--task",
@@ -93,7 +93,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="retrieval, clustering or classification, of all raw files or of the one called NAME; may be repeated",
     )
     add("--workers", type=int, default=0, help="threads that look at texts; 0 = all cores (default)")
-    add("--cache_dir", type=Path, help="keeps what the published scripts' files become (default: thrown away)")
+    add("--cache_dir", type=Path, help="keep converted files of the published scripts here (default: nowhere)")
     return parser.parse_args(argv)
 
 
@@ -135,7 +135,7 @@ def check_and_inspect(flags: argparse.Namespace) -> int:
 
 
 def read_tokenizer(flags: argparse.Namespace, sources: list[Source]) -> tuple[object | None, list[str]]:
-    """The tokenizer that was asked for, if any; and why it cannot be had, or cannot be done without."""
+    """The tokenizer that was asked for, if any; and why it cannot be loaded, or why one is needed."""
     if flags.tokenizer_path:
         from modeling.tokenizer import load_tokenizer  # here, because it needs transformers: seconds
 
@@ -188,7 +188,7 @@ def inspect_all(sources: list[Source], options: Options) -> list[Inspection]:
 
 @dataclass(frozen=True)
 class Described:
-    """As much of a dataset as its recipe asks for."""
+    """What `recipes_for` reads of a dataset."""
 
     name: str
     task: str
@@ -199,7 +199,7 @@ def read_course(flags: argparse.Namespace, sources: list[Source]) -> tuple[Cours
     """What --config says about steps and tokens, and what is wrong with that; of other keys nothing is said."""
     if flags.config is None:
         if flags.tokens_per_second is not None:
-            return None, ["--tokens_per_second: gives the hours of a run only with its --config"]
+            return None, ["--tokens_per_second: needs --config, the run to compute the hours of"]
         return None, []
     args, problems, unknown = arguments.parse(["--config", str(flags.config)])
     if unknown >= set(USED_KEYS):  # the file cannot be read
@@ -248,7 +248,7 @@ def output_problems(flags: argparse.Namespace) -> list[str]:
         elif not path.absolute().parent.is_dir():
             problems.append(f"--{name} {path}: there is no folder {path.parent}")
     if flags.page is not None and flags.page.suffix.lower() != ".md":
-        problems.append(f"--page {flags.page}: a page of Markdown: let its name end in .md")
+        problems.append(f"--page {flags.page}: must end in .md")
     return problems
 
 

@@ -3,8 +3,8 @@
     python -m tools.merge_checkpoints --inputs run/step_100 run/step_200 run/step_300 --output merged
     python -m tools.merge_checkpoints --inputs A B --weights 3 1 --output merged
 
-The folders must hold the same model: tensors, shapes, configuration and tokenizer. Tokenizer, pooling, prompts and card
-of the result are those of the first folder.
+The folders must agree in tensors, shapes, configuration and tokenizer. Tokenizer, pooling, prompts and card of the
+result are those of the first folder.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--inputs", type=Path, nargs="+", required=True, help="model folders, two or more")
-    parser.add_argument("--weights", type=float, nargs="+", help="of each; divided by their sum (default all alike)")
+    parser.add_argument("--weights", type=float, nargs="+", help="one each; divided by their sum (default: all equal)")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write; must not exist yet")
     given = parser.parse_args(argv)
     weights = given.weights or [1.0] * len(given.inputs)

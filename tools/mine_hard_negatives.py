@@ -1,12 +1,12 @@
-"""Mine hard negatives for raw tuples: query and passage become query, passage, negative_1 .. negative_24.
+"""Mine hard negatives for raw tuples: query and passage get the columns negative_1 .. negative_24.
 
     python -m tools.mine_hard_negatives --input raw/x.parquet --output mined/x.parquet --model MODEL
     accelerate launch -m tools.mine_hard_negatives --input raw/x.parquet --output mined/x.parquet --model MODEL
     python -m tools.mine_hard_negatives --input raw/x.parquet --output mined/x.parquet --backend bm25
 
-MODEL is a folder or a hub id: a decoder as training saves it, or whatever Sentence Transformers loads. Beside the
-output stand x.report.json and x.report.png. Killed or interrupted, the same command continues; docs/mining.md says
-what every rule does.
+MODEL is a folder or a hub id: a decoder that training saved, or any model that Sentence Transformers loads. A report is
+written beside the output, as x.report.json and x.report.png. After a kill or Ctrl-C the same command continues.
+docs/mining.md explains every rule.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from tuples.mining.output import write_output
 from tuples.mining.rules import Rules, problems_with
 from utils import RunError, refusal_of_disk
 
-DONE, NOTHING_LEFT, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status
 
 
 def main(argv: list[str]) -> int:
@@ -66,14 +66,14 @@ def main(argv: list[str]) -> int:
         return REFUSED
     except OSError as error:
         complain(share, [f"{refusal_of_disk(error)}; the same command continues"], others_too=True)
-        return NOTHING_LEFT
+        return FAILED
 
 
 def complain(share: Share, lines: list[str], others_too: bool = False) -> None:
     """Print lines to standard error, under this tool's name.
 
     Args:
-        others_too: what is wrong may be wrong in this process alone; else the first process speaks for all.
+        others_too: every process prints, because the problem may be its own; otherwise only the first one does.
     """
     if share.is_first or others_too:
         lines = [f"mine_hard_negatives: {line}" for line in lines]
@@ -101,73 +101,79 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def _add_files(group) -> None:
     add = group.add_argument
     add("--input", type=Path, required=True, help=f"raw tuples, one file: {raw_files.ENDINGS}")
-    add("--output", type=Path, required=True, help="the file to write, .parquet; replaced when it is there")
-    add("--corpus", type=Path, nargs="+", default=[], help="files of further passages to find negatives among")
-    add("--corpus_column", help="the column of their texts (default passage, text, document, positive or contents)")
-    add("--instruction", help="put before every query that carries none, in the output too")
-    add("--group_column", help="of input and corpus: passages of a query's own group, as its class, are no negatives")
-    _add_boolean(group, "--keep_negatives", True, "negatives that the input has come first, mined ones fill up")
-    _add_boolean(group, "--skip_bad_rows", False, "leave out rows without query or passage")
-    add("--cache_dir", type=Path, help="for vectors and what is half done (default .NAME.mining beside the output)")
-    _add_boolean(group, "--keep_cache", True, "keep it when all is done")
+    add("--output", type=Path, required=True, help="the .parquet file to write; replaced if it exists")
+    add("--corpus", type=Path, nargs="+", default=[], help="files of further passages to take negatives from")
+    add("--corpus_column", help="column of their texts (default passage, text, document, positive or contents)")
+    add("--instruction", help="put before every query that has none, in the output too")
+    add("--group_column", help="column of a class or the like: passages of a query's own group are never its negatives")
+    _add_boolean(group, "--keep_negatives", True, "keep the input's own negatives, and fill up with mined ones")
+    _add_boolean(group, "--skip_bad_rows", False, "leave out rows without query or passage, and go on")
+    add("--cache_dir", type=Path, help="for vectors and unfinished work (default .NAME.mining beside the output)")
+    _add_boolean(group, "--keep_cache", True, "keep that folder after the output is written")
 
 
 def _add_model(group) -> None:
     add = group.add_argument
-    add("--model", help="folder or hub id of an embedding model; only --backend bm25 can do without")
-    add("--model_revision", help="commit, tag or branch of a hub id")
-    add("--max_length", type=int, help="tokens of a text at most (default what the model reads, at most 1024)")
+    add("--model", help="folder or hub id of an embedding model; only --backend bm25 works without one")
+    add("--model_revision", help="commit, tag or branch of the hub id")
+    add("--max_length", type=int, help="cut texts to this many tokens (default what the model reads, at most 1024)")
     add("--precision", choices=("fp32", "bf16"), help="of the model (default bf16 on a GPU that has it, else fp32)")
-    add("--query_prompt", help="before queries without an instruction, for the model alone (default the model's own)")
-    add("--corpus_prompt", help="before passages, for the model alone (default the model's own)")
-    words = "show queries without their instruction to a model that never saw any"
+    add("--query_prompt", help="put before queries without an instruction, not in the output (default the model's own)")
+    add("--corpus_prompt", help="put before passages, not in the output (default the model's own)")
+    words = "hide instructions from the model, for models that were trained without any"
     _add_boolean(group, "--strip_instruction", False, words)
-    add("--vectors", choices=("float32", "float16"), default="float32", help="on the disk (default %(default)s)")
-    add("--cross_encoder", help="folder or hub id; the rules then look at its scores")
+    add("--vectors", choices=("float32", "float16"), default="float32", help="type on the disk (default %(default)s)")
+    add("--cross_encoder", help="folder or hub id of a cross-encoder, whose scores the rules then use")
 
 
 def _add_search(group) -> None:
     add = group.add_argument
     add("--backend", choices=("exact", "faiss", "bm25"), default="exact", help="how to search (default %(default)s)")
-    add("--faiss_index", choices=KINDS, default="flat", help="(default %(default)s)")
-    add("--faiss_lists", type=int, default=0, help="of IVF; 0 = by the number of passages (default)")
-    add("--faiss_probes", type=int, default=0, help="lists that a query looks into; 0 = an eighth (default)")
-    add("--faiss_code_bytes", type=int, default=0, help="of a vector in IVF-PQ; 0 = by its width (default)")
+    add("--faiss_index", choices=KINDS, default="flat", help="kind of index (default %(default)s)")
+    add("--faiss_lists", type=int, default=0, help="lists of an IVF index; 0 = by the number of passages (default)")
+    add("--faiss_probes", type=int, default=0, help="lists searched for a query; 0 = an eighth of them (default)")
+    add("--faiss_code_bytes", type=int, default=0, help="bytes of a vector in IVF-PQ; 0 = by its width (default)")
 
 
 def _add_rules(group) -> None:
     add = group.add_argument
     usual = Rules()
-    add("--range_min", type=int, default=usual.range_min, help="ranks left out from the best on (default %(default)s)")
-    add("--range_max", type=int, default=usual.range_max, help="the last rank looked at (default %(default)s)")
-    add("--max_score", type=_number, default=usual.max_score, help="scores stay below; none = off (%(default)s)")
-    add("--min_score", type=_number, default=usual.min_score, help="scores are at least (default none)")
-    add("--absolute_margin", type=_number, help="scores stay so far below the positive's (default none)")
+    add("--range_min", type=int, default=usual.range_min, help="skip this many of the best ranks (default %(default)s)")
+    add("--range_max", type=int, default=usual.range_max, help="skip all ranks after this one (default %(default)s)")
+    add("--max_score", type=_number, default=usual.max_score, help="keep scores below this; none = off (%(default)s)")
+    add("--min_score", type=_number, default=usual.min_score, help="keep scores of at least this (default none)")
+    add("--absolute_margin", type=_number, help="keep scores below the positive's minus this (default none)")
     add(
         "--relative_margin",
         type=_number,
         default=usual.relative_margin,
-        help="scores stay below the positive's by this share of it; none = off (default %(default)s)",
+        help="keep scores below the positive's minus this share of it; none = off (default %(default)s)",
     )
-    add("--num_negatives", type=int, default=usual.num_negatives, help="of each row (default %(default)s)")
-    add("--sampling_strategy", choices=("top", "random"), default=usual.sampling_strategy, help="(default %(default)s)")
+    add("--num_negatives", type=int, default=usual.num_negatives, help="negatives of each row (default %(default)s)")
+    add(
+        "--sampling_strategy",
+        choices=("top", "random"),
+        default=usual.sampling_strategy,
+        help="take the best passages that pass the rules, or draw among them (default %(default)s)",
+    )
     add(
         "--ranks",
         choices=("kept", "found"),
         default=usual.ranks,
-        help="what range_min and range_max count: passages that the scores left, or all found (default %(default)s)",
+        help="range_min and range_max count the passages that pass the score rules, or all found (default %(default)s)",
     )
     add(
         "--too_few",
         choices=("drop", "fewer", "random"),
         default="drop",
-        help="rows with fewer negatives: dropped, kept with null, or filled up at random (default %(default)s)",
+        help="rows with fewer negatives: drop them, keep them with nulls, or add random ones (default %(default)s)",
     )
-    add("--seed", type=int, default=usual.seed, help="of what is drawn at random (default %(default)s)")
+    add("--seed", type=int, default=usual.seed, help="of all random draws (default %(default)s)")
 
 
 def _add_boolean(group, name: str, default: bool, words: str) -> None:
-    group.add_argument(name, type=boolean, default=default, help=f"{words} (default {str(default).lower()})")
+    shown = str(default).lower()
+    group.add_argument(name, type=boolean, default=default, metavar="true|false", help=f"{words} (default {shown})")
 
 
 def _number(text: str) -> float | None:
@@ -176,23 +182,23 @@ def _number(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number, nor none") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor none") from None
 
 
 # --------------------------------------------------------------------------------------------- checks
 
 
 def find_problems(flags: argparse.Namespace) -> list[str]:
-    """Every problem with the flags themselves, one line each."""
+    """Everything that is wrong with the flags themselves, one line each."""
     problems = problems_with(rules_of(flags))
     if flags.output.suffix != ".parquet":
         problems.append(f"--output {flags.output}: must end in .parquet")
     if flags.output.absolute() in [path.absolute() for path in (flags.input, *flags.corpus)]:
-        problems.append(f"--output {flags.output}: is read as well: write to another file")
+        problems.append(f"--output {flags.output}: is an input too: write to another file")
     if flags.model is None and flags.backend != "bm25":
-        problems.append(f"--backend {flags.backend} needs --model; --backend bm25 does without")
+        problems.append(f"--backend {flags.backend} needs --model; only --backend bm25 works without one")
     if flags.group_column and flags.backend == "faiss":
-        problems.append("--group_column: an index of FAISS knows no groups: take --backend exact")
+        problems.append("--group_column: does not work with --backend faiss: use --backend exact")
     needed = {"bm25": "bm25s", "faiss": "faiss"}.get(flags.backend)
     if needed and not find_spec(needed):
         package = needed.replace("faiss", "faiss-cpu")
@@ -200,7 +206,7 @@ def find_problems(flags: argparse.Namespace) -> list[str]:
     if flags.instruction is not None:
         instruction = bare_instruction(flags.instruction)
         if not instruction or split_prompt(query_prompt(instruction))[0] != instruction:
-            problems.append(f"--instruction {flags.instruction!r}: give one, as 'Given a question, find its answer.'")
+            problems.append(f"--instruction {flags.instruction!r}: must be one, such as 'Find its answer.'")
     if flags.max_length is not None and flags.max_length < 2:
         problems.append(f"--max_length must be at least 2, not {flags.max_length}")
     return problems
@@ -226,10 +232,10 @@ def rules_of(flags: argparse.Namespace) -> Rules:
 
 
 def plan_of(flags: argparse.Namespace, device: str) -> Plan:
-    """Everything that is mined with; fetches what has a hub id.
+    """The models and settings to mine with; fetches models that are given by a hub id.
 
     Raises:
-        RunError: a model cannot be had.
+        RunError: a model is not there, or cannot be fetched.
     """
     model = None
     if flags.model is not None:
@@ -245,7 +251,7 @@ def plan_of(flags: argparse.Namespace, device: str) -> Plan:
             dtype=flags.vectors,
         )
     rules = rules_of(flags)
-    if model is None and not flags.cross_encoder:  # there are no scores that they could look at
+    if model is None and not flags.cross_encoder:  # BM25 alone has no scores for these rules
         rules = replace(rules, max_score=None, min_score=None, absolute_margin=None, relative_margin=None)
     return Plan(
         flags.backend,
@@ -277,9 +283,12 @@ def device_here() -> str:
     return f"{accelerator.type}:{os.environ.get('LOCAL_RANK', 0)}"
 
 
-def mine(flags: argparse.Namespace, share: Share) -> int:
-    """Check, mine, write and report. Returns the exit status."""
-    begin = time.perf_counter()
+def open_mining(flags: argparse.Namespace, share: Share) -> Mining:
+    """Check the flags and the input, and read the input.
+
+    Raises:
+        RunError, RawError: something is wrong with them; a line for each problem.
+    """
     problems = find_problems(flags)
     if problems:
         raise RunError("\n".join(problems))
@@ -300,6 +309,13 @@ def mine(flags: argparse.Namespace, share: Share) -> int:
     check_size(len(mining.texts.passages), flags.num_negatives, flags.too_few == "fewer")
     if flags.backend == "faiss":
         check_index(flags.faiss_index, len(mining.texts.passages))
+    return mining
+
+
+def mine(flags: argparse.Namespace, share: Share) -> int:
+    """Check, mine, write and report. Returns the exit status."""
+    begin = time.perf_counter()
+    mining = open_mining(flags, share)
     mining.say("\n".join(report.opening_lines(mining)))
     try:
         mining.encode()
@@ -310,18 +326,23 @@ def mine(flags: argparse.Namespace, share: Share) -> int:
         return REFUSED
     if not share.is_first:
         return DONE
-    flags.output.parent.mkdir(parents=True, exist_ok=True)
-    rows = write_output(flags.output, inputs, mining.texts, mining.blocks, flags.too_few, flags.num_negatives)
-    names = {"input": flags.input.name, "output": flags.output.name, "too_few": flags.too_few}
-    found = report.write(flags.output.with_suffix(""), mining, names, rows)
-    mining.say("\n".join([*report.closing_lines(found), f"{time.perf_counter() - begin:.1f} s"]))
-    if not rows["rows_written"]:
-        complain(share, [f"{flags.output}: not written, as no row has {flags.num_negatives} negatives"])
-        return NOTHING_LEFT
+    written = write_results(mining, flags)
+    mining.say("\n".join([*report.closing_lines(written), f"{time.perf_counter() - begin:.1f} s"]))
+    if not written["counts"]["rows_written"]:
+        complain(share, [f"{flags.output}: not written, because no row has {flags.num_negatives} negatives"])
+        return FAILED
     declare_task(flags.input, flags.output)
     if not flags.keep_cache:
         mining.forget()
     return DONE
+
+
+def write_results(mining: Mining, flags: argparse.Namespace) -> dict:
+    """Write the mined tuples and the report beside them. Returns the report."""
+    flags.output.parent.mkdir(parents=True, exist_ok=True)
+    rows = write_output(flags.output, mining.inputs, mining.texts, mining.blocks, flags.too_few, flags.num_negatives)
+    names = {"input": flags.input.name, "output": flags.output.name, "too_few": flags.too_few}
+    return report.write(flags.output.with_suffix(""), mining, names, rows)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 python -m tools.plot_run output/EXPERIMENT_ID          writes output/EXPERIMENT_ID/training.png
 
-A run draws itself when it ends; this is for one that goes on, or ended otherwise.
+A run draws this picture itself when it finishes; the command is for runs that are still training or were stopped.
 """
 
 import argparse

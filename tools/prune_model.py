@@ -1,4 +1,4 @@
-"""Make a smaller decoder out of a larger one: fewer layers, a narrower residual stream, narrower MLPs.
+"""Make a smaller decoder from a larger one: fewer layers, a narrower residual stream, narrower MLPs.
 
     python -m tools.prune_model --input qwen3-0.6b --output small --num_layers 8 --hidden_size 320 \\
         --intermediate_size 2048 --calibration texts.jsonl
@@ -80,13 +80,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--hidden_size", type=int, help="residual units to keep (default all)")
     add("--intermediate_size", type=int, help="units of each MLP to keep (default all)")
     add("--num_layers", type=int, help="layers to keep, from the first on (default all)")
-    add("--calibration", type=Path, help="texts to see units at work on; needed for --hidden_size, --intermediate_size")
-    add("--calibration_texts", type=int, default=256, help="drawn from the file (default %(default)s)")
-    add("--max_seq_length", type=int, default=512, help="tokens of a calibration text (default %(default)s)")
-    add("--norm", choices=NORMS, default="l2", help="of a unit's activations over all tokens (default %(default)s)")
+    add("--calibration", type=Path, help="texts that rank the units; needed for --hidden_size, --intermediate_size")
+    add("--calibration_texts", type=int, default=256, help="texts to draw from that file (default %(default)s)")
+    add("--max_seq_length", type=int, default=512, help="cut these texts to this many tokens (default %(default)s)")
+    add("--norm", choices=NORMS, default="l2", help="norm of the activations that ranks a unit (default %(default)s)")
     add("--unit_order", choices=UNIT_ORDERS, default="places",
-        help="of residual units: each where it stood, as far as there is room, so that a teacher's units face its "
-        "student's; or ascending (default %(default)s)")  # fmt: skip
+        help="places: a residual unit keeps its number where that is possible, so that a student's units stand where "
+        "its teacher's do; ascending: in the order of the old numbers (default %(default)s)")  # fmt: skip
     add("--seed", type=int, default=0, help="of the draw of texts (default %(default)s)")
     return parser.parse_args(argv)
 
@@ -124,7 +124,7 @@ def needs_texts(flags: argparse.Namespace) -> bool:
 
 
 def calibration_texts(flags: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """The texts that units are judged by, drawn from the file; and what is wrong with it, at most a few lines."""
+    """The texts that rank the units, drawn from the file; and what is wrong with the file, at most a few lines."""
     if not needs_texts(flags):
         return [], []
     if flags.calibration is None:
@@ -148,7 +148,7 @@ def calibration_texts(flags: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 
 def texts_of_line(line: str) -> list[str]:
-    """The texts in one line of the file that are not blank; none where the line is none that is understood."""
+    """The texts in one line of the file; an empty list where it has none of the three forms, or only blank texts."""
     try:
         value = json.loads(line)
     except ValueError:
@@ -180,8 +180,11 @@ def prune(model: PreTrainedModel, tokenizer, texts: list[str], flags: argparse.N
 
 
 def write(model: PreTrainedModel, tokenizer, flags: argparse.Namespace, dtype: torch.dtype) -> None:
-    """The folder: of a model of this project with pooling, prompts and card; otherwise decoder and tokenizer, and the
-    pooling and prompts of a Sentence Transformers folder."""
+    """Write the folder.
+
+    For a model of this project it has pooling, prompts and card; otherwise decoder and tokenizer, and the pooling and
+    prompts where the source is a Sentence Transformers folder.
+    """
     source = Path(flags.input)
     if (source / "f2llm.json").is_file():
         facts = model_folder.Facts(**read_json(source / "f2llm.json"))

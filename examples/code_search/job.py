@@ -58,7 +58,11 @@ class Job:
 
 
 def exit_status(work: Callable[[], None]) -> int:
-    """Do the steps of a job and say how long they took. Returns 0; 2 where something is missing; a failed command's."""
+    """Do the steps of a job and print how long they took.
+
+    Returns:
+        0; 2 where something is missing; the exit status of a command that failed.
+    """
     began = time.perf_counter()
     transformers.utils.logging.disable_progress_bar()
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -74,7 +78,7 @@ def exit_status(work: Callable[[], None]) -> int:
 
 
 def override_problems(words: list[str]) -> list[str]:
-    """What is wrong with words for run.py, said before minutes of work."""
+    """What is wrong with the options that are passed on to run.py, found before minutes of work."""
     keys = {field.name: field for field in fields(Args)}
     values, config, problems = read_command_line(words, keys)
     for name in values:
@@ -180,7 +184,7 @@ def processes_to_train_on() -> int:
 
 
 def multiplies_in_bf16() -> bool:
-    """Whether the processor has instructions for bf16, which make it faster than fp32; without, it is slower."""
+    """Whether the processor has instructions for bf16: with them bf16 is faster than fp32, without them slower."""
     try:
         words = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:  # not Linux

@@ -78,7 +78,7 @@ def do(chosen: Job, overrides: list[str]) -> None:
     """Build, train, compare, search.
 
     Raises:
-        RunError: a package is missing, or the backbone cannot be had.
+        RunError: a package is missing, or the backbone cannot be made.
         CalledProcessError: a command failed.
     """
     check(chosen)
@@ -93,7 +93,7 @@ def do(chosen: Job, overrides: list[str]) -> None:
 
 
 def check(chosen: Job) -> None:
-    """Refuse at once what would fail after minutes: a package that is missing, a depth that the decoder has not."""
+    """Refuse at once what would fail after minutes: a missing package, or more layers than the decoder has."""
     if chosen.layers is not None and chosen.gguf is None:
         try:
             weights.locate(weights.SMOLLM2)

@@ -26,7 +26,7 @@ GGUF_KEYS = ("quantization_config", "_name_or_path", "_model_name_or_path")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns the exit status: 0, or 2 when the backbone cannot be had."""
+    """The command. Returns the exit status: 0, or 2 when the folder cannot be written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what to write")
     parser.add_argument("--layers", type=int, help="how many to keep, from the first on (default all)")
@@ -42,15 +42,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_backbone(folder: Path, layers: int | None = None, gguf: Path | None = None) -> None:
-    """Write the folder. Where it was made from the same file with as many layers it stays as it is.
+    """Write the folder, unless it is already there, made from the same file with as many layers.
 
     Args:
         layers: the first so many are kept; None = all.
         gguf: a decoder as GGUF, with its tokenizer; None = that of the package.
 
     Raises:
-        RunError: the package is missing or damaged, the file is no decoder in GGUF, or has not that many layers; or
-            the folder exists and was not made here.
+        RunError: the package is missing or damaged, the file is not a decoder in GGUF, or has fewer layers; or the
+            folder exists and was not made here.
     """
     gguf = find_gguf(gguf, layers)
     if folder.exists() and not (folder / SOURCE).exists():
@@ -73,7 +73,7 @@ def find_gguf(path: Path | None, layers: int | None) -> Path:
     """The file to read, after a look at its header: `path`, or that of the package.
 
     Raises:
-        RunError: there is none, it is no GGUF, or it has not that many layers.
+        RunError: there is no such file, it is not GGUF, or it has fewer layers.
     """
     if path is None:
         path = weights.locate(weights.SMOLLM2)
@@ -94,7 +94,7 @@ def find_gguf(path: Path | None, layers: int | None) -> Path:
 
 
 def is_made_from(folder: Path, source: dict) -> bool:
-    """Whether the folder stands and was made of this source. `publish` names a folder when all of it is written."""
+    """Whether the folder was made of this source. It has its name only when it is whole."""
     try:
         return read_json(folder / SOURCE) == source
     except (OSError, ValueError):
@@ -115,7 +115,7 @@ def read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     except (ValueError, KeyError, IndexError, OSError, RuntimeError, TypeError, NotImplementedError) as error:
         raise RunError(f"{path}: cannot be read as a decoder in GGUF ({first_line(error)})") from None
     if found["missing_keys"]:  # Transformers would start them at random
-        raise RunError(f"{path}: it holds no {', '.join(sorted(found['missing_keys']))}")
+        raise RunError(f"{path}: it lacks {', '.join(sorted(found['missing_keys']))}")
     if model.config.eos_token_id is None:
         raise RunError(f"{path}: its tokenizer has no EOS")
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)  # Transformers 4.51 puts BOS here

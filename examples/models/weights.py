@@ -35,7 +35,7 @@ MINILM = Weights(
 
 
 def locate(weights: Weights) -> Path:
-    """The path of a package's file. The package is not imported: it would want packages that nothing here needs.
+    """The path of a package's file. The package is not imported, which would need packages that nothing here uses.
 
     Raises:
         RunError: the package is not installed, or its file is not the published one.

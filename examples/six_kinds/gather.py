@@ -28,7 +28,7 @@ from examples.code_search import corpus
 from examples.code_search.corpus import Function
 
 DESCRIPTIONS = sorted(Path(__file__).parent.glob("*.json"))
-FACTS = {  # what a syntax tree may hold -> what is said of the function then
+FACTS = {  # statement about a function -> the nodes of its syntax tree that make it true
     "It contains a loop.": (ast.For, ast.While, ast.comprehension),
     "It raises an exception.": (ast.Raise,),
     "It catches an exception.": (ast.Try,),
@@ -97,7 +97,7 @@ def facts(functions: list[Function], seed: int = 0) -> Iterable[dict]:
 
 
 def neighbours(functions: list[Function]) -> list[tuple[Function, Function]]:
-    """Functions of one name that follow each other, of those that differ."""
+    """Pairs of neighbours among the functions of each name, where their sources differ."""
     by_name = defaultdict(list)
     for function in functions:
         by_name[function.own_name].append(function)
@@ -105,7 +105,7 @@ def neighbours(functions: list[Function]) -> list[tuple[Function, Function]]:
 
 
 def scored(pairs: list[tuple[Function, Function]]) -> Iterable[dict]:
-    """Rows of scored pairs: 5 x the words that two docstrings share / all their words."""
+    """Rows of scored pairs: 5 times the share of all their words that two docstrings have in common."""
     for first, second in pairs:
         words, others = set(first.query.lower().split()), set(second.query.lower().split())
         overlap = 5 * len(words & others) / len(words | others)

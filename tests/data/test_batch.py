@@ -3,7 +3,6 @@
 python -m pytest tests/data/test_batch.py
 """
 
-import doctest
 import heapq
 import sys
 from collections.abc import Callable
@@ -190,7 +189,3 @@ def test_few_pairs_of_long_texts_are_compared_one_by_one(monkeypatch):
     assert np.array_equal(found, expected)
     assert 0 < found.sum() < 500
     assert 0 < len(compared) < negatives.size / 10
-
-
-def test_the_examples_in_its_words_are_true():
-    assert doctest.testmod(batches).failed == 0

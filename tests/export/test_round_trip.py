@@ -40,11 +40,6 @@ QUERIES = as_sentence_transformers_reads([model_folder.query_prompt("Find it.") 
 
 
 @pytest.fixture(scope="module")
-def tokenizer(toy_world):
-    return AutoTokenizer.from_pretrained(toy_world.backbone)
-
-
-@pytest.fixture(scope="module")
 def folders(toy_world, tokenizer, tmp_path_factory):
     """Kind -> its folder, as training or tools/export.py wrote it."""
     root = tmp_path_factory.mktemp("kinds")

@@ -18,7 +18,6 @@ from model_folders import LIMIT, facts
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 from export import model_folder
 from modeling.backbone import load_backbone
@@ -33,11 +32,6 @@ TEI_QWEN3 = {
     "rms_norm_eps": float, "rope_theta": float, "use_sliding_window": bool, "eos_token_id": int, "model_type": str,
     "architectures": list,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tokenizer(toy_world):
-    return AutoTokenizer.from_pretrained(toy_world.backbone)
 
 
 @pytest.fixture(scope="module", params=["full", "cut"])

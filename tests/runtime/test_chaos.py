@@ -7,19 +7,19 @@ import signal
 
 import chaos
 import pytest
-from chaos import POINTS, TOKENISING, Storm, lay_ground, weather
+from chaos import POINTS, TOKENISING, KilledRun, prepare_data, train_under_kills
 from harness import Ended
 
 
 @pytest.mark.processes
 def test_kills_anywhere_change_nothing(tmp_path):
-    tokenising = lay_ground(tmp_path, tokenising=2)
+    tokenising = prepare_data(tmp_path, tokenising=2)
     assert {point for point in TOKENISING if tokenising[point]} == set(TOKENISING)
-    storm, problem = weather(tmp_path, [(2, "ddp")], "LoRA with dropout", kills=4, epochs=2)
-    assert {point for point in POINTS if storm.seen[point]} == set(POINTS)
-    assert storm.seen["random"] >= 2  # a kill may come too late, when the run is over
-    assert storm.unreadable == []
-    assert storm.hangs == []
+    run, problem = train_under_kills(tmp_path, [(2, "ddp")], "LoRA with dropout", kills=4, epochs=2)
+    assert {point for point in POINTS if run.seen[point]} == set(POINTS)
+    assert run.seen["random"] >= 2  # a kill may come too late, when the run is over
+    assert run.unreadable == []
+    assert run.hangs == []
     assert problem == ""
 
 
@@ -44,14 +44,14 @@ class Hanging:
         return [Ended(-signal.SIGKILL, "")] * 2
 
 
-def test_a_storm_ends_a_run_that_stands_still_and_says_where(tmp_path, monkeypatch):
+def test_a_run_that_stands_still_is_ended_and_its_stacks_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(chaos, "STILL", 0.05)
-    storm = Storm({"output_dir": str(tmp_path), "experiment_id": "killed"}, [(2, "ddp")], 0)
-    (storm.states / "step_9").mkdir(parents=True)
-    storm.marks = [tmp_path, tmp_path]
+    run = KilledRun({"output_dir": str(tmp_path), "experiment_id": "killed"}, [(2, "ddp")], 0)
+    (run.states / "step_9").mkdir(parents=True)
+    run.marks = [tmp_path, tmp_path]
     group = Hanging()
-    assert storm._end(group, chaos.time.monotonic(), "in the gather") == [-signal.SIGKILL] * 2
+    assert run._end(group, chaos.time.monotonic(), "in the gather") == [-signal.SIGKILL] * 2
     assert group.signals == [signal.SIGUSR2, signal.SIGKILL]  # their stacks are printed first
-    [hang] = storm.hangs
+    [hang] = run.hangs
     for word in ("in the gather", "no new state", "step_9", "waits in all_reduce", "waits in barrier"):
         assert word in hang

@@ -238,8 +238,8 @@ def test_where_no_state_is_whole_nothing_is_trained(train, keys, begun):
 def test_a_kill_at_any_point_of_a_write_leaves_the_newest_whole_state(tmp_path, monkeypatch):
     tensors = {"weights": {"a": torch.arange(5.0)}, "moments": {"b": torch.ones(3)}}
     write_state(tmp_path, 1, tensors, {"n": 1}, keep=2)
-    points = [(os, "replace"), (os, "fsync"), (shutil, "rmtree"), (shards, "write_file")]
-    for module, name in points:
+    killed = set()  # (point, the step of the newest state after the kill)
+    for module, name in [(os, "replace"), (os, "fsync"), (shutil, "rmtree"), (shards, "write_file")]:
         real = getattr(module, name)
         for calls in range(1, 9):
             left = [calls]
@@ -257,7 +257,10 @@ def test_a_kill_at_any_point_of_a_write_leaves_the_newest_whole_state(tmp_path, 
             step, facts, found = checkpoint.newest(tmp_path, lambda line: pytest.fail(line))
             assert facts == {"n": step}
             assert torch.equal(found["weights"].read("a"), tensors["weights"]["a"])
+            if left[0] <= 0:
+                killed.add((name, step))
             shutil.rmtree(tmp_path / "step_2", ignore_errors=True)
+    assert killed == {("replace", 1), ("fsync", 1), ("fsync", 2), ("rmtree", 2), ("write_file", 1)}
 
 
 def test_states_are_pruned_only_after_the_new_one_is_there(tmp_path):

@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from model_folders import TEXTS, facts, make_adapted, training_vectors
 from openai import BadRequestError, DefaultHttpxClient, OpenAI
-from transformers import AutoTokenizer
 
 from export import model_folder
 from modeling.backbone import load_backbone
@@ -36,11 +35,6 @@ pytestmark = [
     pytest.mark.processes,
     pytest.mark.skipif(not SERVER.exists(), reason="no .venv-serving here: make test-serving makes it"),
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(toy_world):
-    return AutoTokenizer.from_pretrained(toy_world.backbone)
 
 
 @pytest.fixture(scope="module")

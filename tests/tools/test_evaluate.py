@@ -366,7 +366,7 @@ def test_local_tasks_forbid_the_hub_before_a_package_could_ask_it(model, tasks, 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--tasks", "NoSuchTask"], "--tasks NoSuchTask: no folder, and no task of mteb"),
+        (["--tasks", "NoSuchTask"], "--tasks NoSuchTask: neither a folder nor a task of mteb"),
         (["--benchmark", "MTEB(eng, v3)"], "'MTEB(eng, v3)' not found. Did you mean: MTEB(eng, v"),
         (["--benchmark", "MTEB(eng, v2)"], "41 datasets must be fetched from the hub"),
         (["--tasks", "SciFact"], "but HF_HUB_OFFLINE is set: unset it, or give --tasks a folder of local tasks"),
@@ -418,7 +418,7 @@ def test_all_problems_are_said_at_once(tmp_path, capsys):
     assert "no modules.json in it" in said
     assert "--dims 0: must be between 1" in said
     assert "some: no task.json, and no queries.jsonl" in said
-    assert "overrides.json: some: no task, and no type of a task, here" in said
+    assert "overrides.json: some: neither a task nor a type of task here" in said
     assert "4 problems, nothing was evaluated" in said
     assert not (tmp_path / "out").exists()
 
@@ -428,7 +428,7 @@ def test_one_folder_of_tasks_is_wanted(model, tasks, tmp_path, capsys):
     assert f"{tasks / 'search'}: is a task itself; give the folder that holds it" in capsys.readouterr().err
     words = ["--tasks", str(tasks), str(tasks)]
     assert evaluate.main(["--model", str(model), "--output", str(tmp_path / "out"), *words]) == 2
-    assert f"--tasks {tasks}: a folder stands alone" in capsys.readouterr().err
+    assert f"--tasks {tasks}: only one folder can be given" in capsys.readouterr().err
 
 
 def test_another_instruction_of_the_model_counts_as_another_model(model, tmp_path):

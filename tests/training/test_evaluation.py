@@ -3,7 +3,6 @@
 python -m pytest tests/training/test_evaluation.py
 """
 
-import doctest
 import importlib.util
 import json
 import os
@@ -23,7 +22,7 @@ from retrieval.beir import RetrievalSet, read_set
 from retrieval.encode import encode
 from retrieval.metrics import METRICS, evaluate
 from retrieval.search import search, unit_rows
-from training import best, console
+from training import best
 from training.best import Best, Choice, Evaluations
 
 INSTRUCTION = "Find it."  # of the toy's queries
@@ -351,11 +350,6 @@ def test_a_metric_may_be_of_one_set_and_one_width():
         choice, problem = best.parse_choice(text, ["a", "64"], [8, 32])
         assert problem is None
         assert best.value_of(results, choice, ["a", "64"]) == pytest.approx(value)
-
-
-def test_the_small_functions_do_what_their_examples_say():
-    for module in (best, console):
-        assert doctest.testmod(module).failed == 0
 
 
 # ------------------------------------------------------------------------------------------------ refusals

@@ -32,7 +32,7 @@ NUMBERS_ALONE = {"duplicate_queries", "duplicate_tuples", "positive_is_negative"
 
 
 def options(folder, **changes) -> Options:
-    """What an inspection may use: little, but for the `changes`."""
+    """No tokenizer, no evaluation set, no limits, but for the `changes`."""
     folder.mkdir(exist_ok=True)
     defaults = {"tokenizer_path": None, "tokenizer": None, "evaluation": None, "course": None, "limits": {}}
     return Options(**defaults | {"workers": 2, "cache_dir": folder} | changes)
@@ -397,7 +397,7 @@ def test_what_cannot_be_inspected_is_named(tmp_path, three, toy_world):
     assert "no such file or folder" in problem(tmp_path / "nothing")
     assert "no dataset in it" in problem(tmp_path)
     (tmp_path / "notes.txt").write_text("text")
-    assert "and no token store" in problem(tmp_path / "notes.txt")
+    assert "nor a token store" in problem(tmp_path / "notes.txt")
     assert "holds documents and no queries" in problem(three / "v2" / "few_corpus.parquet")
     (tmp_path / "few").symlink_to(three / "stores" / "few")
     toy.write_parquet(tmp_path / "raw.parquet", plain_rows(3))

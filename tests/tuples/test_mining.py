@@ -324,8 +324,10 @@ def test_queries_of_the_same_words_share_their_answers_whatever_their_instructio
 def test_a_query_is_no_negative_of_itself(job):
     table = [{"query": f"Instruct: Find it.\nQuery: {a}", "passage": b} for a, b in symmetric(20)]
     job.raw = toy.write_parquet(job.folder / "symmetric.parquet", table)
-    job.plan = replace(job.plan, rules=Rules(0, 38, None, None, None, None, 38))
-    for row in read(job.mine()):
+    job.plan = replace(job.plan, rules=Rules(0, 39, None, None, None, None, 38))  # the search finds all 40 passages
+    mined = read(job.mine())
+    assert len(mined) == 40
+    for row in mined:
         own = row["query"].split("Query: ")[1]
         assert own not in negatives(row)
         assert row["passage"] not in negatives(row)

@@ -47,20 +47,20 @@ def test_each_kind_has_a_description_without_problems(tmp_path):
     ({"columns": {"id": ["a", "b"]}}, "columns: id: one column, not 2"),
     ({"files": None}, "files, hub: give one of the two"),
     ({"hub": "a/b"}, "files, hub: give one of the two"),
-    ({"split": "test"}, "split: means nothing without hub"),
+    ({"split": "test"}, "split: is for hub datasets, and this source has files"),
     ({"name": "a b"}, "dataset name 'a b': use 1 to 128 of"),
     ({"threshold": 4}, "threshold: is for sts, and this is pairs"),
     ({"negatives": 7}, "negatives: is for nli, clustering, and this is pairs"),
     ({"labels": {"1": "duplicate"}}, "labels: is for nli, duplicates, classification, clustering, and this is pairs"),
     ({"task": "sorting"}, 'task: "sorting" is none of retrieval, clustering, classification'),
     ({"document_instruction_rate": 1.5, "instruction": "Find it."}, "document_instruction_rate: 1.5 is above 1"),
-    ({"document_instruction_rate": 0.3}, "document_instruction_rate: there is no instruction to carry: give one"),
-    ({"instruction": "Instruct: Find it.\nQuery: "}, "instruction: 'Instruct: Find it.\\nQuery: ': the instruction al"),
+    ({"document_instruction_rate": 0.3}, "document_instruction_rate: needs an instruction: give one"),
+    ({"instruction": "Instruct: Find it.\nQuery: "}, "instruction: 'Instruct: Find it.\\nQuery: ': must be the instr"),
     (TWO_WAY | {"document_instruction_rate": 0.3, "instruction": "Say."}, "document_instruction_rate: documents of cl"),
     (TWO_WAY | {"labels": None}, "labels: the texts of the two classes are missing"),
     (TWO_WAY | {"labels": {"0": "a", "1": "b", "2": "c"}}, "labels: two-way classification needs two texts, not 3"),
     (TWO_WAY | {"labels": {"0": "a", "1": ""}}, "labels: every value must be a text"),
-    ({"kind": "clustering", "labels": {"0": "a", "1": "a"}}, "labels: all are one class: nothing is left to learn"),
+    ({"kind": "clustering", "labels": {"0": "a", "1": "a"}}, "labels: all values mean the same class, so there is"),
     ({"kind": "nli", "labels": {"0": "entails"}}, "labels: 0: 'entails' is none of entailment, neutral, contradiction"),
     ({"kind": "nli", "labels": {"0": "neutral"}}, "labels: no value means entailment, so there would be no tuple"),
     ({"kind": "duplicates", "labels": {"y": "duplicate"}}, "labels: no column is read for them: add \"label\" to col"),
@@ -105,5 +105,5 @@ def test_every_shipped_description_parses(path):
     assert source.name == path.stem
     assert source.exercised is False  # none could be reached where they were written
     tasks = json.loads((ROOT / "configs" / "dataset_tasks.json").read_text())
-    assert source.its_task == tasks[source.name]
+    assert source.task_of_tuples == tasks[source.name]
     assert source.instruction

@@ -96,9 +96,9 @@ def test_judgements_become_pairs_and_those_that_give_none_are_counted(tmp_path):
     ({"files": "set", "split": "test"}, "qrels/test.tsv is missing"),
     ({"files": "nowhere"}, "files: nowhere: no such file"),
     ({"files": "set", "kind": "sts"}, "layout: queries with judged documents are pairs, and this is sts"),
-    ({"files": ["set"]}, "files: of the layout beir one folder, not a list"),
+    ({"files": ["set"]}, "files: must be one folder for the layout beir, not a list"),
     ({"files": "set", "columns": {"query": "q"}}, "no column 'q' for query"),
-    ({"hub": "a/b", "config": "en"}, "config: a dataset of the layout beir has a configuration for each table"),
+    ({"hub": "a/b", "config": "en"}, "config: the layout beir has a configuration for each table"),
 ])  # fmt: skip
 def test_what_cannot_be_joined_is_refused(keys, words, tmp_path, capsys):
     write_set(tmp_path / "set", {"train": judgements(0, 9)})

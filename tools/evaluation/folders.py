@@ -80,7 +80,9 @@ class LocalTask:
     kind: Kind
     languages: list[str]
     main_metric: str
-    prompt: str | dict[str, str] | None  # instruction of the task's own; of retrieval also by side: query, document
+    prompt: (
+        str | dict[str, str] | None
+    )  # the task's own instruction; for retrieval also one each for query and document
     description: str
     revision: str  # changes with any file
     rows: dict[str, list[dict]] = field(default_factory=dict)  # split -> rows
@@ -243,12 +245,12 @@ def read_row(line: str, kind: Kind) -> tuple[dict, str]:
 
 
 def is_number(value) -> bool:
-    """Whether a value is a finite number; true and false are none."""
+    """Whether a value is a finite number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def too_few_labels(folder: Path, kind: Kind, rows: dict[str, list[dict]]) -> list[str]:
-    """What makes labels useless: only one of them, or one to be told that training never showed."""
+    """What makes labels useless: all are the same, or a label of test.jsonl is not in train.jsonl."""
     if kind.value == "score" and len({row["score"] for row in rows["test"]}) < 2:
         return [f"{folder}/test.jsonl: all scores are the same"]
     if kind.value != "label":

@@ -1,4 +1,4 @@
-"""Vectors that are wanted again, at fewer dimensions: kept on the disk, and gone with the process, however it ends."""
+"""Vectors that are needed again at fewer dimensions, on the disk; removed with the process, however it ends."""
 
 import hashlib
 import tempfile
@@ -10,7 +10,7 @@ import numpy as np
 class KeptVectors:
     """Vectors fp32 [n, width] by the texts that they are of.
 
-    They lie in one file without a name, which the system takes back when it is closed, also after a kill.
+    They lie in one temporary file without a name, which the system removes when it is closed, also after a kill.
 
     Args:
         folder: on the disk that has room for them.
@@ -22,7 +22,7 @@ class KeptVectors:
     def __init__(self, folder: Path, width: int):
         self.width = width
         self.file = tempfile.TemporaryFile(dir=folder)
-        self.places: dict[str, tuple[int, int]] = {}  # of texts: where their vectors begin, bytes; how many
+        self.places: dict[str, tuple[int, int]] = {}  # digest of texts -> (first byte, how many) of their vectors
         self.end = 0
 
     def close(self) -> None:

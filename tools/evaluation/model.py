@@ -34,8 +34,8 @@ class Prompts:
     way: str
     overrides: dict = field(default_factory=dict)  # task or type -> text, or {"query": text, "document": text}
 
-    def texts(self) -> dict:
-        """What is looked up: by task, by type of task, and by side of a search."""
+    def by_name(self) -> dict:
+        """Task, type of task or side of a search -> its instruction; a task goes before its type."""
         if self.way == "published":
             return published_instructions() | self.overrides
         return dict(self.overrides)
@@ -65,7 +65,7 @@ class FolderModel(AbsEncoder):
         if max_length is not None:
             self.model.max_seq_length = max_length
         self.prompts = prompts
-        self.prompts_dict = prompts.texts()
+        self.prompts_dict = prompts.by_name()
         self.width = embedding_width(self.model)
         self.dimension = self.width
         self.kept = kept
@@ -103,7 +103,7 @@ class FolderModel(AbsEncoder):
         return {side.value: self.prompt(task_metadata, side) for side in PromptType}
 
     def long_prompts(self, tasks: list) -> list[str]:
-        """Prompts that leave nothing of a text, one line each: all texts behind them are cut away."""
+        """Prompts that are as long as a text may be, so that the text behind them is cut away; one line each."""
         problems = []
         for metadata in (task.metadata for task in tasks):
             for prompt in set(self.prompts_of(metadata).values()):
@@ -117,7 +117,7 @@ class FolderModel(AbsEncoder):
         return problems
 
     def own_prompt(self, side: PromptType | None) -> str:
-        """What the folder itself wants before a side where nobody gave words; nothing but in the way `own`."""
+        """The folder's own prompt for a side of a search where none was given; empty unless the way is `own`."""
         if self.prompts.way != "own" or side is None:
             return ""
         return self.model.prompts.get(side.value) or ""

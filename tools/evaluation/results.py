@@ -1,9 +1,10 @@
 """mteb's scores as results.json, task -> dimension -> metric -> value, and as a table."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from tools.evaluation.folders import is_number
 
 Scores = dict[str, dict[str, dict[str, float]]]  # task -> dimension -> metric -> value
 MAIN = "main_score"
@@ -21,14 +22,9 @@ def metrics_of(scores: Mapping[str, list[dict]]) -> dict[str, float]:
     means = {}
     for metric in parts[0]:
         values = [part.get(metric) for part in parts]
-        if all(is_finite(value) for value in values):
+        if all(is_number(value) for value in values):
             means[metric] = round(float(np.mean([round(value, DECIMALS) for value in values])), DECIMALS)
     return means
-
-
-def is_finite(value) -> bool:
-    """Whether a value is a number that JSON can hold."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def table(scores: Scores, main_metrics: dict[str, str]) -> str:

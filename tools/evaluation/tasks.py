@@ -120,15 +120,15 @@ def official_tasks(names: list[str], benchmark: str | None) -> tuple[list[AbsTas
         try:
             tasks.append(mteb.get_task(name))
         except (KeyError, ValueError) as error:
-            reason = f"no folder, and no task of mteb ({error.args[0].removeprefix('KeyError: ')})"
+            reason = f"neither a folder nor a task of mteb ({error.args[0].removeprefix('KeyError: ')})"
             if Path(name).is_dir():
-                reason = "a folder stands alone: give one, which holds a folder for each task"
+                reason = "only one folder can be given: the one that holds a folder for each task"
             problems.append(f"--tasks {name}: {reason}")
     return tasks, problems
 
 
 def missing_data(tasks: list[AbsTask]) -> list[str]:
-    """Why the texts of official tasks cannot be had, one line; empty where they are cached or the hub answers."""
+    """Why the texts of official tasks cannot be fetched, one line; empty where they are cached or the hub answers."""
     repositories = sorted({found for task in tasks for found in repositories_of(task)})
     absent = [found for found in repositories if not is_cached(*found)]
     if not absent:

@@ -54,7 +54,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Options:
-    """How to inspect, the same for all datasets."""
+    """What is the same for all datasets of an inspection."""
 
     tokenizer_path: str | None
     tokenizer: object | None
@@ -90,11 +90,11 @@ class Inspection:
 
 
 def find(path: Path, tasks: dict[str, str]) -> tuple[list[Source], list[str]]:
-    """The datasets at a path, sorted by name, and every problem with them.
+    """The datasets at a path, sorted by name, and why they cannot be inspected.
 
     Args:
         path: a folder of raw files or of tokenised data, a file of either, or one token store.
-        tasks: name -> task of raw files, ALL_FILES for every name; goes before what is declared beside them.
+        tasks: name -> task of raw files, ALL_FILES for every name; overrides what is declared beside them.
     """
     if not path.exists():
         return [], [f"{path}: no such file or folder"]
@@ -102,7 +102,7 @@ def find(path: Path, tasks: dict[str, str]) -> tuple[list[Source], list[str]]:
         return _one_tokenised(path)
     if path.is_file():
         if raw_formats.format_of(path) is None:
-            return [], [f"{path}: none of {raw_files.ENDINGS}, and no token store"]
+            return [], [f"{path}: neither a raw file, {raw_files.ENDINGS}, nor a token store"]
         return _raw_sources([path], tasks)
     tokenised = [entry.name for entry in sorted(path.iterdir()) if is_tokenised(entry)]
     raw = [file for file in raw_files.raw_files(path)[0] if file.name not in tokenised]
@@ -192,7 +192,7 @@ def check_tokenizer(store: token_store.TokenStore, path: str) -> None:
 
 
 def inspect_table(table: Table, source: Source, task: str | None, options: Options) -> Inspection:
-    """What a dataset's numbers tell, beside what was found while it was read."""
+    """Everything that is counted in a table, together with what was found while it was read."""
     applied = task or USUAL_TASK
     times = occurrences(table.numbers, len(table.lengths))
     lengths = {"texts": lengths_of(table.lengths, np.ones(len(table.lengths)))}
@@ -226,7 +226,7 @@ def inspect_table(table: Table, source: Source, task: str | None, options: Optio
 
 
 def _found_by_numbers(table: Table, negatives: int) -> dict[str, Found]:
-    """What equal text numbers tell, by the name of the rule."""
+    """Repeated texts and missing negatives, by the name of the rule; equal numbers are equal texts."""
     numbers, rows, count = table.numbers, table.rows, len(table.lengths)
     queries = np.asarray(numbers[:, 0])
     tuples, is_false = false_negatives(numbers, count)
@@ -247,7 +247,8 @@ def _found_by_numbers(table: Table, negatives: int) -> dict[str, Found]:
 def texts_longer_than(table: Table, lengths: dict[str, Lengths], limit: int) -> dict[str, Found | None]:
     """Texts that are longer than `limit` tokens, distinct ones and by role; None where that is not known.
 
-    A store knows its texts as they were cut: what is longer than the cut, it cannot tell; how many were cut, it can.
+    A store holds its texts as they were cut. So it does not know which were longer than a limit above that length, but
+    it may know how many were cut.
     """
     is_known = table.unit == "tokens" and (table.longest is None or limit < table.longest)
     longer = dict.fromkeys(lengths)

@@ -106,7 +106,7 @@ def _evaluation_json(evaluation: Evaluation | None) -> dict | None:
 
 
 def broken_line(inspection: Inspection, broken: Broken) -> str:
-    """One line about a broken rule: where, what, how much, which rows, what to do."""
+    """One line about a broken rule: the file, the rule, how often, in which rows, and what to do."""
     found = broken.found
     rows = ", ".join(str(row) for row in found.rows)
     where = ""
@@ -147,7 +147,7 @@ def _undeclared_lines(inspections: list[Inspection]) -> list[str]:
     undeclared = [inspection.name for inspection in inspections if inspection.task is None]
     if not undeclared:
         return []
-    return [f"no task is declared for {some(undeclared)}: looked at as retrieval; --task NAME=TASK says it"]
+    return [f"no task is declared for {some(undeclared)}: treated as retrieval; declare it with --task NAME=TASK"]
 
 
 def _broken_lines(report: Report) -> list[str]:
@@ -184,7 +184,7 @@ def _evaluation_lines(evaluation: Evaluation | None) -> list[str]:
     found = _evaluation_json(evaluation)
     return [
         f"{evaluation.path}: {found['queries_in_training']:,} of {found['queries']:,} queries and "
-        f"{found['passages_in_training']:,} of {found['passages']:,} passages stand in training"
+        f"{found['passages_in_training']:,} of {found['passages']:,} passages occur in the data"
     ]
 
 

@@ -1,4 +1,4 @@
-"""What only the texts of a query and its positive can tell: whether one holds the other, or an evaluation has it."""
+"""Checks that need the texts of a query and its positive: does one contain the other, is one in an evaluation set?"""
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ def look_at_pairs(
         found["passage_in_query"] = positive_in_query
     if evaluation is not None:
         keys = [keys_of(query_texts)]
-        if task != "classification":  # whose labels stand in any other set of the kind
+        if task != "classification":  # its positives are label texts, which any other set of the task has too
             keys.append(keys_of(positive_texts))
         found["evaluation_queries"] = evaluation.has_query(keys)
         found["evaluation_passages"] = evaluation.has_passage(keys)

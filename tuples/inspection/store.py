@@ -22,9 +22,9 @@ def read_store(store: TokenStore, tokenizer, evaluation: Evaluation | None, by_i
     """Look at every tuple of a token store.
 
     Args:
-        tokenizer: the one that wrote the store, or None: then nothing is known that only texts can tell.
-        by_ids: take texts with equal ids for one text, whatever their numbers: F2LLM-v2's files name documents, and two
-            of them may be equal, or equal to a query.
+        tokenizer: the one that wrote the store; None leaves out the checks that need texts.
+        by_ids: count texts with equal token ids as one, whatever their numbers: F2LLM-v2's files name documents, and
+            two of them may be equal, or equal to a query.
     """
     rows = np.arange(len(store.tuples))
     numbers, lengths = store.tuples, np.diff(store.offsets)

@@ -1,9 +1,9 @@
 """What training on the inspected data will take: steps, tokens, time. The numbers are those of data/plan.py.
 
-Steps are the very number that run.py says. Tokens are those of the first pass over each dataset, counted and not
-estimated, with the negatives that it draws; other passes draw others. An epoch has as many passes as the dataset's
-sampling weight says. A text that several tuples of a step share is counted each time, while training runs it once, so
-the true number may be a little lower.
+The number of steps is exactly the one that run.py prints. Tokens are counted, not estimated: those of the first pass
+over each dataset, with the negatives that this pass draws; later passes draw others. An epoch has as many passes over a
+dataset as its sampling weight says. A text that several tuples of a step share is counted each time, but training runs
+it once, so the true number may be a little lower.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Course:
-    """What of a training configuration decides about steps and tokens."""
+    """The part of a training configuration that decides how many steps and tokens there are."""
 
     global_batch: int  # tuples of a step, over all processes
     uses: dict[str, Use]  # dataset -> its use

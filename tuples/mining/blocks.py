@@ -27,14 +27,17 @@ Find = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 class Scorer(Protocol):
-    """What gives pairs a score: retrieval.rescore has two."""
+    """Scores pairs of a query and a passage; the two implementations are in retrieval/rescore.py."""
 
     def score(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
         """fp32 [p], of queries [p] and passages [p] by their numbers."""
 
 
 class Positives:
-    """The passages that answer each query: those of all rows whose query has the same words."""
+    """The passages that answer each query: those of all rows whose query has the same words.
+
+    Queries of the same words are one topic, whatever instruction stands before them.
+    """
 
     def __init__(self, texts: MiningTexts):
         good = texts.rows[texts.rows[:, 0] >= 0]
@@ -45,7 +48,7 @@ class Positives:
         topics = int(self.topics.max(initial=-1)) + 1
         self.starts = np.searchsorted(self.pairs, np.arange(topics + 1) * self.passages)  # [topics + 1]
         rows_of_topic = np.bincount(self.topics[good[:, 0]], minlength=topics)
-        self.most = int(rows_of_topic.max(initial=0))  # rows of one topic at most
+        self.most_rows = int(rows_of_topic.max(initial=0))  # of one topic
 
     def of(self, query: int) -> np.ndarray:
         """The numbers of a query's positives, ascending."""
@@ -73,20 +76,20 @@ def groups_of(texts: MiningTexts) -> Groups | None:
 
 @dataclass(frozen=True)
 class Miner:
-    """Everything that the negatives of a block depend on."""
+    """Mines one block after another."""
 
     texts: MiningTexts
     positives: Positives
     groups: Groups | None
     rules: Rules
     find: Find
-    scorer: Scorer | None  # of positives and of what is drawn at random; None where no rule looks at scores
-    rescore: bool  # what was found is scored by `scorer` and sorted anew
-    fill: bool  # with passages drawn at random
+    scorer: Scorer | None  # of positives and random passages; None where nothing can score them (BM25 without a model)
+    rescore: bool  # whether `scorer` also scores what `find` found, which is then sorted again
+    fill: bool  # whether random passages fill up rows with too few negatives
 
     def mine(self, queries: np.ndarray) -> dict[str, np.ndarray]:
         """The arrays of one block: queries [b], by their numbers."""
-        width = min(self.rules.range_max + self.positives.most, len(self.texts.passages))
+        width = min(self.rules.range_max + self.positives.most_rows, len(self.texts.passages))
         numbers, scores = self.find(queries, width)
         if self.rescore:
             numbers, scores = best_first(numbers, self._score(queries, numbers))
@@ -107,7 +110,7 @@ class Miner:
         }
 
     def _is_same(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
-        """Which passages [b, k] no score can make a negative: bool [b, k]."""
+        """Which passages [b, k] are never negatives: positives, the query itself, its group; bool [b, k]."""
         same = self.positives.contain(queries, passages)
         own = self.texts.topics[queries, 1][:, None]
         same |= (passages == own) & (passages >= 0)
@@ -124,8 +127,10 @@ class Miner:
         return scores
 
     def _positive_scores(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The lowest score among each query's positives, float32 [b], and the scores of all of them; NaN without a
-        scorer."""
+        """The lowest score among each query's positives, float32 [b], and the scores of all positives in one array.
+
+        Without a scorer the first is NaN and the second empty.
+        """
         positives = [self.positives.of(query) for query in queries]
         counts = np.array([len(numbers) for numbers in positives])
         if self.scorer is None:
@@ -134,9 +139,9 @@ class Miner:
         return np.minimum.reduceat(scores, np.cumsum(counts) - counts), scores
 
     def _fill(self, chosen: Negatives, row: int, found: Candidates, positive: np.ndarray, query: int) -> int:
-        """Add passages drawn at random to a row that has too few; returns how many.
+        """Add random passages to a row that has too few negatives; returns how many.
 
-        None of those that the search found: what was removed of them may be right, and was removed for it.
+        A passage that the search found is never added: if a rule removed it, it may well be a correct answer.
         """
         free = np.flatnonzero(chosen.numbers[row] < 0)
         if not len(free):
@@ -158,7 +163,7 @@ class Miner:
         return len(places)
 
     def _draw(self, query: int, count: int) -> np.ndarray:
-        """Different passages for a query, by its number and the seed alone."""
+        """Different random passages for a query, at most `count` of a large corpus; query and seed decide which."""
         random = np.random.default_rng([self.rules.seed, int(query), 1])
         passages = len(self.texts.passages)
         if passages <= _SMALL:
@@ -179,17 +184,17 @@ class BlockFolder:
     queries: int
 
     @property
-    def blocks(self) -> int:
-        """How many there will be."""
+    def count(self) -> int:
+        """Blocks in all, written or not."""
         return -(-self.queries // BLOCK)
 
     def numbers(self, block: int) -> np.ndarray:
-        """The queries of a block."""
+        """The numbers of a block's queries."""
         return np.arange(block * BLOCK, min((block + 1) * BLOCK, self.queries))
 
     def missing(self) -> list[int]:
         """The blocks that are not there."""
-        return [block for block in range(self.blocks) if not self._path(block).exists()]
+        return [block for block in range(self.count) if not self._path(block).exists()]
 
     def write(self, block: int, arrays: dict[str, np.ndarray]) -> None:
         """Write one block: whole, or not at all."""
@@ -208,7 +213,7 @@ class BlockFolder:
 
     def remove_damaged(self) -> None:
         """Take away blocks that cannot be read, so that they are mined again."""
-        for block in range(self.blocks):
+        for block in range(self.count):
             if self._path(block).exists() and not zipfile.is_zipfile(self._path(block)):
                 self._path(block).unlink(missing_ok=True)
 

@@ -31,7 +31,7 @@ def read_inputs(
         skip_bad_rows: leave out rows without query or passage, instead of refusing the file.
 
     Raises:
-        RunError: the files cannot be used; the message has a line for each problem.
+        RunError: the files cannot be mined; the message has a line for each problem.
     """
     problems = file_problems([path, *corpora]) + task_problems(path)
     if problems:
@@ -57,7 +57,7 @@ def read_inputs(
 
 
 def _corpus_columns(corpora: list[Path], wanted: str | None) -> tuple[list[tuple[Path, str]], list[str]]:
-    """Each corpus with the column of its texts, and every problem with them."""
+    """Each corpus with the column of its texts, and why some cannot be used."""
     files = []
     problems = []
     for path in corpora:
@@ -75,7 +75,7 @@ def file_problems(paths: list[Path]) -> list[str]:
     problems = []
     for path in paths:
         if raw_formats.format_of(path) is None:
-            problems.append(f"{path}: none of {raw_files.ENDINGS}")
+            problems.append(f"{path}: must end in one of {raw_files.ENDINGS}")
         try:
             raw_formats.check_file(path)
         except RawError as error:
@@ -112,8 +112,8 @@ def declare_task(source: Path, output: Path) -> None:
 def check_size(passages: int, num_negatives: int, may_be_fewer: bool) -> None:
     """Raise RunError where there are not as many different passages as a tuple needs."""
     if passages <= num_negatives and not may_be_fewer:
+        there_are = "there is" if passages == 1 else "there are"
         raise RunError(
-            f"there {'is' if passages == 1 else 'are'} {plural(passages, 'distinct passage')}, of which one is the "
-            f"positive, and --num_negatives {num_negatives} are wanted: give more by --corpus, want fewer, or take "
-            "--too_few fewer"
+            f"{there_are} {plural(passages, 'distinct passage')}, one of them the positive, and --num_negatives "
+            f"{num_negatives} are wanted: add passages with --corpus, ask for fewer, or use --too_few fewer"
         )

@@ -1,15 +1,15 @@
 """Hard negatives for one file of tuples: read, encode, index, search, choose, write; on one or many processes.
 
-Processes work together through files alone, in a folder that all of them see: each does its share of what is missing,
-and looks at the folder until the others' shares are there. So a kill loses little, and the next run, with any number of
-processes, goes on with what is there. The first process does what cannot be shared.
+Processes work together through files in a folder that all of them see: each computes its share of what is missing, and
+looks into the folder until the others have written theirs. A kill therefore loses only unfinished files, and the next
+run, on any number of processes, continues with what is there. The first process does what cannot be shared.
 
     texts-DIGEST/      what was read                              tuples/mining/texts.py
     vectors-DIGEST/    of the passages, of the queries            retrieval/vectors.py
     index-DIGEST       FAISS's                                    retrieval/faiss_index.py
     blocks-DIGEST/     negatives of the queries, block by block   tuples/mining/blocks.py
 
-Each name has a digest of everything that the bytes behind it depend on.
+DIGEST is one of everything that the content depends on, so a change of input or settings never finds old results.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Model:
-    """An embedding model, and what it is given to read."""
+    """An embedding model, and how it is given texts."""
 
     folder: Path
     max_length: int | None = None
@@ -79,19 +79,19 @@ class Model:
         return self.corpus_prompt + self.bare(text)
 
     def bare(self, text: str) -> str:
-        """A text, without its instruction where the model is to read none."""
+        """A text as it is, or without its instruction where `strip_instruction` asks for that."""
         return split_prompt(text)[1] if self.strip_instruction else text
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to mine with."""
+    """How to search and to choose."""
 
     backend: str  # exact, faiss, bm25
     rules: Rules
     model: Model | None = None  # BM25 needs none
     cross_encoder: Path | None = None
-    fill: bool = False  # what is missing is drawn at random
+    fill: bool = False  # whether random passages fill up rows with too few negatives
     index: str = "flat"  # a kind of retrieval.faiss_index
     lists: int = 0
     code_bytes: int = 0
@@ -110,7 +110,7 @@ def model_digest(folder: Path) -> str:
 
 
 def wait_until(done: Callable[[], bool]) -> None:
-    """Wait for what another process writes. Where that fails, its launcher ends all processes, this one too."""
+    """Wait for what other processes write. If one of them fails, its launcher ends this process too."""
     seconds = _SECONDS
     while not done():
         time.sleep(seconds)
@@ -235,7 +235,7 @@ class Mining:
         if self.share.is_first:
             self.blocks.remove_damaged()
         missing = set(self.blocks.missing())
-        mine = [block for block in self.share.of(list(range(self.blocks.blocks))) if block in missing]
+        mine = [block for block in self.share.of(list(range(self.blocks.count))) if block in missing]
         if mine:
             miner = self.miner()
             for block in self._bar(mine, "mining", "block"):
@@ -244,7 +244,7 @@ class Mining:
             wait_until(lambda: not self.blocks.missing())
 
     def miner(self) -> Miner:
-        """What mines a block."""
+        """Put together what mines a block."""
         plan = self.plan
         return Miner(
             texts=self.texts,

@@ -24,7 +24,7 @@ _SHOWN = 300  # characters of a text
 
 
 def opening_lines(mining: Mining) -> list[str]:
-    """What there is to mine, and what a person may not have meant."""
+    """What there is to mine, and a warning where score rules have no effect."""
     counts = mining.texts.meta
     rows = plural(counts["rows"], "row")
     lines = [
@@ -45,8 +45,8 @@ def write(stem: Path, mining: Mining, names: dict[str, str], rows: dict[str, int
     """Write `stem`.report.json and the picture; returns what the JSON holds.
 
     Args:
-        names: what only the command knows.
-        rows: what became of the rows.
+        names: entries that only the command knows, such as the files' names.
+        rows: how many rows were written, dropped, and have fewer negatives.
     """
     plan = mining.plan
     settings = {"backend": plan.backend, "rules": asdict(plan.rules)}
@@ -128,7 +128,7 @@ def histograms(blocks: BlockFolder) -> dict:
 
 def hardest(blocks: BlockFolder, texts: MiningTexts) -> list[dict]:
     """The queries whose best negative comes nearest to their positive, or has the highest score without one."""
-    best: list[tuple[float, int, int, float, float]] = []
+    best: list[tuple[float, int, int, float, float]] = []  # sorted by distance; of equal ones the lower query is larger
     for number, block in enumerate(_each(blocks)):
         scores = block["scores"][:, 0]
         distances = scores - np.nan_to_num(block["positive"])  # [b]
@@ -138,14 +138,11 @@ def hardest(blocks: BlockFolder, texts: MiningTexts) -> list[dict]:
                 facts = (float(distances[row]), -query, int(block["numbers"][row, 0]))
                 best.append((*facts, float(scores[row]), float(block["positive"][row])))
         best = heapq.nlargest(HARDEST, best)
-    return [_example(texts, *facts) for facts in best]
+    return [_example(texts, -minus_query, *facts) for _, minus_query, *facts in best]
 
 
-def _example(
-    texts: MiningTexts, distance: float, minus_query: int, negative: int, score: float, positive_score: float
-) -> dict:
+def _example(texts: MiningTexts, query: int, negative: int, score: float, positive_score: float) -> dict:
     """One of the hardest negatives, as it stands in the report."""
-    query = -minus_query
     row = texts.rows[np.flatnonzero(texts.rows[:, 0] == query)[0]]
     return {
         "query": texts.queries.get(query)[:_SHOWN],
@@ -191,7 +188,7 @@ def draw(path: Path, histogram: dict) -> bool:
 
 
 def _each(blocks: BlockFolder) -> Iterator[dict[str, np.ndarray]]:
-    for block in range(blocks.blocks):
+    for block in range(blocks.count):
         yield blocks.read(block)
 
 

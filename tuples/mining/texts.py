@@ -3,15 +3,15 @@
     passages.bin, passages.npy    the corpus: texts end to end, int64 [m + 1] where each begins
     queries.bin, queries.npy      the distinct queries, with their instruction, as they go into the output
     own.bin, own.npy              negatives that the input brought along and that are no passages: numbers from m on
-    rows.npy                      int64 [rows, 2 + S] of every row of the input: query, positive, own negatives; -1 for
-                                  none, and for all of a row that is left out
-    topics.npy                    int64 [queries, 3]: queries of one topic have the same words behind the instruction;
-                                  which passage is the query itself, or -1; the query's group, or -1
-    groups.npy                    int64 [m]: the group of each passage, -1 for none, SEVERAL_GROUPS for more than one
+    rows.npy                      int64 [rows, 2 + S], the rows of the input: query, positive, own negatives; -1 where
+                                  there is none, and everywhere in a row that is left out
+    topics.npy                    int64 [queries, 3], for each query: its topic, which queries with the same words share
+                                  whatever their instruction; the passage that has its words, or -1; its group, or -1
+    groups.npy                    int64 [m], the group of each passage; -1 for none, SEVERAL_GROUPS for more than one
     meta.json                     counts, and a digest of the texts
 
-Two texts are the same where they differ in white space and in Unicode's spelling alone: the first one is kept. Of
-passages an instruction in front does not count either: symmetric tasks have it before some of them.
+Texts that differ only in white space or in Unicode normalisation count as one, and the first is kept. Passages that
+differ only in an instruction before them count as one too, because symmetric tasks put it before some of them.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class Inputs:
 
 
 def same_text(text: str) -> bytes:
-    """16 bytes that are equal for texts which differ in white space and in Unicode's spelling alone."""
+    """16 bytes that are equal for texts which differ only in white space or in Unicode normalisation."""
     folded = " ".join(text.split())
     if not folded.isascii():
         folded = unicodedata.normalize("NFC", folded)
@@ -264,7 +264,7 @@ class _Groups:
         return self.numbers.setdefault(group, len(self.numbers))
 
     def add(self, passage: int, group: str | None) -> None:
-        """Note that a passage is in a group; None is none."""
+        """Note that a passage is in a group; None notes nothing."""
         number = self.number(group)
         if number >= 0 and self.of_passage.setdefault(int(passage), number) != number:
             self.of_passage[int(passage)] = SEVERAL_GROUPS

@@ -59,7 +59,7 @@ _WHERE, _WHAT, _HOW, _ABOUT = "where the rows lie", "what they mean", "how tuple
 class Source:
     """A description that was read; its fields are the keys."""
 
-    name: str = key(_WHERE, "", "the dataset is called so, and its file NAME.parquet")
+    name: str = key(_WHERE, "", "of the dataset, and of its file NAME.parquet")
     kind: str = key(_WHAT, "", "how rows become tuples", choices=tuple(KINDS))
     files: str | list[str] | None = key(
         _WHERE, "", "a file or several, * allowed, beside the description; null = a hub dataset", default=None
@@ -77,20 +77,20 @@ class Source:
         default=None,
     )  # fmt: skip
     labels: dict | None = key(_WHAT, "", "value of the label -> what it means (below)", default=None)
-    threshold: float = key(_WHAT, "", "sts: the least score of a pair that is used, of 5 in the reports", default=4.0)
+    threshold: float = key(_WHAT, "", "sts: leaves out pairs with a lower score; the highest is 5", default=4.0)
     task: str | None = key(_HOW, "", "null = the kind's", default=None, choices=TASKS)
     instruction: str = key(_HOW, "text", "put before queries that carry none; empty = none", default="")
     document_instruction_rate: float = key(
-        _HOW, "share", "of documents and negatives that carry it too; symmetric kinds alone (v2: 0.3)",
+        _HOW, "share", "of documents and negatives that get it too; only symmetric kinds (v2: 0.3)",
         default=0.0, low=0,
     )  # fmt: skip
     negatives: int = key(_HOW, "texts", "nli, clustering: the most negatives of a tuple", default=24, low=1)
     both_directions: bool | None = key(
-        _HOW, "", "a pair gives a second tuple, its passage searching its query; null = sts alone", default=None
+        _HOW, "", "each pair gives a second tuple, in the other direction; null = only for sts", default=None
     )
-    cap: int = key(_HOW, "tuples", "kept of more, drawn at random; 0 = all (v2: 80000)", default=0, low=0)
-    seed: int = key(_HOW, "", "of everything that is drawn", default=42, low=0)
-    max_chars: int = key(_HOW, "characters", "longer texts are cut to so many, and counted", default=100_000, low=1)
+    cap: int = key(_HOW, "tuples", "at most, drawn at random; 0 = all (v2: 80000)", default=0, low=0)
+    seed: int = key(_HOW, "", "of all random draws", default=42, low=0)
+    max_chars: int = key(_HOW, "characters", "longer texts are cut to this many, and counted", default=100_000, low=1)
     exercised: bool | None = key(_ABOUT, "", "whether its author ran it; nothing depends on it", default=None)
     note: str = key(_ABOUT, "text", "anything; nothing depends on it", default="")
 
@@ -107,7 +107,7 @@ class Source:
         return found
 
     def joins(self, role: str) -> bool:
-        """Whether the texts of a role are joined: where `columns` gives it a list, even of one column."""
+        """Whether the texts of a role are joined: where `columns` gives the role a list, even of one column."""
         return isinstance((self.columns or {}).get(role), list)
 
     @property
@@ -121,8 +121,8 @@ class Source:
         return self.labels or USUAL_LABELS.get(self.kind)
 
     @property
-    def its_task(self) -> str:
-        """The task of its tuples."""
+    def task_of_tuples(self) -> str:
+        """The task that the description names, or else that of the kind."""
         return self.task or KINDS[self.kind].task
 
     @property
@@ -170,7 +170,7 @@ def _problems(source: Source, given: dict) -> list[str]:
         problems.append("files, hub: give one of the two")
     of_hub = ("config", "revision") if source.layout else ("config", "split", "revision")
     if source.files is not None:
-        problems += [f"{name}: means nothing without hub" for name in of_hub if name in given]
+        problems += [f"{name}: is for hub datasets, and this source has files" for name in of_hub if name in given]
     problems += _layout_problems(source)
     elsewhere = {name for other in KINDS.values() for name in other.keys} - set(known.keys)
     for name in sorted(elsewhere & given.keys()):
@@ -179,7 +179,7 @@ def _problems(source: Source, given: dict) -> list[str]:
     problems += _rate_problems(source)
     instruction = bare_instruction(source.instruction)
     if instruction != source.instruction or (instruction and split_prompt(query_prompt(instruction))[0] != instruction):
-        problems.append(f"instruction: {source.instruction!r}: the instruction alone, such as 'Find its answer.'")
+        problems.append(f"instruction: {source.instruction!r}: must be the instruction alone, as 'Find it.'")
     return problems + _column_problems(source) + _label_problems(source)
 
 
@@ -191,9 +191,9 @@ def _layout_problems(source: Source) -> list[str]:
     if source.kind != "pairs":
         problems.append(f"layout: queries with judged documents are pairs, and this is {source.kind}")
     if source.config is not None:
-        problems.append(f"config: a dataset of the layout {BEIR} has a configuration for each table: leave it out")
+        problems.append(f"config: the layout {BEIR} has a configuration for each table: leave this one out")
     if isinstance(source.files, list):
-        problems.append(f"files: of the layout {BEIR} one folder, not a list")
+        problems.append(f"files: must be one folder for the layout {BEIR}, not a list")
     return problems
 
 
@@ -205,7 +205,7 @@ def _rate_problems(source: Source) -> list[str]:
     if rate and not KINDS[source.kind].symmetric:
         return [f"document_instruction_rate: documents of {source.kind} are of another sort than queries: leave it out"]
     if rate and not source.instruction:
-        return ["document_instruction_rate: there is no instruction to carry: give one"]
+        return ["document_instruction_rate: needs an instruction: give one"]
     return []
 
 
@@ -253,5 +253,5 @@ def _label_problems(source: Source) -> list[str]:
     if source.kind == "classification" and classes != 2:
         return [f"labels: two-way classification needs two texts, not {classes}; for more classes there is clustering"]
     if classes < 2:
-        return ["labels: all are one class: nothing is left to learn from"]
+        return ["labels: all values mean the same class, so there is nothing to learn"]
     return []

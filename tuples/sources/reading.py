@@ -1,7 +1,7 @@
-"""The rows of a source: of files by data/raw_formats.py and data/raw_rows.py, or of the hub through `datasets`.
+"""Reads the rows of a source: from files by data/raw_formats.py and data/raw_rows.py, or from the hub by `datasets`.
 
-A row is (number, values) or (number, why it cannot be read), numbered from 0 in its file. Nothing is held but the
-batch that is being read.
+A row is (number, values) or (number, why it cannot be read), numbered from 0 in its file. Memory holds one batch at a
+time.
 """
 
 import glob
@@ -22,9 +22,9 @@ from tuples.sources.columns import column_problems, path_problems, schema_proble
 from tuples.sources.description import FILE, Source
 from utils import first_line
 
-PIECE_BYTES = 2**26  # of a Parquet file, compressed: what is read, kept and dealt to array jobs together
+PIECE_BYTES = 2**26  # of a Parquet file, compressed; a piece is read by one job
 _BATCH_ROWS = 1024
-_LOOKED_AT = 1000  # rows of a file without a schema in which its columns are looked for
+_LOOKED_AT = 1000  # rows in which the columns of a file without a schema are looked for
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _inputs_of(pattern: str, source: Source, folder: Path) -> tuple[list[Input],
 
 
 def _names_that_fit(pattern: str, folder: Path) -> list[str]:
-    """The files of a pattern, sorted, as they are called in `folder`; a name with brackets may also be a file's own."""
+    """The files of a pattern, sorted, relative to `folder`; a pattern may also be the very name of a file."""
     pattern = os.path.expanduser(pattern)
     if (folder / pattern).exists():
         return [pattern]
@@ -119,7 +119,7 @@ def _file_problems(path: Path, source: Source) -> list[str]:
     if path.is_dir():
         return ["is a folder: name its files, for instance with /*.parquet"]
     if raw_formats.format_of(path) is None:
-        return ["none of .parquet, .jsonl, .json, .csv, .tsv"]
+        return ["must end in one of .parquet, .jsonl, .json, .csv, .tsv"]
     try:
         raw_formats.check_file(path)
         if raw_formats.format_of(path) == raw_formats.PARQUET:
@@ -228,7 +228,7 @@ def _rows_of_file(path: Path, names: list[str], piece: Piece) -> Iterator[Row]:
 
 
 def _rows_of_table(path: Path) -> Iterator[Row]:
-    """The rows of one table of several: why it cannot be read is said with its name."""
+    """The rows of one table of several; an error begins with the table's name."""
     try:
         yield from _rows_by_row(path)
     except RawError as error:
@@ -236,7 +236,7 @@ def _rows_of_table(path: Path) -> Iterator[Row]:
 
 
 def _rows_by_row(path: Path) -> Iterator[Row]:
-    """All rows of a file that is written row by row; one after which nothing can be read is refused."""
+    """All rows of a file that is written row by row. Raises RawError at a row after which nothing can be read."""
     ending = raw_formats.format_of(path)
     for row, values in raw_rows.rows_of(path, ending):
         if isinstance(values, str):
@@ -272,7 +272,7 @@ def _row_or_problem(table: pa.Table, number: int) -> dict | str:
 
 
 def _open_hub(source: Source, split: str, config: str | None = None):
-    """The rows of a hub dataset as they come, without the whole of it on this machine. Code of the hub never runs."""
+    """The rows of a hub dataset, streamed: it is never stored as a whole, and none of its code runs."""
     from datasets import load_dataset  # the only use of the package, which takes a second to import
 
     config = config or source.config

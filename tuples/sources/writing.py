@@ -16,7 +16,7 @@ from tuples.sources.kinds import Recipe, count_left_out, recipe, sift
 from tuples.sources.rows import Rows
 from utils import RunError, flush, read_json, write_json
 
-TASKS = "tasks.json"
+TASKS_FILE = "tasks.json"
 _BLOCK = 1024  # tuples written together
 
 
@@ -31,10 +31,10 @@ def report_path(folder: Path, name: str) -> Path:
 
 
 def prepare(source: Source, rows: Rows, input_names: list[str]) -> tuple[Recipe | None, dict, str]:
-    """What a source will give: (its tuples, its report so far, why there are none or "")."""
+    """What a source will give: (its tuples or None, its report so far, why it has no tuples or "")."""
     rules = sift(rows, source)
     count_left_out(rules, rows, input_names, rows.tally)
-    report = {"name": source.name, "kind": source.kind, "task": source.its_task, **rows.tally.as_json()}
+    report = {"name": source.name, "kind": source.kind, "task": source.task_of_tuples, **rows.tally.as_json()}
     try:
         return recipe(rows, rules, source), report, ""
     except RunError as error:
@@ -63,7 +63,7 @@ def write(source: Source, rows: Rows, made: Recipe, report: dict, inputs: list[d
     flush(aside)
     os.replace(aside, path)
     write_json(report_path(folder, source.name), report)
-    _add_task(folder / TASKS, source.name, source.its_task)
+    _add_task(folder / TASKS_FILE, source.name, source.task_of_tuples)
     flush(folder)
     return report
 
@@ -96,7 +96,7 @@ def _write_tuples(path: Path, source: Source, rows: Rows, made: Recipe, chosen: 
 
 def task_problems(folder: Path, tasks: dict[str, str]) -> list[str]:
     """Why the tasks of some datasets cannot be added to tasks.json."""
-    path = folder / TASKS
+    path = folder / TASKS_FILE
     if not path.exists():
         return []
     try:
