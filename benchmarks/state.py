@@ -80,13 +80,13 @@ def in_the_background(
             assert resume.broken(parts) is None
             writer.begin(number + 1, parts, {}, began)
             meanwhile = []
-            while not writer.state.done():
+            while not writer.published.done():
                 meanwhile.append(train_step(accelerator, model, optimizer))
             writer.wait()
-            report = writer.check()
-            rates.append((report.size / report.waited, report.size / (report.seconds - report.waited)))
+            state = writer.check()
+            rates.append((state.size / state.waited, state.size / (state.seconds - state.waited)))
             print(
-                f"{number + 1:5}{report.size / 1e9:8.2f} GB{report.waited:17.2f} s{report.seconds:24.2f} s"
+                f"{number + 1:5}{state.size / 1e9:8.2f} GB{state.waited:17.2f} s{state.seconds:24.2f} s"
                 f"{statistics.median(meanwhile):19.2f} s,{statistics.median(quiet):7.2f} s"
             )
     copies, writes = zip(*rates, strict=True)
