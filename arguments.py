@@ -174,7 +174,7 @@ class Args:
     license: str | None = free_key(_OUT, "", "of the model card, as the hub spells it: apache-2.0; null = none", None)
     language: str | None = free_key(_OUT, "codes", "of the model card: en, or en,de; null = none", None)
     push_to_hub: bool = free_key(_OUT, "", "at the end push the folder best, else the last one, to hub_model_id", False)
-    hub_model_id: str | None = free_key(_OUT, "hub id", "NAME/MODEL; made private where it does not exist yet", None)
+    hub_model_id: str | None = free_key(_OUT, "hub id", "NAME/MODEL; made private if it does not exist yet", None)
     report_to: str = free_key(
         _OUT, "", "comma-separated trackers: tensorboard, wandb, ...; none = only metrics.jsonl", "tensorboard"
     )
@@ -186,7 +186,7 @@ class Args:
     )
     save_total_limit: int = free_key(_OUT, "states", "keep so many states, the newest", 2, low=1)
     resume: str = free_key(
-        _OUT, "folder", "auto: go on where the same run ended; never: refuse its folder; or a state's folder", "auto"
+        _OUT, "folder", "auto: continue where the same run ended; never: refuse its folder; or a state's folder", "auto"
     )
     max_skipped_steps: int = free_key(
         _STEP, "optimizer updates", "end the run after more in a row with a gradient that is not finite", 3, low=0
@@ -200,7 +200,7 @@ class Args:
     threads: int = free_key(
         _MODEL,
         "per process",
-        "threads on a CPU; 0 = OMP_NUM_THREADS where you set it, else a share of the cores",
+        "threads on a CPU; 0 = OMP_NUM_THREADS if you set it, else a share of the cores",
         0,
         low=0,
     )

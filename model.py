@@ -264,7 +264,7 @@ def _is_causal(model: Embedder) -> bool:
 
 @torch.no_grad()
 def _mixing_problem(model: Embedder) -> str | None:
-    """Why a text's embedding in a batch is another than alone, or depends on its neighbours; None where neither holds.
+    """Why a text's embedding differs between a batch and alone, or depends on its neighbours; None if neither holds.
 
     Four texts make the batch, and the first is the neighbour that changes. In bf16 two right ways of computing differ,
     by 2 % in 28 layers. So a text in the batch is compared with the text alone in fp32, and may be _WORSE times as far

@@ -62,13 +62,13 @@ def main(argv: list[str], printed: list[str] = ()) -> int:
         printed: problems that are on the screen already.
 
     Returns:
-        The exit status: 0; 2 for refused input; 75 for a run told to stop; 1 for one that could not go on.
+        The exit status: 0; 2 for refused input; 75 for a run told to stop; 1 for one that could not continue.
     """
     if asks_for_help(argv):
         print(arguments.help_text())
         return processes.FINISHED
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True)  # a log file is read while the run goes on
+        sys.stdout.reconfigure(line_buffering=True)  # a log file is read while the run continues
     transformers.utils.logging.disable_progress_bar()  # its bars for loading weights tear the log apart
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)  # peft asks
     try:
@@ -83,7 +83,7 @@ def main(argv: list[str], printed: list[str] = ()) -> int:
 
 
 def check_and_train(argv: list[str], printed: list[str] = ()) -> int:
-    """Print every problem that keeps the run from starting; where there is none, train. Returns the exit status."""
+    """Print every problem that keeps the run from starting; if there is none, train. Returns the exit status."""
     args, problems, unknown = arguments.parse(argv)
     try:
         sets, set_problems = read_evaluation_sets(args, unknown)
@@ -225,11 +225,11 @@ def log(run: Run, step: int, learning_rate: float, grad_norm: Tensor) -> dict[tu
 
 
 def last_lines(run: Run, means: dict[tuple[str, str], float], folder: Path | None) -> list[str]:
-    """What the run says last: what came out and how to use it, or how to go on.
+    """What the run says last: what came out and how to use it, or how to continue.
 
     Args:
         means: of the last log line.
-        folder: the last model folder, None where this run has written none.
+        folder: the last model folder, None if this run has written none.
     """
     if not run.is_finished:
         return [how_to_go_on(run.steps_done, run.schedule.steps, run.resumable)]
@@ -312,7 +312,7 @@ def save(run: Run, name: str, step: int) -> Path:
 
 
 def save_state(run: Run, step: int) -> None:
-    """Begin to write what a resume needs; training goes on as soon as it is copied to main memory.
+    """Begin to write what a resume needs; training continues as soon as it is copied to main memory.
 
     Raises:
         RunError: a weight or a moment is not finite; older states are kept.
@@ -340,7 +340,7 @@ def save_state(run: Run, step: int) -> None:
 
 
 def say_state(run: Run) -> None:
-    """Say on the main process, once, that a state is finished. Raises OSError where the disk refused it."""
+    """Say on the main process, once, that a state is finished. Raises OSError if the disk refused it."""
     state = run.states.check()
     if state is not None:
         tqdm.write(f"step {state.step}/{run.schedule.steps} | {state}")

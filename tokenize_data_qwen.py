@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_and_tokenize(flags: argparse.Namespace) -> int:
-    """Print every problem that keeps the job from starting; where there is none, tokenise. Returns the exit status."""
+    """Print every problem that keeps the job from starting; if there is none, tokenise. Returns the exit status."""
     if flags.workers:
         os.environ["RAYON_NUM_THREADS"] = str(flags.workers)  # read when the first batch is tokenised
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -199,7 +199,7 @@ def read_settings(flags: argparse.Namespace, raw_folder: Path) -> tuple[DatasetS
     misplaced = raw_folder / dataset_settings.FILE_NAME
     if flags.dataset_settings is None and misplaced.exists() and raw_folder.absolute() != flags.output_dir.absolute():
         problems.append(
-            f"{misplaced}: is looked for beside the stores: move it to {flags.output_dir}, where training reads it, or "
+            f"{misplaced}: belongs beside the stores: move it to {flags.output_dir}, where training reads it, or "
             f"give it as --dataset_settings here, and as the key dataset_settings there"
         )
     for name, entry in settings.entries.items():
@@ -210,18 +210,18 @@ def read_settings(flags: argparse.Namespace, raw_folder: Path) -> tuple[DatasetS
 
 
 def paths_to_read(flags: argparse.Namespace) -> tuple[list[Path], list[str]]:
-    """The raw files, or why there are none. Says what else lies there and is not read."""
+    """The raw files, or why there are none. Names the other files there, which are not read."""
     source = flags.input_dir
     if not source.exists():
         return [], [f"--input_dir {source}: no such folder or file"]
     if source.is_file() and raw_formats.format_of(source) is None:
-        return [], [f"--input_dir {source}: none of {raw_files.ENDINGS}"]
+        return [], [f"--input_dir {source}: not one of {raw_files.ENDINGS}"]
     files, others = raw_files.raw_files(source)
     if flags.output_dir.absolute().parent == source.absolute():
         others.pop(flags.output_dir.name, None)  # the stores may stand beside the raw files
     not_read = some(f"{name} ({reason})" for name, reason in others.items())
     if not files:
-        there = f"; there are {not_read}" if not_read else ""
+        there = f"; it holds {not_read}" if not_read else ""
         return [], [f"--input_dir {source}: no file with one of the endings {raw_files.ENDINGS} in it{there}"]
     if not_read:
         complain(f"not read in {source}: {not_read}")
@@ -254,7 +254,7 @@ def tokenize_jobs(planned: list[Job], tokenizer, engine: str, report: Path) -> i
     are_many = len(planned) > FILES_SHOWN
     stores = []
     for job in tqdm(planned, desc="tokenising", unit="file", disable=hide_bar_unless(are_many)):
-        took = "was done already"
+        took = "already done"
         if job.survey is not None:
             begin = time.perf_counter()
             try:

@@ -123,7 +123,7 @@ def is_sealed(body) -> bool:
 
 
 def read_json(path: Path):
-    """What a JSON file holds; of a key given twice the last value counts. Raises ValueError where it is no JSON."""
+    """What a JSON file holds; of a key given twice the last value counts. Raises ValueError if it is not JSON."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -131,7 +131,7 @@ def read_strictly(path: Path) -> tuple[object, list[str]]:
     """What a JSON file written by a person holds, and what in it is ambiguous: a key given twice, NaN, infinity.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is not JSON.
         OSError: it cannot be read.
     """
     problems = []
@@ -142,7 +142,7 @@ def read_strictly(path: Path) -> tuple[object, list[str]]:
         return dict(items)
 
     def constant(name: str) -> int:
-        problems.append(f"{path}: {name} is no number")
+        problems.append(f"{path}: {name} is not a number")
         return 0
 
     text = path.read_text(encoding="utf-8")
@@ -156,7 +156,7 @@ def read_strictly(path: Path) -> tuple[object, list[str]]:
 
 
 class RunError(Exception):
-    """A run cannot start or go on, for a reason that a person can act on: the message is all they need to read."""
+    """A run cannot start or continue, for a reason that a person can act on: the message is all they need to read."""
 
 
 def is_disk_error(error: BaseException) -> bool:

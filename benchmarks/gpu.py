@@ -91,7 +91,7 @@ def some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
         names = tuple(text.split(","))
         for name in names:
             if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
         return names
 
     return read
@@ -202,7 +202,7 @@ def machine_facts(device: torch.device) -> dict:
 
 
 def version_of(package: str) -> str | None:
-    """A package's version; None where it is not installed."""
+    """A package's version; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -156,7 +156,7 @@ def _difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 def _is_worse(difference: float, plain: float) -> bool:
-    """Whether a difference from fp32 is more than the plain way's by too much; one that is no number always is."""
+    """Whether a difference from fp32 is more than the plain way's by too much; one that is not a number always is."""
     return not difference <= max(WORSE * plain, EXACT)
 
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu_model import wait
 
-# Operations whose result the host must see before it can go on: of the values, or of how many there are.
+# Operations whose result the host must see before it can continue: of the values, or of how many there are.
 WAITING = {
     "_local_scalar_dense", "nonzero", "masked_select", "masked_scatter", "masked_scatter_backward", "unique_dim",
     "_unique2", "unique_consecutive", "is_nonzero", "equal", "bincount",

@@ -40,7 +40,7 @@ STATE_LINE = re.compile(  # step, megabytes, seconds, those of them in which tra
     r"step (\d+)/\d+ \| state \S+, ([\d,.]+) MB in ([\d.]+) s(?:, of which training waited ([\d.]+))?"
 )
 FOLDER_LINE = re.compile(r"step (\d+)/\d+ \| saved ")
-RESUME_LINE = re.compile(r"going on after step (\d+) of")
+RESUME_LINE = re.compile(r"continuing after step (\d+) of")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Watched:
 def measure_run(
     size: str, device: torch.device, folder: Path, tuples_per_step: int, deterministic: bool, seconds: float
 ) -> dict:
-    """Train, kill, go on, compare.
+    """Train, kill, resume, compare.
 
     Args:
         folder: is made, and removed at the end: tens of GB.
@@ -282,7 +282,7 @@ def describe_resume(first: Watched, second: Watched, left_alone: Path, killed: P
     found = losses_of(training_lines(killed / "metrics.jsonl"))
     went_on = second.matching(RESUME_LINE)
     if not went_on or len(found) != len(expected):
-        raise RunError(f"the killed run did not go on, or logged {len(found)} losses instead of {len(expected)}")
+        raise RunError(f"the killed run did not continue, or logged {len(found)} losses instead of {len(expected)}")
     differences = [abs(own - exact) / abs(exact) for own, exact in zip(found, expected, strict=True)]
     last = max(second.steps())
     return {

@@ -123,7 +123,7 @@ def new_table(size: str, lora: bool, shape: str, lengths: np.ndarray, plan: Step
 
 
 def use_liger(model: Embedder, device: torch.device) -> None:
-    """Liger's kernels in all variants. Raises RuntimeError where they cannot be."""
+    """Liger's kernels in all variants. Raises RuntimeError if they cannot be."""
     with autocast(device):
         problems = kernels.use_liger(model)
     if problems:
@@ -151,7 +151,7 @@ def missing_ways(trainee: Trainee, compiler: str) -> dict[str, str]:
 
 
 def why_not_sentence_transformers() -> str:
-    """Why its loss cannot be measured here; "" where it can."""
+    """Why its loss cannot be measured here; "" if it can."""
     try:
         import_module("sentence_transformers")
     except Exception as error:  # installed, it may still want another package
@@ -194,7 +194,7 @@ def measure_variants(trainee: Trainee, work: Work, variants: list[Variant], coun
 
 
 def largest_that_fits(trainee: Trainee, work: Work, variant: Variant) -> Variant | None:
-    """The variant, of the cached loss with half as many texts at once until they fit; None where nothing does."""
+    """The variant, of the cached loss with half as many texts at once until they fit; None if nothing does."""
     if trainee.try_step(work, variant) is not None:
         return variant
     if variant.texts_at_once <= 1:

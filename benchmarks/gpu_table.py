@@ -16,7 +16,7 @@ GIB = 2**30
 
 
 def judge(report: dict) -> list[dict]:
-    """Every target with its figure: {"target", "wanted", "figure": None where there is none, "verdict"}.
+    """Every target with its figure: {"target", "wanted", "figure": None if there is none, "verdict"}.
 
     Args:
         report: what benchmarks.gpu writes.

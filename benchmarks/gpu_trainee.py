@@ -121,7 +121,7 @@ class Trainee:
         return self.cached_losses[texts_at_once]
 
     def try_step(self, work: Work, variant: Variant) -> Step | None:
-        """A timed step; None where the memory is too small for it."""
+        """A timed step; None if the memory is too small for it."""
         try:
             return self.timed_step(work, variant)
         except torch.OutOfMemoryError:

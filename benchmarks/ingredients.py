@@ -158,7 +158,7 @@ class Ingredients:
         return max(1, round(seconds / seconds_per_step))
 
     def miner(self, row: Row) -> Path | None:
-        """The model folder that mines a row's negatives, None where no model does."""
+        """The model folder that mines a row's negatives, None if no model does."""
         if row.variant.mining == "minilm":
             minilm.unpack(self.task.minilm)
             return self.task.minilm
@@ -233,7 +233,7 @@ def planned_steps(flags: argparse.Namespace, row: Row) -> int:
 
 
 def newest_conditions(flags: argparse.Namespace, rows: RowFile) -> dict[str, str]:
-    """The conditions of the row that was measured last with this backbone; none where there is no such row."""
+    """The conditions of the row that was measured last with this backbone; none if there is no such row."""
     name = backbone_folder(flags).name
     conditions = {}
     for row in rows.rows(kind=KIND, data=flags.data):

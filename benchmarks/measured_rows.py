@@ -1,4 +1,4 @@
-"""Measured rows in a JSONL file: what stands there is not measured again, so a long benchmark goes on where it ended.
+"""Measured rows in a JSONL file: what stands there is not measured again, so a long benchmark continues where it ended.
 
 A row is a dictionary. IDENTITY names the keys that say what was measured; the others hold what came out. Among the
 settings are CONDITIONS: rows of another machine, or of other versions, are other rows.
@@ -44,7 +44,7 @@ class RowFile:
         return rows
 
     def find(self, identity: dict) -> dict | None:
-        """The row of this identity, or None where it was not measured yet."""
+        """The row of this identity, or None if it was not measured yet."""
         found = self.rows(**{key: identity[key] for key in IDENTITY})
         return found[-1] if found else None
 

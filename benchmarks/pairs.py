@@ -24,7 +24,7 @@ class Pair:
 
     query: str  # without instruction
     passage: str
-    group: str  # passages of the same group may answer each other's queries: they are no negatives
+    group: str  # passages of the same group may answer each other's queries: they are not negatives
 
 
 def random_negatives(pairs: list[Pair], count: int, seed: int = 0) -> list[list[str]]:

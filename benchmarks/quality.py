@@ -216,7 +216,7 @@ class Bench:
         self.measure_row(self.identity("final", system, seed, settings), saves=POINTS)
 
     def measure_row(self, row: dict, saves: int) -> None:
-        """Measure the row; nothing where it stands already, or when another command has measured it meanwhile."""
+        """Measure the row; nothing if it is already there, or when another command has measured it meanwhile."""
         with row_lock(self.folder_of(row)):
             if self.rows.find(row) is None:
                 self.train_and_evaluate(row, saves)
@@ -269,7 +269,7 @@ class Bench:
         return known
 
     def known_seconds_per_step(self, system: str) -> float | None:
-        """Of the system's newest row with these settings, or None where there is none."""
+        """Of the system's newest row with these settings, or None if there is none."""
         known = None
         for row in self.rows.rows(data=self.flags.data, system=system):
             if "seconds_per_step" in row and self.settings.items() <= row["settings"].items():

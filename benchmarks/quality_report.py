@@ -172,7 +172,7 @@ def speed_line(systems: dict[tuple[str, float], list[dict]], own: tuple[str, flo
 
 
 def seconds_until(goal: float, curve: list[dict]) -> float | None:
-    """When a curve first reaches `goal`, on straight lines between its points; None where it never does.
+    """When a curve first reaches `goal`, on straight lines between its points; None if it never does.
 
     Before its first point nothing is known of a curve, so a goal that this point reaches has its seconds.
     """
@@ -191,7 +191,7 @@ def seconds_until(goal: float, curve: list[dict]) -> float | None:
 
 
 def draw(data: str, rows: RowFile, path: Path) -> None:
-    """Write the plot, a panel for each table; nothing where nothing was measured."""
+    """Write the plot, a panel for each table; nothing if nothing was measured."""
     tables = by_settings(rows.rows(kind="final", data=data))
     if not tables:
         return

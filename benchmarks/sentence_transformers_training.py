@@ -127,7 +127,7 @@ class TrainingClock(TrainerCallback):
         self.seconds.append(self.stopped - self.began)
 
     def on_save(self, args, state, control, **kwargs) -> None:
-        """What passed since the step ended was no training."""
+        """The time since the step ended was not training."""
         self.began += time.perf_counter() - self.stopped
 
 

@@ -37,7 +37,7 @@ _GROUP = "Settings of datasets"
 
 @dataclass(frozen=True)
 class Settings:
-    """What is said of one dataset; None where it is left to the configuration, or to the dataset's task."""
+    """What is said of one dataset; None if it is left to the configuration, or to the dataset's task."""
 
     num_hard_neg: int | None = key(
         _GROUP, "per tuple", "hard negatives drawn each epoch, whatever the task; 0 = none", None, low=0
@@ -125,7 +125,7 @@ def _check_entry(name: str, entry: Any) -> tuple[dict[str, Any], list[str]]:
     """(the values of an entry that are good, what is wrong with the others, one line each)."""
     if not isinstance(entry, dict):
         remedy = f'; put it under the name of a dataset, or under "{ALL}" for all' if name in KEYS else ""
-        return {}, [f"{name}: {json.dumps(entry)[:40]} is no object of settings{remedy}"]
+        return {}, [f"{name}: {json.dumps(entry)[:40]} is not an object of settings{remedy}"]
     good = {}
     problems = []
     for setting, value in entry.items():
@@ -147,7 +147,7 @@ def _check_entry(name: str, entry: Any) -> tuple[dict[str, Any], list[str]]:
 def _losses_problem(losses: list[str]) -> str | None:
     for loss in losses:
         if loss not in LOSSES:
-            return f"{json.dumps(loss)} is none of {', '.join(LOSSES)}{did_you_mean(loss, LOSSES)}"
+            return f"{json.dumps(loss)} is not one of {', '.join(LOSSES)}{did_you_mean(loss, LOSSES)}"
         if losses.count(loss) > 1:
             return f"{json.dumps(loss)} is given twice; keep one"
     return None

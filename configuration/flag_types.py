@@ -35,7 +35,7 @@ def number_of(things: str) -> Callable[[str], int]:
     @argument_type
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < 1:
-            raise ValueError(f"{text!r} is no number of {things}")
+            raise ValueError(f"{text!r} is not a number of {things}")
         return int(text)
 
     return read

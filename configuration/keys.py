@@ -83,7 +83,7 @@ def value_problem(f: Field, value: Any) -> str | None:
     if high is not None and value > high:
         return f"{shown} is above {high}"
     if choices and value not in choices:
-        return f"{shown} is none of {', '.join(choices)}{did_you_mean(value, choices)}"
+        return f"{shown} is not one of {', '.join(choices)}{did_you_mean(value, choices)}"
     if value == "" and f.metadata["unit"] != "text":
         return "must not be empty"
     return None

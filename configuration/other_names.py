@@ -18,7 +18,7 @@ ALIASES = {
     "max_length": "max_seq_length",
     "attn_implementation": "attn_backend",
 }
-# What people look for that is no key here, and where it is instead.
+# What people look for that is not a key here, and where to find it instead.
 HINTS = {
     "gradient_accumulation_steps": "a batch of any size runs in parts by itself, with all its in-batch negatives: "
     "raise train_batch_size (max_tokens_per_forward limits a part)",
@@ -34,7 +34,7 @@ HINTS = {
 
 
 def what_it_may_be(name: str, known) -> str:
-    """Words that go on a line about an unknown key `name`: what it is called here, or where to look."""
+    """Words for the end of a line about an unknown key `name`: what it is called here, or where to look."""
     if name in HINTS:
         return f"; {HINTS[name]}"
     if name in ALIASES:

@@ -40,7 +40,7 @@ def _split_at_equals(argv: list[str]) -> list[str]:
 
 
 def read_config(path: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """A config file as (values, problems): one flat object, no key twice, no NaN. None where it is none at all."""
+    """A config file as (values, problems): one flat object, no key twice, no NaN. None if it is not one at all."""
     try:
         values, problems = read_strictly(Path(path))
     except OSError as error:

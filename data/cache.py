@@ -113,7 +113,7 @@ def _make_room_for_maps(stores: int) -> None:
 def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
     """The datasets in a data folder, sorted by name, and what in it cannot be used. Builds nothing."""
     if (folder / "meta.json").exists() and (folder / "tuples.npy").exists():
-        return [], [f"{folder}: is a token store itself: give the folder that it lies in, {folder.absolute().parent}"]
+        return [], [f"{folder}: is a token store itself: give the folder that contains it, {folder.absolute().parent}"]
     tasks, problems = token_store.known_tasks(folder)
     sources = []
     for path in sorted(folder.iterdir()):
@@ -131,7 +131,7 @@ def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
 
 
 def source_at(path: Path, tasks: dict[str, str]) -> Source | None:
-    """The dataset that a path in a data folder is, or None where it is none.
+    """The dataset at a path in a data folder, or None if there is none.
 
     Raises:
         StoreError: it was meant to be a dataset, and cannot be used.
@@ -215,7 +215,7 @@ def _convert(source: Source, path: Path, say: Callable[[str], None]) -> None:
 
 
 def _verify(store: TokenStore, mark: Path, say: Callable[[str], None]) -> None:
-    """Read all of a store once, and leave a mark that it is sound. Raises StoreError where it is not."""
+    """Read all of a store once, and leave a mark that it is sound. Raises StoreError if it is not."""
     problems = token_store.deep_check(store)
     if problems:
         raise StoreError("\n".join(problems))

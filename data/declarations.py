@@ -17,7 +17,7 @@ def declared_tasks(declarations: list[str]) -> tuple[dict[str, str], list[str]]:
     for text in declarations:
         name, _, task = text.rpartition("=")
         if task not in token_store.TASKS:
-            problems.append(f"--task {text}: {task!r} is none of {', '.join(token_store.TASKS)}")
+            problems.append(f"--task {text}: {task!r} is not one of {', '.join(token_store.TASKS)}")
         declared[name or ALL_FILES] = task
     return declared, problems
 

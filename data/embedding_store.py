@@ -62,14 +62,14 @@ def open_embeddings(folder: Path, width: int) -> EmbeddingStore:
 
 
 def open_all(folder: str | Path | None, stores: list[TokenStore], width: int) -> list[EmbeddingStore]:
-    """The embeddings of each token store, in their order; [] where there is no folder. Raises as `open_embeddings`."""
+    """The embeddings of each token store, in their order; [] if there is no folder. Raises as `open_embeddings`."""
     if folder is None:
         return []
     return [open_embeddings(Path(folder) / store.name, width) for store in stores]
 
 
 def read_meta(folder: Path) -> dict:
-    """The meta.json of one dataset's embeddings. Raises StoreError where it is missing or not as it was written."""
+    """The meta.json of one dataset's embeddings. Raises StoreError if it is missing or not as it was written."""
     path = folder / "meta.json"
     if not path.exists():
         if aside_of(folder).exists():
@@ -87,7 +87,7 @@ def read_meta(folder: Path) -> dict:
 
 
 def size_problem(folder: Path, meta: dict) -> str | None:
-    """Why the array cannot be what meta.json says, as far as header and size tell; None where it can."""
+    """Why the array cannot be what meta.json says, as far as header and size tell; None if it can."""
     path = folder / ARRAY
     shape = (meta["texts"], meta["width"])
     dtype = np.dtype(DTYPES[meta["dtype"]])

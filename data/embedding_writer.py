@@ -26,7 +26,7 @@ WINDOW = 2**14  # texts sorted by length together: bounds memory, and keeps a ba
 
 
 def longest_text(store: TokenStore) -> int:
-    """Tokens of the longest text of a store, 0 where there is none."""
+    """Tokens of the longest text of a store, 0 if there is none."""
     texts = len(store.offsets) - 1
     starts = range(0, texts, WINDOW)
     return max((int(np.diff(store.offsets[first : first + WINDOW + 1]).max()) for first in starts), default=0)
@@ -81,7 +81,7 @@ def is_done(folder: Path, facts: dict) -> tuple[bool, list[str]]:
     names = [name for name in _what_counts(facts) if name not in lacking and meta.get(name) != facts[name]]
     if names:
         changes = "; ".join(f"{name} {meta.get(name)!r} -> {facts[name]!r}" for name in names)
-        return False, [f"{folder}: made otherwise ({changes}): choose another --output, or delete it"]
+        return False, [f"{folder}: made with other settings ({changes}): choose another --output, or delete it"]
     return True, []
 
 
@@ -201,7 +201,7 @@ def finish(folder: Path, facts: dict) -> None:
         raise StoreError(f"{partial}: {missing} batches are missing: run tools.embed_store again, it continues")
     meta = {"format": FORMAT, **facts, "sha256": file_digest(partial / ARRAY)}
     write_json(partial / "meta.json", seal(meta))
-    # Killed from here on, a writer has no journal to go on from and begins again: the same bytes, only later.
+    # Killed from here on, a writer has no journal to continue from and begins again: the same bytes, only later.
     for name in ("journal.json", "done"):
         (partial / name).unlink()
     publish(folder)

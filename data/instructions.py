@@ -25,7 +25,7 @@ def add_instructions(queries: list[str], own: list[str | None] | None, usual: st
     """The queries, with an instruction before each that carries none.
 
     Args:
-        own: an instruction for each query, where its row gives one; None where the file has no such column.
+        own: an instruction for each query, where its row gives one; None if the file has no such column.
         usual: the instruction of all other queries; None adds none.
     """
     if own is None:

@@ -30,7 +30,7 @@ class Join:
 
     folder: Path  # where it goes
     count: int  # of all parts, those included that have no row of it
-    parts: list[TokenStore]  # in order; none where the store is there already
+    parts: list[TokenStore]  # in order; none if the store is there already
 
     def part_folders(self) -> list[Path]:
         """Where its parts may lie."""
@@ -63,7 +63,7 @@ def plan_join(
 
 
 def _problems_without_parts(folder: Path, holders: list[int], count: int, expected: dict) -> list[str]:
-    """That all parts are missing; no problem where the store that they would make is there already."""
+    """That all parts are missing; no problem if the store that they would make already exists."""
     if folder.exists() and not token_store.quick_check(folder):
         inputs = token_store.open_store(folder).meta["inputs"]
         if inputs == expected | {"source_sha256": inputs.get("source_sha256")}:
@@ -140,7 +140,7 @@ def _missing_rows(name: str, parts: list[TokenStore], holders: list[int], count:
 
 
 def join(plan: Join) -> None:
-    """Write a store from all its parts; nothing where it is there already.
+    """Write a store from all its parts; nothing if it already exists.
 
     Memory is that of one command: about 150 bytes a distinct text. A kill leaves the store whole or absent, and the
     parts as they are; the same command begins this store again.

@@ -41,7 +41,7 @@ class Part:
 
 
 def read_part(text: str) -> Part:
-    """I/N as a part. Raises ValueError where it is none."""
+    """I/N as a part. Raises ValueError if it is not one."""
     number, slash, of = text.partition("/")
     if not slash or not number.isdecimal() or not of.isdecimal() or not 1 <= int(number) <= int(of):
         raise ValueError(f"{text!r} is not I/N, with I from 1 to N, as in 1/8")

@@ -66,7 +66,7 @@ def read_published(path: Path) -> Published:
 
 
 def _find_corpus(path: Path, name: str) -> Path:
-    """The documents of the v2 query file `path`. Raises StoreError where there are none."""
+    """The documents of the v2 query file `path`. Raises StoreError if there are none."""
     of_all_datasets = path.with_name("corpus.parquet")
     of_its_own = path.with_name(f"{name}_corpus.parquet")
     if of_all_datasets.exists():
@@ -121,7 +121,7 @@ def _negative_columns(file: pq.ParquetFile) -> list[str]:
 
 
 def _schema(path: Path) -> pa.Schema:
-    """The columns of a Parquet file. Raises StoreError where it is none."""
+    """The columns of a Parquet file. Raises StoreError if it is not one."""
     try:
         return pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
@@ -176,7 +176,7 @@ def _document_numbers(writer: StoreWriter, column: pa.Array, source: Published, 
 
 def _text_numbers(writer: StoreWriter, column: pa.Array, path: Path) -> np.ndarray:
     """Text numbers [rows] of a column of token ids, -1 where null or empty; new texts are added on the way."""
-    keys = []  # of each row, None where there is no text
+    keys = []  # of each row, None if there is no text
     new_texts = {}
     for text in _ids(column, path):
         key = None
@@ -248,7 +248,7 @@ def _new_documents(writer: StoreWriter, corpus: Path, names: list, texts: list) 
             if len(text):
                 new[key] = text
         elif not np.array_equal(earlier, text):
-            raise StoreError(f"{corpus}: document {name!r} stands in it twice, with different ids")
+            raise StoreError(f"{corpus}: document {name!r} occurs twice in it, with different ids")
     return new
 
 
@@ -258,6 +258,6 @@ def _ids(column: pa.Array, path: Path) -> list[np.ndarray]:
         return [np.zeros(0, np.int32)] * len(column)
     flat = column.flatten()
     if flat.null_count:
-        raise StoreError(f"{path}: a null stands among the token ids of a text")
+        raise StoreError(f"{path}: there is a null among the token ids of a text")
     lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     return np.split(flat.to_numpy(zero_copy_only=False).astype(np.int32), np.cumsum(lengths)[:-1])

@@ -55,7 +55,7 @@ class Tuples:
         return [column.filter(pa.array(chosen)).to_pylist() for column in self.texts]
 
     def prompts_of(self, chosen: np.ndarray) -> list[str | None] | None:
-        """The instructions of the tuples that are `chosen`, bool [n]; None where the file has no such column."""
+        """The instructions of the tuples that are `chosen`, bool [n]; None if the file has no such column."""
         if self.prompts is None:
             return None
         return self.prompts.filter(pa.array(chosen)).to_pylist()
@@ -105,7 +105,7 @@ class Columns:
         if not self.negatives_are_listed:
             return len(self.negatives)
         longest = pc.max(pc.list_value_length(table[self.negatives[0]])).as_py()
-        return longest or 0  # None where every list is null
+        return longest or 0  # None if every list is null
 
     def to_tuples(self, table: pa.Table, slots: int) -> Tuples:
         """Rows as tuples with `slots` negatives each. An empty text, or one of white space alone, becomes null."""
@@ -141,7 +141,7 @@ class Columns:
 
 
 def find_columns(names: Iterable[str]) -> Columns | None:
-    """How to read a file, or a row, with columns of these names; None where no style fits."""
+    """How to read a file, or a row, with columns of these names; None if no style fits."""
     names = list(names)
     for style in sorted(STYLES, key=lambda style: not style.preferred):
         for positive in style.positives:
@@ -173,7 +173,7 @@ def queries_among(names: Iterable[str]) -> list[str]:
 def style_of(names: Iterable[str]) -> tuple[str, str, str] | None:
     """The style of one row with these columns: its query's, its positive's and its negatives' column ("" for none).
 
-    None where no style fits: the row lacks a query or a positive, whatever it is called.
+    None if no style fits: the row lacks a query or a positive, whatever it is called.
     """
     columns = find_columns(names)
     if columns is None:

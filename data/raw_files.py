@@ -38,7 +38,7 @@ def raw_files(source: Path) -> tuple[list[Path], dict[str, str]]:
     """The raw files of a folder, sorted by name, or the one file that `source` is.
 
     Returns:
-        (files, names of what else lies there -> why it is not read). A folder whose name ends like a raw file's is
+        (files, names of other files there -> why each is not read). A folder whose name ends like a raw file's is
         among the files, and is refused when it is read.
     """
     if source.is_file():
@@ -55,7 +55,7 @@ def raw_files(source: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _why_not_read(path: Path) -> str | None:
-    """Why a path in a folder of raw files is none of them, or None."""
+    """Why a path in a folder of raw files is not a raw file, or None."""
     if path.name.startswith("."):
         return "hidden"
     if path.name in NOT_DATA or path.name.endswith(REPORTS):
@@ -167,7 +167,7 @@ def choose_columns(path: Path) -> tuple[list[str], Columns]:
     """All columns of a file, and those of them to read.
 
     Raises:
-        RawError: no style fits, or several do, or a column holds something else than text, or no row can be read.
+        RawError: no style fits, or several do, or a column holds something other than text, or no row can be read.
     """
     if raw_formats.format_of(path) == raw_formats.PARQUET:
         return _choose_by_schema(path)

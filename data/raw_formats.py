@@ -42,7 +42,7 @@ def dataset_name(path: Path) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Raise RawError for what is no file, may not be read, or is empty."""
+    """Raise RawError for what is not a file, may not be read, or is empty."""
     if path.is_dir():
         raise RawError("is a folder: a dataset is one file; give the folder itself as --input_dir, or join its files")
     try:
@@ -125,7 +125,7 @@ def survey(
 
 
 def schema_of(path: Path) -> pa.Schema:
-    """The columns of a Parquet file and their types. Raises RawError where it is none."""
+    """The columns of a Parquet file and their types. Raises RawError if it is not one."""
     try:
         return pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
@@ -143,7 +143,7 @@ def rows_of_schema(path: Path) -> int | None:
 
 
 def check_types(schema: pa.Schema, types: dict[str, pa.DataType]) -> None:
-    """Raise RawError where a column of a Parquet file holds something else than `types` asks for.
+    """Raise RawError if a column of a Parquet file holds something other than `types` asks for.
 
     Files that are written row by row have no schema: a value that does not fit is found when it is read.
     """
@@ -282,7 +282,7 @@ def _are_lists(rows: list[dict], names: list[str]) -> bool:
 
 
 def _table(rows: list[dict], schema: pa.Schema) -> pa.Table | None:
-    """The rows as an Arrow table, None where a value does not fit."""
+    """The rows as an Arrow table, None if a value does not fit."""
     try:
         return pa.Table.from_pylist(rows, schema)
     except (pa.ArrowException, UnicodeError, TypeError):

@@ -104,7 +104,7 @@ def _lines(file: BinaryIO) -> Iterator[Row]:
 
 def _not_json(error: Exception) -> str:
     reason = first_line(error).partition(": line")[0]
-    return f"is not JSON ({reason}): mend it, and check again"
+    return f"is not JSON ({reason}): fix it, and check again"
 
 
 def _begins_an_array(file: BinaryIO) -> bool:
@@ -182,12 +182,12 @@ def _separated(file: BinaryIO, separator: str) -> Iterator[Row]:
         if not all(map(_is_utf8, names)):
             raise RawError(f"its first line {NOT_UTF8}")
         if twice:
-            raise RawError(f"column {twice[0]!r} stands twice in the first line: rename one")
+            raise RawError(f"column {twice[0]!r} occurs twice in the first line: rename one")
         for fields in records:
             if not fields:
                 continue
             if len(fields) != len(names):
-                yield row, f"has {len(fields)} fields, but the first line names {len(names)} columns: mend it"
+                yield row, f"has {len(fields)} fields, but the first line names {len(names)} columns: fix it"
             elif not all(map(_is_utf8, fields)):
                 yield row, NOT_UTF8
             else:

@@ -67,7 +67,7 @@ class RowStyles:
         for queries, rows in self.two_queries.items():
             names = " and ".join(repr(name) for name in queries)
             problems.append(
-                f"{names} stand in one row ({rows.describe()}, counted from 0), and each may be the query: keep one"
+                f"{names} are in one row ({rows.describe()}, counted from 0), and each may be the query: keep one"
             )
         pairs = {(query, positive) for query, positive, _ in self.rows}
         negatives = {name for _, _, name in self.rows if name}

@@ -60,7 +60,7 @@ class StoreWriter:
         """Append texts under new `keys`: ids [T] end to end, each text ending in EOS, and their lengths [n].
 
         Args:
-            is_cut: bool [n], which texts were longer; counted as stats["truncated"]. None where that is not known.
+            is_cut: bool [n], which texts were longer; counted as stats["truncated"]. None if that is not known.
 
         Raises:
             ValueError: a key is given twice or known already.
@@ -138,7 +138,7 @@ class StoreWriter:
         }
         meta |= self.more_facts()
         write_json(self.partial / "meta.json", seal(meta))
-        # Killed from here on, a writer has no journal to go on from and begins again: the same bytes, only later.
+        # Killed from here on, a writer has no journal to continue from and begins again: the same bytes, only later.
         for name in self.TEMPORARY:
             (self.partial / name).unlink(missing_ok=True)
         publish(self.folder)
@@ -201,7 +201,7 @@ def is_done(folder: Path, inputs: dict, overwrite: bool) -> tuple[bool, list[str
         return False, []
     if not (folder / "meta.json").exists():
         return False, [
-            f"{folder}: is no token store and would be replaced: move it away, or choose another --output_dir"
+            f"{folder}: is not a token store and would be replaced: move it away, or choose another --output_dir"
         ]
     problems = quick_check(folder)
     if not problems:

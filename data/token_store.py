@@ -76,7 +76,7 @@ def open_store(folder: Path) -> TokenStore:
     """Open a finished store, as far as headers and sizes tell. Reads no data.
 
     Raises:
-        StoreError: the folder is no finished store; the message has a line for each problem.
+        StoreError: the folder is not a finished store; the message has a line for each problem.
     """
     meta = _read_meta(folder)
     arrays = {}
@@ -101,7 +101,7 @@ def quick_check(folder: Path) -> list[str]:
 
 
 def _read_meta(folder: Path) -> dict:
-    """A store's meta.json. Raises StoreError where it is not as it was written."""
+    """A store's meta.json. Raises StoreError if it is not as it was written."""
     try:
         meta = read_json(folder / "meta.json")
     except FileNotFoundError:
@@ -120,7 +120,7 @@ def _read_meta(folder: Path) -> dict:
 
 
 def _open_array(path: Path, dtype: type, shape: tuple) -> np.ndarray:
-    """One array as a memory map. Raises StoreError where header or size are not those of this dtype and shape."""
+    """One array as a memory map. Raises StoreError if header or size are not those of this dtype and shape."""
     remedy = "the file was damaged or is another store's: tokenise again with --overwrite true"
     try:
         array = _map_as_written(path, dtype, shape)
@@ -248,7 +248,7 @@ def usual_instruction(stores: list[TokenStore]) -> tuple[str | None, float]:
 
 
 def _instruction_counts(store: TokenStore) -> dict[str | None, int] | None:
-    """Queries by the instruction that they carry, None for no instruction; or None where the store does not know."""
+    """Queries by the instruction that they carry, None for no instruction; or None if the store does not know."""
     found = store.meta["stats"].get("instructions")
     if found is None:
         return None
@@ -279,7 +279,7 @@ def known_tasks(folder: Path) -> tuple[dict[str, str], list[str]]:
         return published, [f"{path}: must be one object of dataset names and tasks"]
     for name, task in declared.items():
         if task not in TASKS:
-            problems.append(f"{path}: {name}: {json.dumps(task)} is none of {', '.join(TASKS)}")
+            problems.append(f"{path}: {name}: {json.dumps(task)} is not one of {', '.join(TASKS)}")
     return published | declared, problems
 
 

@@ -91,7 +91,7 @@ def add_tuples(writer: StoreWriter, columns: list[list[str | None]], encode: Cal
 
 
 def keys_of(column: list[str | None]) -> list[bytes | None]:
-    """The key of each text; None where there is none."""
+    """The key of each text; None if there is none."""
     return [text_key(text.encode()) if text else None for text in column]
 
 

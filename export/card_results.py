@@ -26,7 +26,7 @@ _SHOWN_METRICS = (
 
 
 def results_section(results: dict, hidden_size: int) -> str:
-    """The card's section on results, "" where there are none.
+    """The card's section on results, "" if there are none.
 
     Args:
         hidden_size: the whole width.

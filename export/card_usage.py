@@ -31,7 +31,7 @@ def section(
     parts = ["## Use", _sentence_transformers(loading, prompt)]
     if prompt:
         parts.append(
-            "A query of another task takes another instruction, in the same words around it: "
+            "A query of another task takes another instruction, with the same words around it: "
             '`model.encode(texts, prompt="Instruct: ...\\nQuery: ")`.'
         )
     shorter = sorted(dims)[:-1]  # the longest is all that there is

@@ -40,7 +40,7 @@ class Source:
 
 
 def source_problems(folder: Path) -> list[str]:
-    """Why `folder` is no model or adapter folder of this project, one line each. Loads no weights."""
+    """Why `folder` is not a model or adapter folder of this project, one line each. Loads no weights."""
     if not folder.is_dir():
         return [f"{folder}: no such folder"]
     if not (folder / "f2llm.json").is_file():
@@ -163,7 +163,7 @@ def write_onnx(source: Source, folder: Path, facts: Facts) -> float:
         ValueError: the model cannot be exported, or onnxruntime makes other embeddings of it.
     """
     if folder.exists():
-        raise FileExistsError(f"{folder} exists already")
+        raise FileExistsError(f"{folder} already exists")
     aside = aside_of(folder)
     remove(aside)
     (aside / "onnx").mkdir(parents=True)

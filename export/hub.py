@@ -22,7 +22,7 @@ def push_problems(push: bool, repo_id: str | None) -> list[str]:
     if constants.HF_HUB_OFFLINE:
         problems.append("push_to_hub: HF_HUB_OFFLINE is set: unset it, or leave push_to_hub out")
     elif get_token() is None:
-        problems.append("push_to_hub: no token of the hub is here: `hf auth login` stores one, or set HF_TOKEN")
+        problems.append("push_to_hub: there is no hub token here: `hf auth login` stores one, or set HF_TOKEN")
     return problems
 
 
@@ -36,18 +36,18 @@ def id_problems(repo_id: str) -> list[str]:
 
 
 def licence_problem(license: str | None) -> str | None:
-    """Why a licence is no identifier of the hub, None where it may be one. The hub alone knows them all."""
+    """Why a licence is not an identifier of the hub, None if it may be one. The hub alone knows them all."""
     if license is None or re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
         return None
-    return f"license: {license!r} is no identifier of the hub: these are written as apache-2.0, mit, cc-by-4.0, other"
+    return f"license: {license!r} is not an identifier of the hub: write it as apache-2.0, mit, cc-by-4.0, other"
 
 
 def language_problem(language: str | None) -> str | None:
-    """Why a text holds no codes of languages, None where it may."""
+    """Why a text holds no codes of languages, None if it may."""
     unlike = [code for code in languages(language) if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", code)]
     if not unlike:
         return None
-    return f"language: {unlike[0]!r} is no code of ISO 639: give some as en,de, or multilingual, or code"
+    return f"language: {unlike[0]!r} is not a code of ISO 639: give some as en,de, or multilingual, or code"
 
 
 def languages(language: str | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a model folder says about its model in words: the README.md that the hub shows.
+"""The model card: the README.md of a model folder, which the hub shows.
 
 Its head, between two lines of dashes, is YAML that the hub reads, written by huggingface_hub, which knows the rules.
 The same facts give the same bytes.

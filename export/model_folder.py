@@ -67,7 +67,7 @@ def save(
         ValueError: `check` found a problem; the temporary folder stays, as .NAME.partial.
     """
     if folder.exists() and not replace:
-        raise FileExistsError(f"{folder} exists already")
+        raise FileExistsError(f"{folder} already exists")
     aside = aside_of(folder)
     remove(aside)
     aside.mkdir(parents=True)
@@ -138,7 +138,7 @@ def write_sentence_transformers_files(folder: Path, facts: Facts, pooling: str =
         ValueError: Sentence Transformers has no such pooling.
     """
     if pooling not in _BOOLEAN_OF_POOLING:
-        raise ValueError(f"pooling {pooling!r} is none of Sentence Transformers': {', '.join(_BOOLEAN_OF_POOLING)}")
+        raise ValueError(f"pooling {pooling!r} is not one of Sentence Transformers': {', '.join(_BOOLEAN_OF_POOLING)}")
     names = ["Transformer", "Pooling", "Normalize"]
     if facts.cut_to is not None:
         names.insert(2, "Dense")  # before Normalize, so that what is left is a unit vector

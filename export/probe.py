@@ -106,7 +106,7 @@ def tokenizer_problems(folder: Path, texts: list[list[int]]) -> list[str]:
 
 
 def _first_difference(found: list[int], expected: list[int]) -> str:
-    """Where two lists of token ids part, in words."""
+    """A sentence on where two lists of token ids begin to differ."""
     place = 0
     while place < min(len(found), len(expected)) and found[place] == expected[place]:
         place += 1

@@ -71,7 +71,7 @@ def varlen(
     """
     _only_packed(attention_mask, text_lengths)
     if dropout:
-        raise ValueError("varlen attention has no dropout, and this model wants some: set attn_backend to buckets")
+        raise ValueError("varlen attention has no dropout, but this model uses it: set attn_backend to buckets")
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
     if dtype not in (torch.bfloat16, torch.float16):
@@ -82,7 +82,7 @@ def varlen(
 
 
 def kernel() -> Kernel | None:
-    """The best kernel that is installed and was not left out by `try_kernels`; None where there is none."""
+    """The best kernel that is installed and was not left out by `try_kernels`; None if there is none."""
     for call in installed_kernels():
         if call.__name__ not in _left_out:
             return call
@@ -145,7 +145,7 @@ def try_kernels(device: torch.device, shapes: Iterable[HeadShape]) -> list[str]:
 
 
 def _kernel_problem(call: Kernel, device: torch.device, shape: HeadShape) -> str | None:
-    """Why a kernel is not taken; None where values and gradients are those of plain attention in fp32."""
+    """Why a kernel is not taken; None if values and gradients are those of plain attention in fp32."""
     lengths = torch.tensor([5, 1, 7])
     starts = torch.tensor([0, 5, 6, 13], dtype=torch.int32, device=device)
     scale = 1 / math.sqrt(shape.head_dim)

@@ -55,7 +55,7 @@ def fetch(path: str, revision: str | None = None) -> Path:
 
 
 def _adapter_config(folder: Path) -> dict:
-    """What a folder says about the LoRA adapter in it; nothing where there is none."""
+    """What a folder says about the LoRA adapter in it; nothing if there is none."""
     try:
         config = read_json(folder / "adapter_config.json")
     except (OSError, ValueError):
@@ -117,5 +117,5 @@ def _answers(url: str, proxies: dict[str, str]) -> bool:
             return True
     except HTTPError as error:
         return error.code < 500 and error.code != HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
-    except (OSError, ValueError):  # no such host, no route, no time; or an HF_ENDPOINT that is no address
+    except (OSError, ValueError):  # no such host, no route, no time; or an HF_ENDPOINT that is not an address
         return False

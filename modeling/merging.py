@@ -99,7 +99,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
 
     Raises:
         OSError: there is none.
-        ValueError, KeyError: the index is none.
+        ValueError, KeyError: the file is not an index.
     """
     index = folder / _INDEX
     if index.exists():
@@ -119,7 +119,7 @@ def merge(folders: list[Path], weights: list[float], target: Path) -> None:
         ValueError: the folders do not fit together, see `merge_problems`.
     """
     if target.exists():
-        raise FileExistsError(f"{target} exists already")
+        raise FileExistsError(f"{target} already exists")
     problems = merge_problems(folders, weights)
     if problems:
         raise ValueError("\n".join(problems))

@@ -47,7 +47,7 @@ def pooling_of(folder: Path) -> str:
         words = [key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for key in chosen]
         name = "+".join(words) or DEFAULT
     if name not in POOLINGS:
-        raise ValueError(f"{path}: pooling {name!r} is none of {', '.join(POOLINGS)}")
+        raise ValueError(f"{path}: pooling {name!r} is not one of {', '.join(POOLINGS)}")
     return name
 
 
@@ -58,7 +58,7 @@ def cut_of(folder: Path) -> int | None:
     (export/model_folder.py writes it).
 
     Returns:
-        None where nothing is cut.
+        None if nothing is cut.
 
     Raises:
         ValueError: the folder has a Dense module that does anything else.

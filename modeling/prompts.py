@@ -16,7 +16,7 @@ def query_prompt(instruction: str) -> str:
 
 
 def split_prompt(text: str) -> tuple[str | None, str]:
-    """A query as (its instruction, its text); the instruction is None where the query carries none.
+    """A query as (its instruction, its text); the instruction is None if the query carries none.
 
     >>> split_prompt("Instruct: Find it.\\nQuery: a bridge")
     ('Find it.', 'a bridge')

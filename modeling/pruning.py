@@ -83,7 +83,7 @@ def importance(model: PreTrainedModel, texts: Iterable[Tensor], norm: str = "l2"
         ValueError: an unknown norm, or no text.
     """
     if norm not in NORMS:
-        raise ValueError(f"norm {norm!r} is none of {', '.join(NORMS)}")
+        raise ValueError(f"norm {norm!r} is not one of {', '.join(NORMS)}")
     places = _Places(norm)
     hooks = []
     for name, module in model.named_modules():

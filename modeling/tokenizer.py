@@ -99,7 +99,7 @@ def appended_token(tokenizer) -> int | None:
     Qwen3-Embedding ends texts in <|endoftext|>, though its EOS is <|im_end|>.
 
     Returns:
-        None where it adds anything else, as a BOS in front.
+        None if it adds anything else, as a BOS in front.
     """
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     ids = tokenizer("a")["input_ids"]
@@ -206,7 +206,7 @@ class FastokensEncoder:
             raise EngineDiffers(f"fastokens does not know this kind of tokenizer ({error})") from None
 
     def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """What `ReferenceEncoder.encode` gives. Raises EngineDiffers where a compared text has other ids."""
+        """What `ReferenceEncoder.encode` gives. Raises EngineDiffers if a compared text has other ids."""
         try:
             parts = self.fast.encode_batch_flat(texts)
         except (ValueError, RuntimeError) as error:
@@ -218,7 +218,7 @@ class FastokensEncoder:
         return ids.astype(np.int32), np.diff(offsets.astype(np.int64))
 
     def _compare(self, texts: list[str], ids: np.ndarray, offsets: np.ndarray) -> None:
-        """Raise EngineDiffers where the reference gives other ids to a text of the sample."""
+        """Raise EngineDiffers if the reference gives other ids to a text of the sample."""
         places = range(0, len(texts), SAMPLE)
         if self.first_batch:
             places = range(min(len(texts), SAMPLE))

@@ -72,9 +72,9 @@ def settings_of(config: PretrainedConfig) -> dict:
 
 
 def rope_problem(config: PretrainedConfig, version: tuple[int, int] = _TRANSFORMERS) -> str | None:
-    """Why this Transformers would run another model than a config describes, in silence; None where it would not.
+    """Why this Transformers would silently run a different model than a config describes; None if it would not.
 
-    Until 5.0 it passes over rope's settings as 5 writes them; folders of this project have both ways.
+    Until 5.0 it ignores rope's settings as 5 writes them; folders of this project have both ways.
 
     Args:
         version: of Transformers.
@@ -86,8 +86,8 @@ def rope_problem(config: PretrainedConfig, version: tuple[int, int] = _TRANSFORM
     if all(read[name] == written.get(name, read[name]) for name in ("rope_theta", "rope_type")):
         return None
     return (
-        f"Transformers 5 has written its config.json, and {transformers.__version__} passes over the rope_parameters "
-        "there, which makes another model of it: pip install -U transformers"
+        f"Transformers 5 has written its config.json, and {transformers.__version__} ignores the rope_parameters "
+        "there, which makes it a different model: pip install -U transformers"
     )
 
 

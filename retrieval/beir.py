@@ -2,7 +2,7 @@
 
     queries.jsonl      {"_id": "q1", "text": "..."}                   a line each
     corpus.jsonl       {"_id": "d1", "title": "...", "text": "..."}   title may be missing
-    qrels/test.tsv     query-id, corpus-id, score, parted by tabs; the first line may be a header
+    qrels/test.tsv     query-id, corpus-id, score, separated by tabs; the first line may be a header
 
 Of a corpus only ids and the places of its lines are kept; its texts are read when they are asked for.
 """
@@ -63,7 +63,7 @@ def read_sets(paths: str, quiet: bool = False) -> tuple[list[RetrievalSet], list
     """The sets of some folders, and everything that is wrong with them, one line each.
 
     Args:
-        paths: the folder of a set, or a folder of such folders; several are parted by commas.
+        paths: the folder of a set, or a folder of such folders; several are separated by commas.
         quiet: without progress bars.
     """
     sets: list[RetrievalSet] = []
@@ -184,7 +184,7 @@ def _by_id(path: Path, problems: Problems, quiet: bool, value_of: Callable) -> d
     found = {}
     for line, place, row in _rows(path, problems, quiet):
         if row["_id"] in found:
-            problems.add("an id that stands there before", path, f"{line}: {row['_id']!r}")
+            problems.add("an id that an earlier line has", path, f"{line}: {row['_id']!r}")
         found[row["_id"]] = value_of(place, row)
     return found
 
@@ -214,16 +214,16 @@ def _row(line: bytes) -> tuple[dict | None, str | None]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        return None, "no JSON"
+        return None, "not JSON"
     if not isinstance(row, dict):
-        return None, "no object with _id and text"
+        return None, "not an object with _id and text"
     if isinstance(row.get("_id"), int) and not isinstance(row["_id"], bool):
         row["_id"] = str(row["_id"])
     for name in ("_id", "text"):
         if not isinstance(row.get(name), str):
-            return None, f"{name} is missing, or no text"
+            return None, f"{name} is missing, or not a text"
     if not isinstance(row.get("title") or "", str):
-        return None, "title is no text"
+        return None, "title is not a text"
     try:
         _joined(row).encode()
     except UnicodeEncodeError:
@@ -245,7 +245,7 @@ def _read_judgements(
     judgements: dict[str, dict[str, int]] = {}
     for place, fields in _fields(path, problems):
         if len(fields) != 3:
-            problems.add("not a query, a document and a score, parted by tabs", path, place)
+            problems.add("not a query, a document and a score, separated by tabs", path, place)
             continue
         query, document, score = fields
         if query not in queries:
@@ -253,11 +253,11 @@ def _read_judgements(
         if document not in documents:
             problems.add(f"a document that is not in {CORPUS}", path, f"{place}: {document!r}")
         if not _is(int, score):
-            problems.add("a score that is no whole number", path, f"{place}: {score!r}")
+            problems.add("a score that is not a whole number", path, f"{place}: {score!r}")
             continue
         earlier = judgements.setdefault(query, {}).setdefault(document, int(score))
         if earlier != int(score):
-            problems.add("another score than before for the same query and document", path, place)
+            problems.add("a different score than before for the same query and document", path, place)
     return judgements
 
 

@@ -54,7 +54,7 @@ def prompts_of(folder: Path) -> tuple[str, str]:
 
 
 def _open_decoder(folder: Path, max_length: int | None, bf16: bool, device: str) -> tuple[DecoderEncoder | None, str]:
-    """The folder as a decoder without padding; or None, and why it is none."""
+    """The folder as a decoder without padding; or None, and why it is not one."""
     modules = _module_names(folder)
     if modules is not None and modules not in _PACKABLE:
         return None, f"its modules are {', '.join(modules)}"
@@ -82,7 +82,7 @@ def _open_decoder(folder: Path, max_length: int | None, bf16: bool, device: str)
 
 
 def _module_names(folder: Path) -> list[str] | None:
-    """The modules of a folder of Sentence Transformers by their class's name; None where it is none."""
+    """The modules of a folder of Sentence Transformers by their class's name; None if it is not one."""
     try:
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         return [module["type"].rpartition(".")[2] for module in modules]
@@ -108,7 +108,7 @@ class LibraryEncoder:
     Texts of like length go together, in rectangles of at most TOKENS tokens, padding included.
 
     Args:
-        reason: why the folder is no decoder, for the message where the library cannot load it either.
+        reason: why the folder is not a decoder, for the message if the library cannot load it either.
 
     Raises:
         RunError: it cannot be loaded, or the package is not installed.
@@ -119,7 +119,7 @@ class LibraryEncoder:
             from sentence_transformers import SentenceTransformer
         except ImportError:
             raise RunError(
-                f"{folder} is no decoder ({reason}), and needs the package: pip install sentence-transformers"
+                f"{folder} is not a decoder ({reason}), and needs the package: pip install sentence-transformers"
             ) from None
         options = {"use_safetensors": True, "trust_remote_code": False}
         try:

@@ -22,7 +22,7 @@ _FEWEST_FOR_CODES = 39 * _CODES  # vectors, below which FAISS warns
 
 
 def check_index(kind: str, passages: int) -> None:
-    """Raise RunError where FAISS is not installed, or cannot train an index of this kind on so few passages."""
+    """Raise RunError if FAISS is not installed, or cannot train an index of this kind on so few passages."""
     _faiss()
     needed = {"flat": 1, "IVF": _TRAINED_ON, "IVF-PQ": _FEWEST_FOR_CODES}[kind]
     if passages < needed:

@@ -52,7 +52,7 @@ def score(ranking: np.ndarray) -> dict[str, float]:
 
 
 def _gains(ranking: np.ndarray, relevance: Sequence[dict[int, int]]) -> np.ndarray:
-    """What each place of a ranking gains, int [n, k]; 0 where the document is not relevant."""
+    """What each place of a ranking gains, int [n, k]; 0 if the document is not relevant."""
     gains = np.zeros(ranking.shape, np.int64)
     for row, (documents, scores) in enumerate(zip(ranking.tolist(), relevance, strict=True)):
         for place, document in enumerate(documents):

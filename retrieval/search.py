@@ -56,7 +56,7 @@ def search(
         passages: float [m, d], the same; also retrieval.vectors.Vectors, which lie on a disk.
         k: passages per query; where m is smaller, all of them.
         device: where products are computed.
-        groups: what a query may not find; such passages, where there are no others, come last with a score of -inf.
+        groups: what a query may not find; such passages, if there are no others, come last with a score of -inf.
     """
     k = min(k, len(passages))
     numbers = np.zeros((len(queries), k), np.int64)

@@ -74,7 +74,7 @@ class VectorFolder:
         return self.folder / f"{number:05}.{ending}"
 
     def _open(self, number: int) -> np.ndarray | None:
-        """One shard by memory map; None where it cannot be used."""
+        """One shard by memory map; None if it cannot be used."""
         begin, end = self.bounds(number)
         try:
             shard = np.load(self._path(number, "npy"), mmap_mode="r", allow_pickle=False)

@@ -1,4 +1,4 @@
-"""Processes that start, fail and end together, and what lets a run go on after a kill. Imports utils.
+"""Processes that start, fail and end together, and what lets a run continue after a kill. Imports utils.
 
 Processes:
     launcher.py      what accelerate launch and torchrun do to a process
@@ -12,7 +12,7 @@ Processes:
 
 States:
     resume.py        what a state holds, and whether it fits the run
-    background.py    written while training goes on
+    background.py    written while training continues
     checkpoint.py    its folder on disk, whole or absent
     shards.py        its files, each with some rows of each tensor
 """

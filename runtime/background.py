@@ -1,4 +1,4 @@
-"""States are written while training goes on: the loop stops only until the numbers are copied to CPU memory.
+"""States are written while training continues: the loop stops only until the numbers are copied to CPU memory.
 
 Each process copies its rows, and a thread writes, hashes and flushes them. It leaves their checksums in the key-value
 store at which the processes met (torch.distributed.Store). When all checksums are there, the main process's thread
@@ -170,7 +170,7 @@ class StateWriter:
         return SavedState(step, path, size, time.monotonic() - began, waited)
 
     def _place_among_writers(self) -> tuple[int | None, int]:
-        """(this process's number among those that write, None where it does not write; how many write)"""
+        """(this process's number among those that write, None if it does not write; how many write)"""
         if self.world == 1:
             return 0, 1
         mark = self.folder.parent / f".meeting-{self.start}"

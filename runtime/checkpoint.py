@@ -90,7 +90,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> State | None:
-    """The newest whole state, or None where there is none.
+    """The newest whole state, or None if there is none.
 
     Args:
         warn: called with a line about each state that is passed over.
@@ -105,7 +105,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> State | None:
         except ValueError as error:
             warn(f"{error}: going back to the state before it")
     if steps:
-        raise ValueError(f"{folder}: no state in it is whole; move the folder away to begin again")
+        raise ValueError(f"{folder}: no state in it is intact; move the folder away to begin again")
     return None
 
 
@@ -118,7 +118,7 @@ def read(folder: Path) -> State:
     try:
         return _read_whole(folder)
     except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise ValueError(f"{folder}: not a whole state ({type(error).__name__}: {error})") from None
+        raise ValueError(f"{folder}: not an intact state ({type(error).__name__}: {error})") from None
 
 
 def _read_whole(folder: Path) -> State:

@@ -43,7 +43,7 @@ def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def problem_of_any(problem: str | None, world: int) -> str | None:
-    """The problem of the first process that has one, on every process; None where nobody has. A collective."""
+    """The problem of the first process that has one, on every process; None if nobody has. A collective."""
     if world == 1:
         return problem
     problems = [None] * world

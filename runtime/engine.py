@@ -99,7 +99,7 @@ def gpu_with_bf16() -> bool:
 
 
 def precision_problem(mixed_precision: str) -> str | None:
-    """Why a run cannot train in a precision, None where it can.
+    """Why a run cannot train in a precision, None if it can.
 
     In fp16 gradients are scaled, and an update that is left out for one that is not finite would have to tell the
     scaler; decoders of today are trained in bf16, which needs no scaling.

@@ -47,7 +47,7 @@ class Heartbeat:
 
     Args:
         silence: seconds without a beat after which the next process counts as hanging.
-        message_of: what a person should read of an error, or None where its traceback tells more.
+        message_of: what a person should read of an error, or None if its traceback tells more.
     """
 
     def __init__(self, rank: int, world: int, silence: float, message_of: Callable[[BaseException], str | None]):

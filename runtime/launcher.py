@@ -62,7 +62,7 @@ def main_address() -> tuple[str, int, int] | None:
 
 
 def threads_of_environment() -> int | None:
-    """The number of threads that a person chose by OMP_NUM_THREADS or for the launcher; None where nobody chose one.
+    """The number of threads that a person chose by OMP_NUM_THREADS or for the launcher; None if nobody chose one.
 
     Where it is unset both launchers set OMP_NUM_THREADS=1, accelerate always and torchrun for several processes. So a 1
     was chosen by a person only if the launcher was started with it, in its environment or as accelerate's option. A
@@ -158,7 +158,7 @@ def _last_words_of(kind: type[BaseException], error: BaseException, traceback) -
             repeat_below_launcher(lines)
         return
     sys.__excepthook__(kind, error, traceback)
-    repeat_below_launcher([f"run.py: {one_line(error)} (the traceback stands above the launcher's)"])
+    repeat_below_launcher([f"run.py: {one_line(error)} (the traceback is above the launcher's)"])
 
 
 def one_line(error: BaseException) -> str:

@@ -17,16 +17,16 @@ from utils import RunError, first_line, is_disk_error, refusal_of_disk
 FINISHED = launcher.FINISHED
 FAILED = heartbeat.FAILED
 REFUSED = launcher.REFUSED
-STOPPED = 75  # told to stop, and can go on: EX_TEMPFAIL of sysexits.h
+STOPPED = 75  # told to stop, and can continue: EX_TEMPFAIL of sysexits.h
 
 _STOPPING = f"{launcher.INTERRUPTED}: stopping after this step"
 _STOPPING_AT_ONCE = (
-    "; Ctrl-C again ends at once, and the same command goes on from the last saved state, if there is one"
+    "; Ctrl-C again ends at once, and the same command continues from the last saved state, if there is one"
 )
 
 
 def user_message(error: BaseException) -> str | None:
-    """What a user of run.py should read instead of a traceback; None where a traceback tells more."""
+    """What a user of run.py should read instead of a traceback; None if a traceback tells more."""
     if isinstance(error, KeyboardInterrupt):
         return launcher.INTERRUPTED
     if isinstance(error, RunError):
@@ -34,13 +34,13 @@ def user_message(error: BaseException) -> str | None:
     if isinstance(error, torch.OutOfMemoryError):
         return (
             f"run.py: the memory of the GPU is full ({first_line(error)}), outside of a training step. "
-            "In a validation or an evaluation a lower max_tokens_per_forward helps; where this came at the start, "
-            "share the model out over more GPUs (configs/accelerate_config.yaml). What was saved before is whole"
+            "In a validation or an evaluation a lower max_tokens_per_forward helps; if this came at the start, "
+            "share the model out over more GPUs (configs/accelerate_config.yaml). What was saved before is intact"
         )
     if is_disk_error(error):
         return (
             f"run.py: {refusal_of_disk(error)}\n"
-            "run.py: what was saved before is whole, and the same command goes on from there"
+            "run.py: what was saved before is intact, and the same command continues from there"
         )
     return None
 
@@ -56,7 +56,7 @@ def process_group(
 
     Args:
         silence: seconds without a sign of life after which a process counts as hanging.
-        message_of: what a person should read of an error, or None where its traceback tells more.
+        message_of: what a person should read of an error, or None if its traceback tells more.
     """
     accelerator = start(trackers, logging_dir)
     if accelerator.num_processes == 1:

@@ -20,15 +20,15 @@ from runtime.collectives import all_rows
 from utils import RunError
 
 _HOW_TO_TRAIN_LONGER = (
-    "  a cosine ends where it was laid out to end. To train longer, begin another run: another experiment_id, and",
+    "  a cosine ends where it was planned to end. To train longer, begin another run: another experiment_id, and",
     "  model_path set to this run's last model folder (of an adapter, merged first: python -m tools.merge_adapter).",
     "  A run begun with scheduler_type constant_with_warmup can be made longer as it is",
 )
 # A store of longer texts may give this run the same tokens as before, where the run cuts texts to fewer. That is not
 # looked for: both stores would have to be there, and be read whole.
 _HOW_TEXTS_STAY = (
-    "  its token store was written anew: tokenise as then, with the same instruction and the same --max_seq_length,",
-    "  also where this run cuts texts shorter than the store does",
+    "  its token store was rewritten: tokenise as before, with the same instruction and the same --max_seq_length,",
+    "  also if this run cuts texts shorter than the store does",
 )
 IDENTITY_KEY = "ground"  # of a state's facts; so called since the first states, and those must stay readable
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each weight
@@ -211,7 +211,7 @@ def _meter_of_process(accelerator: Accelerator, meters: Tensor) -> Tensor:
 def find(
     accelerator: Accelerator, choice: str, folder: Path, identity: dict, model_path: str, assumed: dict
 ) -> tuple[int, dict, dict[str, shards.Shards] | None]:
-    """The state to go on from. The main process looks for it, and all processes learn what was found; a collective.
+    """The state to continue from. The main process looks for it, and all processes learn what was found; a collective.
 
     Args:
         choice: "auto" for the newest whole state in `folder`, "never", or the folder of one state.
@@ -245,7 +245,7 @@ def find(
 
 
 def _read_state(choice: str, folder: Path) -> checkpoint.State | None:
-    """The state of this choice; None to begin. Raises ValueError where it is damaged."""
+    """The state of this choice; None to begin. Raises ValueError if it is damaged."""
     if choice == "never":
         return None
     if choice == "auto":
@@ -287,7 +287,7 @@ def _named(digest: str, path: str | None) -> str:
 
 def _refuse_changes(run_folder: Path, changes: list[str]) -> None:
     if changes:
-        lines = "\n  ".join([f"{run_folder}: cannot go on, because this has changed:", *changes])
+        lines = "\n  ".join([f"{run_folder}: cannot continue, because this has changed:", *changes])
         raise RunError(f"{lines}\nrun.py: put it back, or choose another experiment_id")
 
 

@@ -39,7 +39,7 @@ def rows_of(rows: int, number: int, count: int) -> slice:
 
 
 def part_to_write(tensor: Tensor, number: int, count: int) -> Tensor | None:
-    """The rows of a live tensor that this process writes, [some of its rows, ...]; None where there are none.
+    """The rows of a live tensor that this process writes, [some of its rows, ...]; None if there are none.
 
     Args:
         number, count: this process among those that write; a tensor that is sharded already needs neither.
@@ -147,6 +147,6 @@ class Shards:
         return sorted(self.files_of)
 
     def read(self, name: str) -> Tensor:
-        """One tensor, whole, on the CPU. Raises KeyError where there is none of this name."""
+        """One tensor, whole, on the CPU. Raises KeyError if there is none of this name."""
         parts = [file.get_tensor(name) for file in self.files_of[name]]
         return parts[0] if len(parts) == 1 else torch.cat(parts)

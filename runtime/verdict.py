@@ -30,7 +30,7 @@ def refused_elsewhere(problems: int) -> str | None:
         problems: found by this process.
 
     Returns:
-        Where problems were found, for people; None where nobody found any. A process with problems of its own gets
+        Where problems were found, for people; None if nobody found any. A process with problems of its own gets
         None once the others know.
     """
     address = main_address()
@@ -66,5 +66,5 @@ def _wait_for_verdicts(store: TCPStore, processes: int, patience: float, is_refu
     if store.check([_REFUSED]):
         return store.get(_REFUSED).decode()
     if store.add(_VERDICTS, 0) < processes:
-        return f"not all processes were there after {patience / 60:.0f} minutes"
+        return f"not all processes had arrived after {patience / 60:.0f} minutes"
     return None

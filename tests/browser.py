@@ -33,7 +33,7 @@ PATIENCE = 120.0  # seconds for one answer; on one busy core the start alone tak
 
 
 def find() -> str | None:
-    """The path of a Chromium: of CHROMIUM, or one that is installed; None where there is none."""
+    """The path of a Chromium: of CHROMIUM, or one that is installed; None if there is none."""
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 

@@ -97,7 +97,7 @@ def toy_settings(toy_world: ToyWorld, folder: Path) -> dict:
 
 
 def train_here(config: dict) -> Path:
-    """Train in this process; returns the run's folder. Raises RunError where the run ends with one."""
+    """Train in this process; returns the run's folder. Raises RunError if the run ends with one."""
     assert _call_here(run.check_and_train, config) == 0
     return Path(config["output_dir"]) / config["experiment_id"]
 

@@ -42,7 +42,7 @@ TOKENIZE = "python tokenize_data_qwen.py --tokenizer_path models/qwen3-0.6b"
 WITHOUT_LAUNCHER = (
     "ACCELERATE_MIXED_PRECISION=bf16 python run.py --config configs/config.json --experiment_id first_run"
 )
-A_RUN_OF_ITS_OWN = "--experiment_id keys --train_steps 2"  # the page's run would go on with another one's folder
+A_RUN_OF_ITS_OWN = "--experiment_id keys --train_steps 2"  # the page's run would continue in another one's folder
 MINE = (
     "python -m tools.mine_hard_negatives --input raw/questions.parquet --output mined/questions.parquet "
     "--model models/qwen3-0.6b"

@@ -94,7 +94,7 @@ def test_matryoshka_sums_weighted_prefixes():
 def test_matryoshka_weights_are_the_published_ones():
     table = {1024: 1, 512: 0.3536, 256: 0.1667, 128: 0.0884, 64: 0.05, 32: 0.0295, 16: 0.0179, 8: 0.0110}
     assert {dim: round(weight, 4) for dim, weight in matryoshka_weights(1024).items()} == table
-    assert list(matryoshka_weights(320)) == [320, 256, 128, 64, 32, 16, 8]  # the 80M model's width is no power of two
+    assert list(matryoshka_weights(320)) == [320, 256, 128, 64, 32, 16, 8]  # the 80M model's width: not a power of two
 
 
 def test_distillation_loss_is_the_mean_square_over_the_first_dimensions():

@@ -1,4 +1,4 @@
-"""Everything that run.py refuses before a weight is loaded, and what it says where a run cannot go on.
+"""Everything that run.py refuses before a weight is loaded, and what it says if a run cannot continue.
 
 python -m pytest tests/test_run_refusals.py
 """
@@ -36,7 +36,7 @@ def refused(capsys, *words: str) -> str:
 def test_a_run_is_never_overwritten(train, settings, capsys):
     folder = train()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert "holds a run already" in refused(capsys, *flags(settings, resume="never"))
+    assert "already holds a run" in refused(capsys, *flags(settings, resume="never"))
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
@@ -51,7 +51,7 @@ def test_all_problems_at_once_and_before_the_model_loads(settings, toy_world, tm
                lora_target_modules="qproj", teacher_model_path=toy_world.root / "nowhere"),
     )  # fmt: skip
     for line in (
-        "report_to: 'tensorbord' is none of",
+        "report_to: 'tensorbord' is not one of",
         "model_path: the data hold token id",
         "model_path: max_seq_length 2000 is above",
         "lora_target_modules: no layer is called 'qproj'",
@@ -68,7 +68,7 @@ def test_a_wrong_key_does_not_hide_what_else_is_wrong(settings, tmp_path, capsys
     values = flags(settings, learning_rat=1, train_batch_size=0, model_path="nowhere/at_all", report_to="tensorbord")
     error = refused(capsys, *values)
     for line in ("learning_rat: no such key", "train_batch_size: 0 is below 1", "model_path: 'nowhere/at_all'",
-                 "report_to: 'tensorbord' is none of", "holds something else than a run"):  # fmt: skip
+                 "report_to: 'tensorbord' is not one of", "holds something other than a run"):  # fmt: skip
         assert line in error, line
     assert "5 problems" in error
     assert not (tmp_path / "cache").exists()  # nothing was built for a run that cannot start

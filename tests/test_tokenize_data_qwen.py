@@ -118,7 +118,7 @@ def test_done_files_are_skipped_and_other_inputs_are_refused(toy_world, raw, tmp
     before, stamp = contents(tmp_path / "stores"), (tmp_path / "stores" / "a" / "meta.json").stat().st_mtime_ns
     capsys.readouterr()
     assert tokenize(*arguments) == 0
-    assert "was done already" in capsys.readouterr().out
+    assert "already done" in capsys.readouterr().out
     assert (tmp_path / "stores" / "a" / "meta.json").stat().st_mtime_ns == stamp
 
     toy.write_parquet(raw / "a.parquet", toy.raw_rows(10, 2, seed=5))
@@ -224,11 +224,11 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_written(toy_world, raw,
         "no_json.jsonl: row 0 (counted from 0) is not JSON",
         "half.jsonl: row 1 (counted from 0) is not JSON",
         "no_column.parquet: columns query, answer: no query and positive among them",
-        'tasks.json: no_column: "sorting" is none of retrieval, clustering, classification',
+        'tasks.json: no_column: "sorting" is not one of retrieval, clustering, classification',
         "numbers.parquet: column 'passage' holds int64, not text",
         "bad name.parquet: dataset name 'bad name'",
         "unknown.parquet: no task is known for 'unknown': give --task unknown=retrieval",
-        "--task good=ranking: 'ranking' is none of retrieval, clustering, classification",
+        "--task good=ranking: 'ranking' is not one of retrieval, clustering, classification",
     ):
         assert line in error, line
     assert "Traceback" not in error
@@ -313,7 +313,7 @@ def test_a_folder_that_is_no_store_is_left_alone(toy_world, raw, tmp_path, capsy
     mine.write_text("mine")
     arguments = (raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval", "--overwrite", "true")
     assert tokenize(*arguments) == 2
-    assert "is no token store and would be replaced" in capsys.readouterr().err
+    assert "is not a token store and would be replaced" in capsys.readouterr().err
     assert mine.read_text() == "mine"
 
 
@@ -380,7 +380,7 @@ def test_tokenising_reads_the_file_where_training_does_and_refuses_one_beside_th
     path = raw / "dataset_settings.json"
     path.write_text(json.dumps({"toy_retrieval": {"instruction": "Find it."}, "not_here": {}}))
     assert tokenize(*arguments) == 2
-    assert f"{path}: is looked for beside the stores: move it to {stores}" in capsys.readouterr().err
+    assert f"{path}: belongs beside the stores: move it to {stores}" in capsys.readouterr().err
     path.write_text(json.dumps({"*": {"instructon": "Find it."}}))
     assert tokenize(*arguments, "--dataset_settings", str(path)) == 2
     assert "*: instructon: no such setting; did you mean instruction?" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Tiny random models that are no decoders: a BERT with mean pooling as Sentence Transformers keeps one, and a
+"""Tiny random models that are not decoders: a BERT with mean pooling as Sentence Transformers keeps one, and a
 cross-encoder. Imported by tests only; seeded, nothing is downloaded.
 """
 

@@ -94,7 +94,7 @@ def build(flags: argparse.Namespace) -> int:
         return read_one_part(plan, flags.part)
     if flags.join is not None:
         missing = sources_parts.missing_parts(plan.pieces, plan.sources, plan.output, flags.join)
-        problems = [f"part {part}/{flags.join} is not there: run --part {part}/{flags.join}" for part in missing]
+        problems = [f"part {part}/{flags.join} is missing: run --part {part}/{flags.join}" for part in missing]
     else:
         problems = sources_parts.read_pieces(plan.pieces, plan.sources, plan.output)
     problems = problems or write_all(plan)

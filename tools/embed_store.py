@@ -5,7 +5,7 @@
 
 Training takes the folder as `teacher_embeddings`. Each dataset becomes a folder of its own in it, with a row for each
 distinct text: what the live teacher gives to these tokens, not normalised. Give --max_seq_length the value that
-training will have. Where it is interrupted, the same command goes on; what is finished is left alone.
+training will have. If it is interrupted, the same command continues; what is finished is left alone.
 
 The precision is the launcher's (accelerate launch --mixed_precision bf16), as it is for a live teacher. Several
 machines must share the disk of --output.
@@ -71,7 +71,7 @@ class Asked:
 
 
 def main(argv: list[str]) -> int:
-    """Check everything, then embed. Returns the exit status: 0; 2 for refused input; 1 for what could not go on."""
+    """Check everything, then embed. Returns the exit status: 0; 2 for refused input; 1 for what could not continue."""
     asked = parse(argv)
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -86,18 +86,18 @@ def main(argv: list[str]) -> int:
 
 
 def message_of(error: BaseException) -> str | None:
-    """What a person should read of an error; None where its traceback tells more."""
+    """What a person should read of an error; None if its traceback tells more."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the same command goes on from what is there"
+        return "interrupted; the same command continues from what is there"
     if isinstance(error, RunError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return (
-            f"the memory of the GPU is full ({first_line(error)}): the same command goes on from what is there with a "
-            "lower --max_tokens, or with the teacher shared out over more GPUs (configs/accelerate_config.yaml)"
+            f"the memory of the GPU is full ({first_line(error)}): the same command continues from what is there, "
+            "with a lower --max_tokens, or with the teacher shared out over more GPUs (configs/accelerate_config.yaml)"
         )
     if is_disk_error(error):
-        return f"{refusal_of_disk(error)}; the same command goes on from what is there"
+        return f"{refusal_of_disk(error)}; the same command continues from what is there"
     return None
 
 
@@ -124,7 +124,7 @@ def parse(argv: list[str]) -> Asked:
 
 
 def check_and_embed(asked: Asked) -> int:
-    """Print every problem that can be found before; where there is none, embed. Returns the exit status."""
+    """Print every problem that can be found before; if there is none, embed. Returns the exit status."""
     try:
         stores, problems = find_problems(asked)
     except Exception:
@@ -267,7 +267,7 @@ def embed_store(
     if accelerator.is_main_process:
         done = embedding_writer.begin(folder, facts, len(batches), asked.max_tokens)
         if done:
-            accelerator.print(f"{folder}: going on after batch {done:,} of {len(batches):,}")
+            accelerator.print(f"{folder}: continuing after batch {done:,} of {len(batches):,}")
     accelerator.wait_for_everyone()
     rows = RowWriter(folder, facts["dtype"], facts["width"])
     remaining = rows.remaining()  # the same on every process: nobody has written yet

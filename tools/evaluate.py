@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     """Check everything, then evaluate.
 
     Returns:
-        The exit status: 0; 2 for refused input; 1 where the disk is full, with what was finished before kept.
+        The exit status: 0; 2 for refused input; 1 if the disk is full, with what was finished before kept.
     """
     asked = parse(argv)
     if asked.is_local:  # read on import by the packages that would ask the hub
@@ -172,7 +172,7 @@ def evaluate(asked: Asked) -> None:
 
 
 def refuse(problems: list[str]) -> None:
-    """Raises RunError where there is any problem."""
+    """Raises RunError if there is any problem."""
     if problems:
         raise RunError("\n".join([*problems, f"{plural(len(problems), 'problem')}, nothing was evaluated"]))
 

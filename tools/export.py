@@ -28,7 +28,7 @@ FORMATS = ("safetensors", "onnx", "gguf")
 
 
 def main(argv: list[str]) -> int:
-    """Export. Returns the exit status: 0; 2 for refused input; 1 where the disk is full or forbids it."""
+    """Export. Returns the exit status: 0; 2 for refused input; 1 if the disk is full or forbids it."""
     return exit_status(partial(check_and_export, parse(argv)))
 
 
@@ -53,7 +53,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def check_and_export(flags: argparse.Namespace) -> None:
-    """Find everything that stands against it; or export, and say what was written.
+    """Find every problem that prevents it; or export, and say what was written.
 
     Raises:
         RunError: the model cannot be exported so, its folder is damaged, or what was written is another model.
@@ -74,7 +74,7 @@ def find_problems(flags: argparse.Namespace) -> list[str]:
     if (flags.model / "f2llm.json").is_file():
         problems += facts_problems(flags)
     if flags.output.exists():
-        problems.append(f"--output {flags.output}: exists already")
+        problems.append(f"--output {flags.output}: already exists")
     problems += [f"--output {flags.output}: {path} is a file" for path in flags.output.parents if path.is_file()]
     return problems + format_problems(flags.format, flags.dtype, onnx_file.missing_packages())
 

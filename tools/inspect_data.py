@@ -77,7 +77,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("path", type=Path, metavar="PATH", help="a folder of raw files or of tokenised data, a file, or a token store")
     add("--page", type=Path, help="write a page of Markdown here, with its JSON and a picture beside it")
-    add("--json", type=Path, help="write the JSON here (default: beside the page, where one is written)")
+    add("--json", type=Path, help="write the JSON here (default: beside the page, if one is written)")
     add("--tokenizer_path", help="folder or hub id; measures raw texts in tokens, and reads the texts of token stores")
     add("--tokenizer_revision", help="commit, tag or branch of a hub id (default: its main branch)")
     add("--evaluation", type=Path, help="raw tuples or a BEIR folder, whose texts must not be in the data")
@@ -166,7 +166,7 @@ def expected_of(inspections: list[Inspection], course: Course | None) -> Forecas
 
 
 def refuse(problems: list[str]) -> None:
-    """Raise RunError where there are problems."""
+    """Raise RunError if there are problems."""
     if problems:
         raise RunError("\n".join(problems))
 

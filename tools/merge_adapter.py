@@ -20,7 +20,7 @@ from utils import RunError, exit_status
 
 
 def main(argv: list[str]) -> int:
-    """Merge. Returns the exit status: 0; 2 for refused input; 1 where the disk is full or forbids it."""
+    """Merge. Returns the exit status: 0; 2 for refused input; 1 if the disk is full or forbids it."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.merge_adapter", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,7 +55,7 @@ def find_problems(adapter: Path, folder: Path) -> list[str]:
     else:
         problems += base_problems(adapter)
     if folder.exists():
-        problems.append(f"{folder}: exists already")
+        problems.append(f"{folder}: already exists")
     return problems
 
 

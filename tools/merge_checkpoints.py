@@ -21,7 +21,7 @@ from utils import RunError, exit_status
 
 
 def main(argv: list[str]) -> int:
-    """Merge. Returns the exit status: 0; 2 for refused input; 1 where the disk is full or forbids it."""
+    """Merge. Returns the exit status: 0; 2 for refused input; 1 if the disk is full or forbids it."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.merge_checkpoints",
         description=__doc__,
@@ -36,10 +36,10 @@ def main(argv: list[str]) -> int:
 
 
 def check_and_merge(inputs: list[Path], weights: list[float], output: Path) -> None:
-    """Average folders, and say where the result is. Raises RunError where they do not fit, or it is there already."""
+    """Average folders, and say where the result is. Raises RunError if they do not fit, or it already exists."""
     problems = merge_problems(inputs, weights)
     if output.exists():
-        problems.append(f"{output}: exists already")
+        problems.append(f"{output}: already exists")
     if problems:
         raise RunError("\n".join(problems))
     merge(inputs, weights, output)

@@ -107,7 +107,7 @@ def _add_files(group) -> None:
     add("--instruction", help="put before every query that has none, in the output too")
     add("--group_column", help="column of a class or the like: passages of a query's own group are never its negatives")
     _add_boolean(group, "--keep_negatives", True, "keep the input's own negatives, and fill up with mined ones")
-    _add_boolean(group, "--skip_bad_rows", False, "leave out rows without query or passage, and go on")
+    _add_boolean(group, "--skip_bad_rows", False, "leave out rows without query or passage, and continue")
     add("--cache_dir", type=Path, help="for vectors and unfinished work (default .NAME.mining beside the output)")
     _add_boolean(group, "--keep_cache", True, "keep that folder after the output is written")
 

@@ -18,7 +18,7 @@ from utils import RunError, exit_status
 
 
 def main(argv: list[str]) -> int:
-    """Draw. Returns the exit status: 0; 2 for refused input; 1 where the disk is full or forbids it."""
+    """Draw. Returns the exit status: 0; 2 for refused input; 1 if the disk is full or forbids it."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.plot_run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,7 +30,7 @@ def plot(run: Path) -> None:
     """Draw a run, and say where the picture is.
 
     Raises:
-        RunError: its log is not there or damaged, or there is no matplotlib.
+        RunError: its log is missing or damaged, or matplotlib is not installed.
     """
     try:
         picture = draw(run)

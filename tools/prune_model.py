@@ -41,12 +41,12 @@ SIZES = {"hidden_size": "hidden_size", "intermediate_size": "intermediate_size",
 
 
 def main(argv: list[str]) -> int:
-    """Prune. Returns the exit status: 0; 2 for refused input; 1 where the disk is full or forbids it."""
+    """Prune. Returns the exit status: 0; 2 for refused input; 1 if the disk is full or forbids it."""
     return exit_status(partial(check_and_prune, parse(argv)))
 
 
 def check_and_prune(flags: argparse.Namespace) -> None:
-    """Find everything that stands against it; or prune, and say what came of it. Raises RunError with all problems."""
+    """Find every problem that prevents it; or prune, and print the result. Raises RunError with all problems."""
     config, problems = read_config(flags.input)
     tokenizer, tokenizer_problems = load_tokenizer(flags.input)
     problems += tokenizer_problems
@@ -54,7 +54,7 @@ def check_and_prune(flags: argparse.Namespace) -> None:
     if config is not None:
         problems += size_problems(flags, config)
     if Path(flags.output).exists():
-        problems.append(f"--output {flags.output}: exists already")
+        problems.append(f"--output {flags.output}: already exists")
     texts, text_problems = calibration_texts(flags)
     problems += text_problems
     if problems:

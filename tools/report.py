@@ -5,7 +5,7 @@
     python -m tools.report output/EXPERIMENT_ID --output report.html --neighbours 8
 
 Curves of all losses and measures, learning rate, gradient norm, throughput, memory, lengths of the texts, quality by
-Matryoshka dimension, configuration and manifest with the differences marked. A run that goes on can be shown as well.
+Matryoshka dimension, configuration and manifest with the differences marked. An unfinished run can be shown as well.
 It takes seconds: --neighbours alone loads models.
 """
 
@@ -26,7 +26,7 @@ from utils import RunError, exit_status
 
 
 def main(argv: list[str]) -> int:
-    """Write the page. Returns the exit status: 0; 2 for refused input; 1 where the disk is full or forbids it."""
+    """Write the page. Returns the exit status: 0; 2 for refused input; 1 if the disk is full or forbids it."""
     return exit_status(partial(report, parse(argv)))
 
 
@@ -37,7 +37,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, output_dir/experiment_id")
-    add("--output", type=Path, required=True, help="the HTML file to write; one that is there is replaced")
+    add("--output", type=Path, required=True, help="the HTML file to write; an existing file is replaced")
     add("--names", nargs="+", help="what to call the runs, in their order (default: their folders' names)")
     add("--neighbours", type=int, metavar="N", help="ask each run's last model with N sample queries (default: none)")
     add("--texts", type=Path, help="for --neighbours: a file of texts, one a line (default: held-out tuples)")
@@ -48,7 +48,7 @@ def report(flags: argparse.Namespace) -> None:
     """Read the runs and write their page.
 
     Raises:
-        RunError: flags that cannot be met, or a folder that is no run's.
+        RunError: flags that cannot be met, or a folder that is not a run's.
     """
     refuse_flags(flags)
     runs = open_runs(flags.runs, flags.names)
@@ -73,13 +73,13 @@ def refuse_flags(flags: argparse.Namespace) -> None:
     if flags.neighbours is not None and flags.neighbours < 1:
         problems.append(f"--neighbours {flags.neighbours}: must be 1 or more; leave it out to ask nothing")
     if flags.texts is not None and flags.neighbours is None:
-        problems.append("--texts: is asked by --neighbours N alone, which loads the models; add it")
+        problems.append("--texts: is used only with --neighbours N, which loads the models: add that")
     if problems:
         raise RunError("\n".join(problems))
 
 
 def choose_sample(runs: list[RunLog], flags: argparse.Namespace) -> neighbours.Sample:
-    """Queries and what is searched for them. Raises RunError where there are none."""
+    """Queries and what is searched for them. Raises RunError if there are none."""
     if flags.texts is not None:
         return neighbours.sample_of_file(flags.texts, flags.neighbours)
     return neighbours.sample_of_run(runs, datasets_of(runs), flags.neighbours)

@@ -17,7 +17,7 @@ GIB = 2**30
 
 
 def count_cost(args: Args, accelerator: Accelerator, model: Embedder) -> memory.Cost | None:
-    """What a token costs, where something is to be chosen from it; None where the user fixed everything.
+    """What a token costs, where something is to be chosen from it; None if the user fixed everything.
 
     Of a sharded model a collective, as its forward passes are.
     """

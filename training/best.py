@@ -45,7 +45,7 @@ def parse_dims(given: int | str | list[int] | None) -> tuple[list[int] | None, s
     dims = []
     for word in words:
         if not word.strip().isdecimal() or int(word) == 0:
-            return None, f"evaluation_dims: {word.strip()!r} is no number of dimensions: give some as 64,256"
+            return None, f"evaluation_dims: {word.strip()!r} is not a number of dimensions: give some as 64,256"
         dims.append(int(word))
     return dims, None
 
@@ -80,7 +80,7 @@ def parse_choice(text: str, sets: Sequence[str], dims: Sequence[int]) -> tuple[C
     *place, word = text.split("/")
     metric = next((name for name in METRICS if name.lower() == word.lower().replace("_at_", "@")), None)
     if metric is None:
-        return None, f"best_metric: {word!r} is none of {', '.join(METRICS)}{did_you_mean(word, METRICS)}"
+        return None, f"best_metric: {word!r} is not one of {', '.join(METRICS)}{did_you_mean(word, METRICS)}"
     choice = Choice(metric)
     if place and place[0] in sets:
         choice = choice._replace(set=place.pop(0))
@@ -89,12 +89,12 @@ def parse_choice(text: str, sets: Sequence[str], dims: Sequence[int]) -> tuple[C
     if place:
         return None, f"best_metric: there is no set {place[0]!r}, only {', '.join(sets)}{did_you_mean(place[0], sets)}"
     if choice.dim is not None and choice.dim not in dims:
-        return None, f"best_metric: {choice.dim} is none of the evaluated dimensions, {', '.join(map(str, dims))}"
+        return None, f"best_metric: {choice.dim} is not one of the evaluated dimensions, {', '.join(map(str, dims))}"
     return choice, None
 
 
 def value_of(results: Results, choice: Choice, sets: Sequence[str]) -> float | None:
-    """The value that a choice names; None where these results lack it: the sets may have been others then.
+    """The value that a choice names; None if these results lack it: the sets may have been others then.
 
     Args:
         sets: the names of the sets that there are now.
@@ -112,7 +112,7 @@ def value_of(results: Results, choice: Choice, sets: Sequence[str]) -> float | N
 
 
 def best_of(values: Sequence[tuple[int, float]]) -> Best | None:
-    """The best of (step, value), of equal ones the first; None where there are none."""
+    """The best of (step, value), of equal ones the first; None if there are none."""
     if not values:
         return None
     place = max(range(len(values)), key=lambda number: (values[number][1], -number))
@@ -166,13 +166,13 @@ class Evaluations:
         return self.best.step == step
 
     def forget_lost_models(self, kept: int | None, steps_done: int, best_of_state: int | None = None) -> None:
-        """When a run goes on after `steps_done`, drop the values of models that are gone.
+        """When a run continues after `steps_done`, drop the values of models that are gone.
 
         A run that has ended because no better model came stays ended, even if its folder best was moved away since.
 
         Args:
-            kept: the step of the model in the folder best; None where there is none.
-            best_of_state: the step of the best model, by the state that the run goes on from; None where it names none.
+            kept: the step of the model in the folder best; None if there is none.
+            best_of_state: the step of the best model, by the state that the run continues from; None if it names none.
         """
         if self.best is None:
             return
@@ -193,7 +193,7 @@ class Evaluations:
         return bool(self.patience and self.values) and self.best.worse_since >= self.patience
 
     def lines(self) -> list[str]:
-        """What is evaluated, for people; nothing where nothing is."""
+        """What is evaluated, for people; empty if nothing is."""
         if not self.sets or not self.every:
             return []
         queries = sum(len(retrieval_set.queries) for retrieval_set in self.sets)

@@ -86,7 +86,7 @@ def push(run: Run) -> None:
         last = run.steps_done
         name = folder_name(last, run.args.checkpointing_steps, last, run.feed.plan.steps_per_epoch)
         if run.args.best_metric is not None:
-            chosen = f"no model that {run.args.best_metric} chose is there"
+            chosen = f"there is no model that {run.args.best_metric} chose"
             print(f"{run.folder / BEST}: {chosen}: the last one, {name}, is pushed", flush=True)
     folder = run.folder / name
     print(hub.push(folder, run.args.hub_model_id, steps_of(folder)), flush=True)

@@ -134,8 +134,8 @@ def how_to_go_on(step: int, steps: int, resumable: bool) -> str:
     """The last line of a run that was told to stop after `step` of `steps`."""
     line = f"stopped after step {step} of {steps}"
     if resumable:
-        return f"{line} and saved: the same command goes on from there"
-    return f"{line}: a run under DeepSpeed cannot go on; its model folders can be trained further as another run"
+        return f"{line} and saved: the same command continues from there"
+    return f"{line}: a run under DeepSpeed cannot continue; its model folders can be trained further as another run"
 
 
 def end_lines(
@@ -155,7 +155,7 @@ def end_lines(
         folder: the last model folder.
         adapter: the folder holds a LoRA adapter.
         picture: where the plot is, None for none.
-        best: what the best model is, None where no metric decides.
+        best: what the best model is, None if no metric decides.
     """
     lines = [f"trained {plural(steps, 'step')} in {format_seconds(seconds)}; losses at the end: {format_means(means)}"]
     lines.append(f"use it:   SentenceTransformer({folder!r})")

@@ -9,13 +9,13 @@ _MUCH_ROOM = 50e9  # bytes
 
 
 def steps_of(folder: Path) -> int | None:
-    """After how many steps the model in a folder was saved; None where there is none."""
+    """After how many steps the model in a folder was saved; None if there is none."""
     path = folder / "f2llm.json"
     return read_json(path)["training"]["steps"] if path.exists() else None
 
 
 def folder_name(step: int, every: int, steps: int, steps_per_epoch: int) -> str | None:
-    """The name of the model folder that is written after a step; None where none is.
+    """The name of the model folder that is written after a step; None if none is.
 
     >>> [folder_name(step, every=2, steps=7, steps_per_epoch=4) for step in range(1, 8)]
     [None, 'step_2', None, 'epoch_1', None, 'step_6', 'step_7']
@@ -32,7 +32,7 @@ def folder_name(step: int, every: int, steps: int, steps_per_epoch: int) -> str 
 
 
 def room_lines(size: int, limit: int, every: int, steps: int, steps_per_epoch: int) -> list[str]:
-    """A line about the model folders of a run, where they come to more than 50 GB; none where they do not.
+    """A line about the model folders of a run, where they come to more than 50 GB; none if they do not.
 
     Args:
         size: bytes of one.

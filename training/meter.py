@@ -30,12 +30,12 @@ class Meter:
         self.began = time.perf_counter()
 
     def start(self) -> None:
-        """Begin to count the time: what came before, reading a state say, was no training."""
+        """Begin to count the time: what came before, such as reading a state, was not training."""
         self.began = time.perf_counter()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop the clock: validation and saving are no training."""
+        """Stop the clock: validation and saving are not training."""
         stopped = time.perf_counter()
         yield
         self.began += time.perf_counter() - stopped

@@ -160,7 +160,7 @@ def load_teacher(
             layers may have windows where the student's have none.
 
     Raises:
-        RunError: on every process: it cannot be read, its weights are damaged, or it is no causal decoder: packed
+        RunError: on every process: it cannot be read, its weights are damaged, or it is not a causal decoder: packed
             texts are embedded with causal attention, whatever the model was trained with.
     """
     half = accelerator.mixed_precision == "bf16"

@@ -142,7 +142,7 @@ class Objective:
         return kind if dim == max(self.prefixes) else f"{kind}@{dim}"
 
     def _same_text(self, batch: Batch) -> Tensor | None:
-        """[B] text numbers, equal where candidates are the same text; None where those count as negatives."""
+        """[B] text numbers, equal where candidates are the same text; None if those count as negatives."""
         return batch.positives if self.mask_same_text else None
 
 

@@ -52,7 +52,7 @@ def draw(run: Path) -> str | None:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl. Raises ValueError, with the line's number, where one is no JSON."""
+    """The lines of a metrics.jsonl. Raises ValueError, with the line's number, if one is not JSON."""
     lines = []
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:

@@ -153,13 +153,13 @@ def folder_problems(folder: Path, resume: str) -> list[str]:
     if not folder.exists():
         return []
     if folder.is_file():
-        return [f"{folder}: holds something else than a run: choose another experiment_id"]
+        return [f"{folder}: holds something other than a run: choose another experiment_id"]
     own_traces = {".lock", "args.json.tmp"}  # of a run that was killed, or met a full disk, before its first file
     in_use = any(path.name not in own_traces for path in folder.iterdir())
     if in_use and not (folder / "args.json").exists():
-        return [f"{folder}: holds something else than a run: choose another experiment_id"]
+        return [f"{folder}: holds something other than a run: choose another experiment_id"]
     if in_use and resume == "never":
-        return [f"{folder}: holds a run already: choose another experiment_id, or --resume auto to go on"]
+        return [f"{folder}: already holds a run: choose another experiment_id, or --resume auto to continue"]
     return []
 
 

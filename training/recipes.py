@@ -158,7 +158,7 @@ def without_loss(stores: list[TokenStore], recipes: list[Recipe]) -> list[str]:
             reason = "num_hard_neg is 0"
         problems.append(
             f"{store.folder}: {store.task} has the hard-negative loss alone, and no negatives ({reason}): "
-            "nothing would be learnt of it"
+            "nothing would be learnt from it"
         )
     return problems
 

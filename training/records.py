@@ -29,7 +29,7 @@ def tracker_tags(
 ) -> dict[str, float]:
     """Tag -> value under the published names: {dataset}/training_loss_hard, Avg/{task}/valid_loss_in_batch.
 
-    What is no loss has a tag without the word: {dataset}/valid_group_mrr. Of a Matryoshka prefix the number of its
+    What is not a loss has a tag without the word: {dataset}/valid_group_mrr. Of a Matryoshka prefix the number of its
     dimensions stands last: {dataset}/valid_loss_in_batch@64.
 
     Args:
@@ -94,7 +94,7 @@ def write_manifest(
 
 
 def _commit() -> str | None:
-    """This repository's commit, "-dirty" with local changes; None where git or the repository is missing."""
+    """This repository's commit, "-dirty" with local changes; None if git or the repository is missing."""
     command = ["git", "describe", "--always", "--dirty"]
     repository = Path(__file__).parent.parent
     try:

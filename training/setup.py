@@ -61,7 +61,7 @@ class Run:
     query_instruction: str  # of the saved folders' query prompt; "" for none
     resumable: bool
     states: StateWriter
-    steps_done: int  # by this run, and by what it goes on from
+    steps_done: int  # by this run, and by what it continues from
     skipped: int  # updates left out in a row
     evaluations: Evaluations
     clock: Clock | None = None  # of the loop, while it runs
@@ -131,7 +131,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
     meter = Meter([store.name for store in stores], LOSSES, accelerator.device)
     if facts:
         meter.load(resume.restore(accelerator, model, optimizer, tensors))
-        accelerator.print(f"going on after step {steps_done} of {schedule.steps}")
+        accelerator.print(f"continuing after step {steps_done} of {schedule.steps}")
     start_trackers(accelerator, args.trackers(), args.experiment_id, folder, asdict(args), steps_done)
     metrics = Metrics(accelerator, folder, facts.get("sizes", {}))
     evaluations = make_evaluations(args, accelerator, sets, objectives[0], metrics, steps_done, facts.get("best"))
@@ -221,8 +221,8 @@ def refuse_with_deepspeed(args: Args, accelerator: Accelerator, folder: Path) ->
     if args.max_tokens_per_forward:
         raise RunError("max_tokens_per_forward: not under DeepSpeed; take configs/accelerate_config.yaml")
     if (folder / "args.json").exists():
-        raise RunError(f"{folder}: holds a run already, and DeepSpeed's do not resume: choose another experiment_id")
-    accelerator.print("DeepSpeed: an interrupted run cannot go on; configs/accelerate_config.yaml can")
+        raise RunError(f"{folder}: already holds a run, and DeepSpeed's do not resume: choose another experiment_id")
+    accelerator.print("DeepSpeed: an interrupted run cannot continue; with configs/accelerate_config.yaml it can")
 
 
 def write_first_files(
@@ -313,10 +313,10 @@ def make_evaluations(
     steps_done: int,
     best_of_state: int | None,
 ) -> Evaluations:
-    """What the run evaluates, with the evaluations up to the step that it goes on from; printed.
+    """What the run evaluates, with the evaluations up to the step that it continues from; printed.
 
     Args:
-        best_of_state: the step of the best model, by the state that the run goes on from; None where it names none.
+        best_of_state: the step of the best model, by the state that the run continues from; None if it names none.
     """
     asked, _ = best.parse_dims(args.evaluation_dims)
     dims = best.all_dims(asked, list(objective.prefixes))

@@ -96,7 +96,7 @@ def out_of_memory(run: Run, step: int, batch: Batch, reason: str) -> str:
         f"step {step}: the memory of {run.accelerator.device} is full ({reason}). The step has {batch.rows} tuples, "
         f"{len(batch.lengths):,} texts and {len(batch.tokens):,} tokens on this process, the longest text "
         f"{int(batch.lengths.max()):,}, in {plural(batch.parts, 'part')} of at most {run.feed.budget:,} tokens "
-        f"(0 = any number). The same command goes on from the last state with {remedy}"
+        f"(0 = any number). The same command continues from the last state with {remedy}"
     )
 
 

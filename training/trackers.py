@@ -1,6 +1,6 @@
 """TensorBoard, Weights & Biases, trackio and whatever else accelerate knows.
 
-metrics.jsonl has every number, so a tracker that fails while a run goes on is left out with a warning. Only
+metrics.jsonl has every number, so a tracker that fails during a run is left out with a warning. Only
 TensorBoard, which writes files as the run itself does, ends the run.
 """
 
@@ -24,7 +24,7 @@ def tracker_problems(names: list[str]) -> list[str]:
     problems = []
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            problems.append(f"report_to: {name!r} is none of {', '.join(LOGGER_TYPE_TO_CLASS)}, none")
+            problems.append(f"report_to: {name!r} is not one of {', '.join(LOGGER_TYPE_TO_CLASS)}, none")
         elif name not in installed:
             problems.append(f"report_to: {name} is not installed: pip install {name}, or take another")
     return problems
@@ -33,13 +33,13 @@ def tracker_problems(names: list[str]) -> list[str]:
 def start_trackers(
     accelerator: Accelerator, names: list[str], experiment_id: str, folder: Path, config: dict, steps_done: int
 ) -> None:
-    """Start the trackers that the accelerator was made with; a resumed run goes on in the curves that it has.
+    """Start the trackers that the accelerator was made with; a resumed run continues the curves that it has.
 
     Args:
         names: of the trackers.
         folder: of the run; Weights & Biases writes there what it does not send at once.
         config: key -> value of the run, for trackers that show them.
-        steps_done: by what this run goes on from; 0 for a new one.
+        steps_done: by what this run continues from; 0 for a new one.
 
     Raises:
         RunError: a tracker cannot start; on the main process, which is the only one that has trackers.
@@ -72,7 +72,7 @@ def wandb_options(
 ) -> dict[str, object]:
     """What `wandb.init` is told. Variables WANDB_MODE, WANDB_DIR and WANDB_RUN_ID of the environment win.
 
-    A resumed run has the id of the run that it goes on from, out of wandb.json in the run's folder.
+    A resumed run has the id of the run that it continues from, out of wandb.json in the run's folder.
 
     Args:
         say: called with a line where the run is written down here rather than sent.
@@ -92,7 +92,7 @@ def wandb_options(
 
 
 def why_wandb_is_offline() -> str | None:
-    """Why nothing can be sent to Weights & Biases now, None where it can. Asks nobody for a key."""
+    """Why nothing can be sent to Weights & Biases now, None if it can. Asks nobody for a key."""
     import wandb
 
     try:
@@ -111,7 +111,7 @@ def _wandb_id(path: Path, is_new: bool) -> str:
 
 
 def trackio_options(experiment_id: str, config: dict, steps_done: int) -> dict[str, object]:
-    """What `trackio.init` is told: a new run of this name, or to go on with the last one of it."""
+    """What `trackio.init` is told: a new run of this name, or to continue the last one of it."""
     return {"name": experiment_id, "config": config, "resume": "allow" if steps_done else "never"}
 
 

@@ -27,7 +27,7 @@ class Evaluation:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table. Returns the exit status: 0, or 2 where a folder holds no results; 1 where the disk is full."""
+    """Print the table. Returns the exit status: 0, or 2 if a folder holds no results; 1 if the disk is full."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.local_tasks.compare",
         description=__doc__,
@@ -79,7 +79,7 @@ def put_into_card(found: dict[str, Evaluation]) -> None:
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """What tools/evaluate.py wrote into a folder. Raises RunError where it did not."""
+    """What tools/evaluate.py wrote into a folder. Raises RunError if it did not."""
     try:
         results = read_json(folder / "results.json")
         settings = read_json(folder / "evaluation.json")
@@ -90,7 +90,7 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def main_scores(results: dict[str, dict]) -> dict[str, float | None]:
-    """Task -> its main metric at the first dimension, which is the model's own; None where mteb found no number."""
+    """Task -> its main metric at the first dimension, which is the model's own; None if mteb found no number."""
     return {task: next(iter(by_dimension.values())).get(MAIN) for task, by_dimension in results.items()}
 
 

@@ -18,7 +18,7 @@ class Package:
     name: str
     section: str  # without its area: net, not contrib/net
     summary: str
-    description: str  # "" where only the summary is known
+    description: str  # "" if only the summary is known
 
     @property
     def family(self) -> str:
@@ -84,7 +84,7 @@ def _stanzas_of(path: Path) -> Iterator[Package]:
 
 
 def package_of(stanza: str) -> Package:
-    """The package of a stanza; "" for what is missing. Lines that go on begin with a space, " ." is an empty one."""
+    """The package of a stanza; "" for what is missing. Continued lines begin with a space, " ." is an empty one."""
     fields = {"Package": [], "Section": [], "Description": []}
     field = ""
     for line in stanza.splitlines():

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     """Make the tasks.
 
     Returns:
-        The exit status: 0; 2 where there is no source, or the folder exists; 1 where the disk refuses the tasks.
+        The exit status: 0; 2 if there is no source, or the folder exists; 1 if the disk refuses the tasks.
     """
     parser = argparse.ArgumentParser(
         prog="python -m examples.local_tasks.make",
@@ -55,7 +55,7 @@ def make(flags: argparse.Namespace) -> None:
         RunError: the folder exists, a source is damaged, or no task can be made.
     """
     if flags.folder.exists():
-        raise RunError(f"{flags.folder}: exists already; give another folder")
+        raise RunError(f"{flags.folder}: already exists; give another folder")
     aside = aside_of(flags.folder)
     remove(aside)
     made = 0

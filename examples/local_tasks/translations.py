@@ -36,7 +36,7 @@ def pairs_of(language: str, locale: Path = LOCALE) -> list[tuple[str, str]]:
 
 
 def is_sentence(english: str, translated: str) -> bool:
-    """Whether a message says something in words, and its translation something else."""
+    """Whether a message has words, and its translation something else."""
     letters = len(_LETTERS.findall(english))
     is_long_enough = len(english.split()) >= LEAST_WORDS and letters > 0.6 * len(english)
     return is_long_enough and max(len(english), len(translated)) <= MAX_CHARS and english != translated

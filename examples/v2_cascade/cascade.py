@@ -9,7 +9,7 @@
    teacher's embeddings, without them, and from random weights, for equally many steps.
 3. Depth alone, width alone and both, pruned to the same size: what each has lost before training, and after a little.
 
-Every step leaves its result behind: the same command goes on where it was interrupted.
+Every step leaves its result behind: the same command continues where it was interrupted.
 """
 
 import argparse

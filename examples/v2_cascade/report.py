@@ -76,7 +76,7 @@ def whole(measured: list[Measured]) -> str:
 
 
 def draw(rows: dict[str, list[Measured]], picture: Path) -> Path | None:
-    """Curves of nDCG@10 over the number of first dimensions; None where matplotlib is not installed."""
+    """Curves of nDCG@10 over the number of first dimensions; None if matplotlib is not installed."""
     if not find_spec("matplotlib"):
         return None
     import matplotlib

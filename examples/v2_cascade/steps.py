@@ -100,7 +100,7 @@ def random_weights(like: Path, seed: int) -> Path:
 
 
 def train(cascade: Cascade, experiment: str, start: Path, steps: int, overrides: list[str]) -> Path:
-    """Train with the command of a user; an interrupted run goes on. Returns the model folder.
+    """Train with the command of a user; an interrupted run continues. Returns the model folder.
 
     Args:
         overrides: further words for run.py.

@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_named(tmp_path, capsys):
 def test_a_mistyped_name_is_refused(capsys):
     with pytest.raises(SystemExit):
         gpu.main(["--parts", "equality,sped"])
-    assert "'sped' is none of equality, speed, run" in capsys.readouterr().err
+    assert "'sped' is not one of equality, speed, run" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------------------- equality

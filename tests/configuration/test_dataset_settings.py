@@ -56,11 +56,11 @@ def test_the_file_that_is_given_wins_over_the_one_beside_the_data(tmp_path):
         ({"sampling_weight": 101}, "a: sampling_weight: 101 is above 100"),
         ({"losses": "hard"}, 'a: losses: "hard" is not a list of texts or null'),
         ({"losses": []}, "a: losses: [] is not a list of texts"),
-        ({"losses": ["inbatch"]}, 'a: losses: "inbatch" is none of in_batch, hard; did you mean in_batch?'),
+        ({"losses": ["inbatch"]}, 'a: losses: "inbatch" is not one of in_batch, hard; did you mean in_batch?'),
         ({"losses": ["hard", "hard"]}, 'a: losses: "hard" is given twice'),
         ({"losses": ["in_batch"], "num_hard_neg": 3}, "a: num_hard_neg: 3, but losses leave hard out"),
         ({"instruction": ""}, "a: instruction: must not be empty"),
-        (3, "a: 3 is no object of settings"),
+        (3, "a: 3 is not an object of settings"),
     ],
 )
 def test_one_mistake(tmp_path, entry, problem):
@@ -75,7 +75,7 @@ def test_one_mistake(tmp_path, entry, problem):
         ("{", "not JSON"),
         ("[]", "must be one object of dataset names and their settings"),
         ('{"a": {}, "a": {}}', "a: given twice"),
-        ('{"a": {"temperature": NaN}}', "NaN is no number"),
+        ('{"a": {"temperature": NaN}}', "NaN is not a number"),
         ('{"temperature": 0.1}', 'put it under the name of a dataset, or under "*" for all'),
     ],
 )

@@ -24,8 +24,8 @@ def test_flag_types_become_values():
 
 @pytest.mark.parametrize(("reader", "word", "said"), [
     (boolean, "yes", "'yes' is neither true nor false"),
-    (number_of("jobs"), "0", "'0' is no number of jobs"),
-    (number_of("parts"), "-1", "'-1' is no number of parts"),
+    (number_of("jobs"), "0", "'0' is not a number of jobs"),
+    (number_of("parts"), "-1", "'-1' is not a number of parts"),
     (argument_type(float), "a", "could not convert string to float: 'a'"),
 ])  # fmt: skip
 def test_others_are_refused_argument_type(reader, word, said):

@@ -287,7 +287,7 @@ def test_a_document_twice_is_one_text_and_twice_different_is_refused(folder, tmp
     assert converted.meta["texts"] == store.meta["texts"]
     other = corpus.slice(260, 1).set_column(1, "input_ids", pa.array([[7, store.eos]]))
     pq.write_table(pa.concat_tables([corpus, other]), folder / "corpus.parquet")
-    assert "stands in it twice, with different ids" in problems_of(folder, tmp_path)
+    assert "occurs twice in it, with different ids" in problems_of(folder, tmp_path)
 
 
 def test_other_arrow_types_of_the_same_data_are_read(folder, tmp_path, store):

@@ -128,7 +128,7 @@ def test_an_instruction_is_put_before_queries_that_carry_none(raw, tmp_path, que
     before = contents(tmp_path / "stores")
     capsys.readouterr()
     assert queries("x", *flags)
-    assert capsys.readouterr().out.count("was done already") == 2
+    assert capsys.readouterr().out.count("already done") == 2
     assert contents(tmp_path / "stores") == before
 
 

@@ -191,7 +191,7 @@ def test_a_killed_part_continues_and_a_join_before_it_says_which_is_missing(
     assert contents(stores) == before
     calls.clear()
     run_parts(raw, stores, toy_world, 3, *flags)
-    assert "was done already" in capsys.readouterr().out
+    assert "already done" in capsys.readouterr().out
     assert tokenize(raw, stores, toy_world.backbone, *flags, "--join", "3") == 0
     assert contents(stores) == whole
     assert tokenize(raw, stores, toy_world.backbone, *flags, "--join", "3") == 0  # once more: it is there

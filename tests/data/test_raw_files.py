@@ -82,7 +82,7 @@ def test_a_row_with_two_queries_is_refused_in_every_format(raw, refused):
     (raw / "z.csv").write_text("query,anchor,positive\nq,a,p\n")
     printed = refused()
     for name, rows in (("x.jsonl", "1"), ("y.parquet", "0"), ("z.csv", "0")):
-        assert f"{name}: 'query' and 'anchor' stand in one row (1 row: {rows}, counted from 0)" in printed
+        assert f"{name}: 'query' and 'anchor' are in one row (1 row: {rows}, counted from 0)" in printed
 
 
 def test_rows_of_two_styles_in_one_table_are_told_apart_by_what_they_hold(raw, refused):
@@ -270,7 +270,7 @@ def test_an_array_is_read_piece_by_piece(tmp_path, monkeypatch, size):
             "row 3 (counted from 0) is not UTF-8: save the file as",
         ),
         ("x.csv", b"query,p\xe9\nq,p\n", "its first line is not UTF-8: save the file as UTF-8"),
-        ("x.csv", "query,query\nq,p\n", "column 'query' stands twice in the first line"),
+        ("x.csv", "query,query\nq,p\n", "column 'query' occurs twice in the first line"),
         ("x.tsv", 'query\tpassage\n"a" b\tp\n', "row 0 (counted from 0) cannot be read"),
     ],
 )
@@ -338,7 +338,7 @@ def test_a_single_file_may_be_given(toy_world, raw, tmp_path, capsys):
     assert open_store(tmp_path / "stores" / "x").task == "clustering"
     (raw / "z.txt").write_text("text")
     assert tokenize(raw / "z.txt", tmp_path / "stores", toy_world.backbone) == 2
-    assert "z.txt: none of .parquet, .jsonl" in capsys.readouterr().err
+    assert "z.txt: not one of .parquet, .jsonl" in capsys.readouterr().err
 
 
 def test_many_files_make_a_summary_and_a_report(toy_world, raw, tmp_path, capsys):

@@ -184,7 +184,7 @@ def test_the_command_makes_tasks_that_can_be_read_and_names_those_that_it_leaves
     assert len(files) > 10
     assert all((tmp_path / "tasks" / path).read_bytes() == (tmp_path / "again" / path).read_bytes() for path in files)
     assert make.main([str(tmp_path / "tasks")]) == 2
-    assert "tasks: exists already" in capsys.readouterr().err
+    assert "tasks: already exists" in capsys.readouterr().err
 
 
 def test_a_machine_without_any_source_is_told_so(tmp_path, capsys, monkeypatch):

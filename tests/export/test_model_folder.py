@@ -146,7 +146,7 @@ def test_an_adapter_names_its_base_and_its_merge_is_a_model(adapted, tokenizer, 
     assert merge_adapter.main([str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 0
     assert (tmp_path / "merged" / "model.safetensors").exists()
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
-    assert merge_adapter.main([str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 2  # exists already
+    assert merge_adapter.main([str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 2  # already exists
     assert merge_adapter.main([str(tmp_path / "nowhere"), str(tmp_path / "other")]) == 2
 
 
@@ -296,7 +296,7 @@ def test_a_merged_adapter_keeps_its_pooling(adapted, tokenizer, tmp_path):
 
 
 def test_a_pooling_that_sentence_transformers_does_not_have_is_refused(backbone, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="'softest' is none of Sentence Transformers': cls, mean"):
+    with pytest.raises(ValueError, match="'softest' is not one of Sentence Transformers': cls, mean"):
         model_folder.save(tmp_path / "m", backbone, tokenizer, facts(), torch.float32, pooling="softest")
     assert not (tmp_path / "m").exists()
 

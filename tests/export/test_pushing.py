@@ -60,7 +60,7 @@ def test_what_could_not_be_pushed_is_refused_in_a_sentence_each(monkeypatch):
     assert line.startswith("hub_model_id: Repo id must")
     monkeypatch.setattr(hub, "get_token", lambda: None)
     assert hub.push_problems(True, "me/model") == [
-        "push_to_hub: no token of the hub is here: `hf auth login` stores one, or set HF_TOKEN"
+        "push_to_hub: there is no hub token here: `hf auth login` stores one, or set HF_TOKEN"
     ]
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     assert hub.push_problems(True, "me/model") == [
@@ -101,7 +101,7 @@ def test_languages_that_may_be(language):
 
 @pytest.mark.parametrize("language", ["English", "en;de", "en,", "EN"])
 def test_languages_that_are_none(language):
-    assert "is no code of ISO 639" in hub.language_problem(language)
+    assert "is not a code of ISO 639" in hub.language_problem(language)
 
 
 # ------------------------------------------------------------------------------------------- a run
@@ -153,7 +153,7 @@ def test_the_best_folder_goes_to_the_hub_where_there_is_one(tmp_path, monkeypatc
     push(run)
     assert capsys.readouterr().out == f"pushed {tmp_path / 'best'} to me/model\n"
     assert api.asked[1][3] == "step 5 of training"
-    run.is_finished = False  # told to stop: it will go on
+    run.is_finished = False  # told to stop: it will continue
     push(run)
     assert len(api.asked) == 2
     run.is_finished = True
@@ -162,7 +162,7 @@ def test_the_best_folder_goes_to_the_hub_where_there_is_one(tmp_path, monkeypatc
         run.evaluations.best = known
         push(run)
         why, pushed = capsys.readouterr().out.splitlines()
-        assert why == f"{tmp_path / 'best'}: no model that MRR@10 chose is there: the last one, epoch_2, is pushed"
+        assert why == f"{tmp_path / 'best'}: there is no model that MRR@10 chose: the last one, epoch_2, is pushed"
         assert pushed == f"pushed {tmp_path / 'epoch_2'} to me/model"
     run.args.best_metric = None
     push(run)

@@ -128,6 +128,6 @@ def test_other_tokenizers_and_existing_folders_are_refused(folders, tmp_path, ca
     assert merge(folders[:2], tmp_path) == 2
     said = capsys.readouterr().err
     assert "its tokenizer.json is not that of" in said
-    assert "exists already" in said
+    assert "already exists" in said
     with pytest.raises(FileExistsError):
         merging.merge(folders[:1], [1.0], tmp_path)

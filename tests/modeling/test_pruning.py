@@ -1,4 +1,4 @@
-"""Pruning: nothing removed is the same decoder, units that are always zero are no loss, sizes are the report's.
+"""Pruning: nothing removed is the same decoder, removing zero units loses nothing, sizes are the report's.
 
 python -m pytest tests/modeling/test_pruning.py
 """

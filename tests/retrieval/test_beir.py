@@ -68,22 +68,22 @@ def test_all_that_is_wrong_is_named_at_once(tmp_path):
     folder = write(tmp_path / "a", queries, corpus, scores)
     _, problems = read_sets(str(folder))
     assert problems == [
-        f"{folder / QUERIES}, line 4: 'q1': an id that stands there before",
-        f"{folder / QUERIES}, line 6: text is missing, or no text",
-        f"{folder / CORPUS}, line 5: 'd1': an id that stands there before; and 1 more like it",
+        f"{folder / QUERIES}, line 4: 'q1': an id that an earlier line has",
+        f"{folder / QUERIES}, line 6: text is missing, or not a text",
+        f"{folder / CORPUS}, line 5: 'd1': an id that an earlier line has; and 1 more like it",
         f"{folder / CORPUS}, line 7: half of a surrogate pair, which no tokenizer reads",
-        f"{folder / CORPUS}, line 8: title is no text",
-        f"{folder / CORPUS}, line 9: no object with _id and text",
-        f"{folder / CORPUS}, line 10: _id is missing, or no text",
-        f"{folder / CORPUS}, line 11: no JSON",
+        f"{folder / CORPUS}, line 8: title is not a text",
+        f"{folder / CORPUS}, line 9: not an object with _id and text",
+        f"{folder / CORPUS}, line 10: _id is missing, or not a text",
+        f"{folder / CORPUS}, line 11: not JSON",
         f"{folder / JUDGEMENTS}, line 5: 'q9': a query that is not in queries.jsonl; and 1 more like it",
         f"{folder / JUDGEMENTS}, line 6: 'd8': a document that is not in corpus.jsonl",
-        f"{folder / JUDGEMENTS}, line 7: '1.5': a score that is no whole number",
-        f"{folder / JUDGEMENTS}, line 8: not a query, a document and a score, parted by tabs",
-        f"{folder / JUDGEMENTS}, line 9: another score than before for the same query and document",
+        f"{folder / JUDGEMENTS}, line 7: '1.5': a score that is not a whole number",
+        f"{folder / JUDGEMENTS}, line 8: not a query, a document and a score, separated by tabs",
+        f"{folder / JUDGEMENTS}, line 9: a different score than before for the same query and document",
         f"{folder / QUERIES}, 'q4': an empty query",
     ]
-    with pytest.raises(RunError, match="line 4: 'q1': an id that stands there before\n"):
+    with pytest.raises(RunError, match="line 4: 'q1': an id that an earlier line has\n"):
         read_set(folder)
 
 

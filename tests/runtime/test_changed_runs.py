@@ -44,7 +44,7 @@ def test_a_state_stands_for_the_defaults_of_keys_that_came_later(train, settings
     for name in ("mask_same_text", "weights"):
         del state.facts["ground"][name]
     write_state(folder / "state", state.step, tensors_of(state), state.facts, keep=2)
-    train()  # goes on
+    train()  # continues
     with pytest.raises(RunError, match="mask_same_text: False then, True now"):
         train(mask_same_text=True)
 
@@ -82,7 +82,7 @@ def test_a_longer_cosine_is_refused_with_the_way_that_works_and_it_works(train):
 def test_a_run_of_a_constant_rate_goes_on_for_longer_as_is_said(train, capsys):
     train(scheduler_type="constant_with_warmup")
     folder = train(scheduler_type="constant_with_warmup", train_steps=6)
-    assert "going on after step 4 of 6" in capsys.readouterr().out
+    assert "continuing after step 4 of 6" in capsys.readouterr().out
     assert (folder / "step_6").is_dir()
 
 

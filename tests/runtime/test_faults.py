@@ -1,4 +1,4 @@
-"""What breaks outside: each fault ends in the exact continuation or in words, on every process.
+"""What breaks outside: each fault ends in the exact continuation or in a message, on every process.
 
 python -m pytest tests/runtime/test_faults.py
 

@@ -1,4 +1,4 @@
-"""Ctrl-C saves as SIGTERM does, on every process once; a second one ends at once; and the words say how to go on.
+"""Ctrl-C saves as SIGTERM does, on every process once; a second one ends at once; and the message says how to continue.
 
 python -m pytest tests/runtime/test_interrupts.py
 """
@@ -59,7 +59,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_run_ends_in_the_same_bytes(keys,
     printed = capfd.readouterr()
     assert "run.py: interrupted: stopping after this step; Ctrl-C again ends at once, and the same" in printed.err
     last = printed.out.splitlines()[-1]
-    assert last == "stopped after step 6 of 12 and saved: the same command goes on from there"
+    assert last == "stopped after step 6 of 12 and saved: the same command continues from there"
     assert ends_as(train_here(keys), whole)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

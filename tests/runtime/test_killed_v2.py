@@ -2,7 +2,7 @@
 
     python -m pytest tests/runtime/test_killed_v2.py
 
-The same two go on to the bytes of a run that nobody touched; one process and three of them, to which neither the batch
+The same two end in the bytes of a run that nobody touched; one process and three of them, to which neither the batch
 nor the rows of the weights divide as before, to its losses and weights within the rounding of their sums.
 """
 
@@ -68,7 +68,7 @@ def gone_on(runs, name: str, world: int, kind: str) -> tuple[Path, str]:
 def test_the_same_processes_go_on_to_the_same_bytes(runs):
     _, whole, _ = runs
     folder, printed = gone_on(runs, "same", 2, "fsdp")
-    assert "going on after step " in printed
+    assert "continuing after step " in printed
     ours, theirs = final(folder), final(whole)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if ours[name] != theirs[name]] == []
@@ -82,7 +82,7 @@ def test_the_same_processes_go_on_to_the_same_bytes(runs):
 def test_another_number_of_processes_goes_on_within_its_rounding(runs, world, kind):
     _, whole, _ = runs
     folder, printed = gone_on(runs, f"on_{world}", world, kind)
-    assert "going on after step " in printed
+    assert "continuing after step " in printed
     for line, values in (("train", "losses"), ("validation", "measures")):
         ours, theirs = (read_metrics(path, line) for path in (folder, whole))
         assert [mine["step"] for mine in ours] == [expected["step"] for expected in theirs]

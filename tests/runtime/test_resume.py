@@ -156,7 +156,7 @@ def test_changed_ground_is_refused_with_the_difference(train, keys, toy_world, b
     before = {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()}
     with pytest.raises(RunError) as refused:
         train(**keys | changes)
-    assert "cannot go on, because this has changed" in str(refused.value)
+    assert "cannot continue, because this has changed" in str(refused.value)
     assert line in str(refused.value)
     assert {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()} == before
 
@@ -169,9 +169,9 @@ def test_harmless_keys_may_change(train, keys, begun):
 def test_never_refuses_and_a_path_goes_on_from_there(train, keys, begun, capsys):
     flags = [word for key, value in (keys | {"resume": "never"}).items() for word in (f"--{key}", str(value))]
     assert run.main(flags) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already holds a run" in capsys.readouterr().err
     train(**keys | {"resume": str(begun / "state" / "step_5")})
-    assert "going on after step 5 of 26" in capsys.readouterr().out
+    assert "continuing after step 5 of 26" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------ damage, numbers
@@ -225,13 +225,13 @@ def test_a_run_with_a_damaged_state_says_so_and_ends_in_the_same_bytes(train, ke
     printed = capsys.readouterr()
     assert "step_10" in printed.err
     assert "going back to the state before it" in printed.err
-    assert "going on after step 5" in printed.out
+    assert "continuing after step 5" in printed.out
 
 
 def test_where_no_state_is_whole_nothing_is_trained(train, keys, begun):
     for path in (begun / "state").glob("*/weights-*.safetensors"):
         path.write_bytes(b"")
-    with pytest.raises(RunError, match="no state in it is whole"):
+    with pytest.raises(RunError, match="no state in it is intact"):
         train(**keys)
 
 

@@ -196,7 +196,7 @@ def test_a_run_of_copies_of_shards_saves_and_goes_on(config):
     assert [end.status for end in first] == [0] * 4, first[0].printed
     second = door_on_processes(2, config | {"train_batch_size": 8}, kind="fsdp")
     assert [end.status for end in second] == [0] * 2, second[0].printed
-    assert "going on after step 2 of 4" in second[0].printed
+    assert "continuing after step 2 of 4" in second[0].printed
 
 
 @pytest.mark.processes

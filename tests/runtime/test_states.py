@@ -353,7 +353,7 @@ def test_a_model_folder_that_is_refused_loses_nothing_that_was_trained(keys, who
     assert not (folder / "step_4").exists()
     capsys.readouterr()
     assert final(train_here(keys)) == whole
-    assert "going on after step 4 of 8" in capsys.readouterr().out
+    assert "continuing after step 4 of 8" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("step", [4, 8])

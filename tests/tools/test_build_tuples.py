@@ -68,7 +68,7 @@ def test_each_rule_names_and_counts_its_rows(tmp_path, capsys):
         "query is no text": ["a.jsonl:5"],
         "a passage that is its query": ["a.jsonl:6"],
         "is not UTF-8: save the file as UTF-8": ["a.jsonl:7"],
-        "is not JSON (Expecting value): mend it, and check again": ["a.jsonl:8"],
+        "is not JSON (Expecting value): fix it, and check again": ["a.jsonl:8"],
         "is not an object of column names and values": ["a.jsonl:9"],
         "query is not UTF-8": ["a.jsonl:10"],
         "texts that came before": ["a.jsonl:11"],
@@ -340,7 +340,7 @@ def test_a_join_names_the_parts_that_are_not_there(tmp_path, monkeypatch, capsys
     capsys.readouterr()
     assert build(tmp_path / "raw", *descriptions, more=("--join", "3")) == 2
     said = capsys.readouterr().err
-    assert "part 1/3 is not there: run --part 1/3" in said
+    assert "part 1/3 is missing: run --part 1/3" in said
     assert "part 3/3 is not there" in said
     assert "part 2/3" not in said
     changed = json.loads(descriptions[0].read_text()) | {"seed": 1}

@@ -93,7 +93,7 @@ def test_what_is_finished_is_left_alone_and_another_is_refused(folders, capsys, 
     assert embed(tmp_path / "other", *folders[1:], "--dtype", "float16") == 2
     said = capsys.readouterr().err
     for name in NAMES:
-        assert f"{folders[2] / name}: made otherwise (teacher {{" in said
+        assert f"{folders[2] / name}: made with other settings (teacher {{" in said
     assert "dtype 'float32' -> 'float16'" in said
     assert {path: path.stat().st_mtime_ns for path in folders[2].rglob("*")} == before
 
@@ -104,7 +104,7 @@ def test_another_config_of_the_same_weights_is_another_teacher(folders, tmp_path
     config.get("rope_parameters", config)["rope_theta"] = 123.0
     (other / "config.json").write_text(json.dumps(config))
     assert embed(other, *folders[1:]) == 2
-    assert "made otherwise (teacher_config '" in capsys.readouterr().err
+    assert "made with other settings (teacher_config '" in capsys.readouterr().err
     older = shutil.copytree(folders[2], tmp_path / "older")  # before configs were named
     for name in NAMES:
         meta = json.loads((older / name / "meta.json").read_text())
@@ -150,7 +150,7 @@ def test_a_kill_costs_what_was_not_committed_and_no_byte(folders, tmp_path, monk
     assert not (tmp_path / "output" / "toy_clustering").exists()
     monkeypatch.setattr(RowWriter, "write", lambda *given: (written.append(given[1]), write(*given)))
     assert embed(*folders[:2], tmp_path / "output") == 0
-    assert "going on after batch" in capsys.readouterr().out
+    assert "continuing after batch" in capsys.readouterr().out
     assert files(tmp_path / "output") == files(folders[2])
     assert len(written) == sum(batches(folders).values())  # each was written once
 
@@ -158,7 +158,7 @@ def test_a_kill_costs_what_was_not_committed_and_no_byte(folders, tmp_path, monk
 @pytest.mark.parametrize(("error", "words"), [
     (torch.OutOfMemoryError("CUDA out of memory.\nSee"), "the memory of the GPU is full (CUDA out of memory.): "),
     (OSError(errno.ENOSPC, "No space left on device"), "the disk refuses what is written: [Errno 28] No space left"),
-    (KeyboardInterrupt(), "interrupted; the same command goes on from what is there"),
+    (KeyboardInterrupt(), "interrupted; the same command continues from what is there"),
 ])  # fmt: skip
 def test_its_last_words_name_no_other_command(folders, tmp_path, monkeypatch, capsys, error, words):
     """On several processes it began with `run.py:` and named a key of training; on one it was a traceback."""

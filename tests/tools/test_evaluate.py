@@ -322,7 +322,7 @@ def test_results_go_into_the_card_of_the_model_where_that_is_asked_for(model, ta
     shutil.copytree(evaluated, tmp_path / "out")
     shutil.copytree(model, tmp_path / "toy")
     monkeypatch.setattr(FolderModel, "encode", None)  # would fail where it were called
-    for _ in range(2):  # the card that changed is no other model
+    for _ in range(2):  # a changed card does not make it another model
         assert run(tmp_path / "toy", tasks, tmp_path / "out", "--dims", "8", "--card") == 0
     card = (tmp_path / "toy" / "README.md").read_text()
     assert "## Results" in card

@@ -215,7 +215,7 @@ def test_all_problems_are_named_at_once_and_what_was_there_stays(full, tmp_path,
     assert run(full, tmp_path / "m", "--format", "onnx", "--dtype", "bf16", "--dimension", "12") == 2
     said = capsys.readouterr().err
     assert "--dimension 12: the model was trained to be cut to 8, 16, 32" in said
-    assert f"--output {tmp_path / 'm'}: exists already" in said
+    assert f"--output {tmp_path / 'm'}: already exists" in said
     assert "--dtype bf16: ONNX is written in fp32" in said
     assert (tmp_path / "m" / "mine").read_text() == "mine"
 
@@ -251,7 +251,7 @@ def test_a_folder_without_whole_weights_is_refused_before_it_is_loaded(full, in_
     weights.write_bytes(weights.read_bytes()[:-1])
     assert run(tmp_path / "cut short", tmp_path / "m") == 2
     assert f"{weights}: damaged or cut short" in capsys.readouterr().err
-    assert run(in_onnx[0], tmp_path / "m") == 2  # its weights are no safetensors
+    assert run(in_onnx[0], tmp_path / "m") == 2  # its weights are not safetensors
     assert f"{in_onnx[0] / 'model.safetensors'}: no such file" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""What cannot be merged is refused in words, before anything is loaded; the merge: tests/export/test_model_folder.py.
+"""What cannot be merged is refused before anything is loaded; the merge: tests/export/test_model_folder.py.
 
 python -m pytest tests/tools/test_merge_adapter.py
 """
@@ -56,7 +56,7 @@ def test_an_adapter_that_names_no_base_is_refused(adapter, tmp_path, capsys, tex
 def test_all_problems_are_named_at_once(tmp_path, capsys):
     assert merge_adapter.main([str(tmp_path / "nowhere"), str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"{tmp_path / 'nowhere'}: no adapter_config.json in it", f"{tmp_path}: exists already"
+        f"{tmp_path / 'nowhere'}: no adapter_config.json in it", f"{tmp_path}: already exists"
     ]  # fmt: skip
 
 

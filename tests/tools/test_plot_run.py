@@ -1,4 +1,4 @@
-"""A run's picture is drawn from its log, and a log that cannot be drawn is refused in words.
+"""A run's picture is drawn from its log, and a log that cannot be drawn is refused with a message.
 
 python -m pytest tests/tools/test_plot_run.py
 """

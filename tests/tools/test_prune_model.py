@@ -239,7 +239,7 @@ def test_all_problems_are_named_at_once(toy_world, tmp_path, capsys):
     flags = ("--hidden_size", 99, "--num_layers", 9, "--calibration", bad)
     assert prune(toy_world.backbone, tmp_path, *flags) == 2
     said = capsys.readouterr().err
-    for part in ("--hidden_size 99", "--num_layers 9", "exists already", "line 2: give a JSON string", "line 3: give"):
+    for part in ("--hidden_size 99", "--num_layers 9", "already exists", "line 2: give a JSON string", "line 3: give"):
         assert part in said
 
 

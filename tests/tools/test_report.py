@@ -1,4 +1,4 @@
-"""A run's page shows what the run logged, harms nobody, and refuses what is no run.
+"""A run's page shows what the run logged, harms nobody, and refuses what is not a run.
 
     python -m pytest tests/tools/test_report.py
 
@@ -98,7 +98,7 @@ def test_every_number_of_the_log_is_in_the_page(run_folder, tmp_path):
     assert len(trained) == 10
     norms = chart_named(text, "Gradient norm")["series"]
     assert points(norms[0]) == [(line["step"], line["grad_norm"]) for line in trained]
-    assert None in norms[0]["y"]  # an update that was left out is no zero
+    assert None in norms[0]["y"]  # an update that was left out is not a zero
     rates = chart_named(text, "Learning rate")["series"]
     assert points(rates[0]) == [(line["step"], line["lr"]) for line in trained]
     clustering, held_out = chart_named(text, "clustering · hard-negative loss")["series"]
@@ -216,7 +216,7 @@ def test_a_toy_run_is_shown_with_its_texts(toy_run, tmp_path):
     of_second = [(line["step"], line["sets"]["second"]["32"]["nDCG@10"]) for line in evaluated]
     assert points(chart_named(text, "second · nDCG@10")["series"][0]) == of_second
     assert [step for step, _ in of_second] == [2, 4]
-    assert "Left out, as no model was to be loaded" in text
+    assert "Left out: no model was to be loaded" in text
     assert summary.tiles(open_runs([toy_run]))[0].values == [("4", "of 4")]
 
 
@@ -274,13 +274,13 @@ def test_the_page_asks_for_nothing(run_folder):
 
 @pytest.mark.parametrize(("files", "words"), [
     (None, "no such folder"),
-    ({}, "no run's folder: it has no metrics.jsonl"),
+    ({}, "not a run's folder: it has no metrics.jsonl"),
     ({"inner/metrics.jsonl": "{}"}, "below it are the runs inner"),
     ({"metrics.jsonl": ""}, "nothing was logged yet"),
     ({"metrics.jsonl": '{"step": 1, "ki'}, "nothing was logged yet"),
-    ({"metrics.jsonl": '{"st\n{}\n'}, "metrics.jsonl, line 1: no JSON"),
-    ({"metrics.jsonl": "[1]\n"}, "line 1: no object with a step"),
-    ({"metrics.jsonl": LINE, "args.json": "{"}, "args.json: no JSON"),
+    ({"metrics.jsonl": '{"st\n{}\n'}, "metrics.jsonl, line 1: not JSON"),
+    ({"metrics.jsonl": "[1]\n"}, "line 1: not an object with a step"),
+    ({"metrics.jsonl": LINE, "args.json": "{"}, "args.json: not JSON"),
     ({"metrics.jsonl": LINE, "manifest.json": "[]"}, "manifest.json: must be one object"),
 ], ids=["none", "no run", "too high", "empty", "half", "broken", "no object", "args", "manifest"])  # fmt: skip
 def test_what_is_no_run_is_refused(tmp_path, capsys, files, words):
@@ -340,7 +340,7 @@ def test_the_half_line_of_a_run_that_goes_on_is_left_out_and_said(run_folder, tm
         file.write('{"step": 110, "kind": "tr')
     assert report.main([str(run_folder), "--output", str(tmp_path / "report.html")]) == 0
     text = (tmp_path / "report.html").read_text()
-    words = "metrics.jsonl: the last line has no end and is left out"
+    words = "metrics.jsonl: the last line is incomplete and is left out"
     assert words in capsys.readouterr().err
     assert words in text
     assert embedded(text) == embedded(whole)

@@ -17,7 +17,7 @@ every step, and the last weights. A resume is compared bit for bit.
 More of it: test_distributed.py has MRL, KD, LoRA and two-pass on 2, 3 and 4 processes under DDP and FSDP2 (here is the
 one process); test_two_pass.py has two-pass in every attention backend, in bf16 and with dropout;
 tests/runtime/test_resume.py stops whole runs, with MRL, KD and LoRA's dropout, and under FSDP2;
-tests/runtime/test_killed_v2.py kills one with MRL and KD under FSDP2, which goes on with 1, 2 and 3 processes.
+tests/runtime/test_killed_v2.py kills one with MRL and KD under FSDP2, which continues with 1, 2 and 3 processes.
 """
 
 import math

@@ -77,8 +77,8 @@ def test_the_last_lines_say_what_to_use_and_how():
     assert lines[-1] == "best:     out/best: nDCG@10 0.5 at step 9"
     lines = end_lines(1, 59, {}, "out/step_1", adapter=True, picture=None)
     assert lines[-1] == "merge it: python -m tools.merge_adapter out/step_1 out/step_1-merged"
-    assert "the same command goes on" in how_to_go_on(3, 9, resumable=True)
-    assert "cannot go on" in how_to_go_on(3, 9, resumable=False)
+    assert "the same command continues" in how_to_go_on(3, 9, resumable=True)
+    assert "cannot continue" in how_to_go_on(3, 9, resumable=False)
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (86400, "24:00:00")])

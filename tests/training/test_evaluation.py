@@ -234,7 +234,7 @@ def test_a_killed_run_has_the_best_model_of_the_run_that_was_not(judged, scripte
     whole = train_here(judged | {"experiment_id": "whole"})
     assert step_of(whole / "best") == 5
     assert f"best:     {whole / 'best'}: first/nDCG@10 0.5000 at step 5" in capsys.readouterr().out
-    interrupted(judged, 4)  # goes on from step 2, which was the best
+    interrupted(judged, 4)  # continues from step 2, which was the best
     dies_while_saving(judged, "best", 5, run.save, monkeypatch)
     folder = Path(judged["output_dir"]) / "toy"
     assert step_of(folder / "best") == 2
@@ -373,12 +373,12 @@ def test_what_cannot_be_evaluated_is_refused_at_once(config, sets, capsys):
 
 
 @pytest.mark.parametrize(("changes", "line"), [
-    ({"best_metric": "nDCG@1"}, "best_metric: 'nDCG@1' is none of nDCG@10, MRR@10, recall@10, recall@100, MAP@100; "
+    ({"best_metric": "nDCG@1"}, "best_metric: 'nDCG@1' is not one of nDCG@10, MRR@10, recall@10, recall@100, MAP@100; "
                                 "did you mean nDCG@10?"),
     ({"best_metric": "frist/nDCG@10"}, "best_metric: there is no set 'frist', only first, second; did you mean first?"),
-    ({"best_metric": "first/64/MAP@100"}, "best_metric: 64 is none of the evaluated dimensions, 8, 16, 32"),
+    ({"best_metric": "first/64/MAP@100"}, "best_metric: 64 is not one of the evaluated dimensions, 8, 16, 32"),
     ({"best_metric": "nDCG@10", "evaluation_steps": 0}, "best_metric: nothing is evaluated"),
-    ({"evaluation_dims": "8;16"}, "evaluation_dims: '8;16' is no number of dimensions: give some as 64,256"),
+    ({"evaluation_dims": "8;16"}, "evaluation_dims: '8;16' is not a number of dimensions: give some as 64,256"),
     ({"evaluation_data_path": "nowhere"}, "evaluation_data_path: nowhere: no such folder"),
 ], ids=str)  # fmt: skip
 def test_each_refusal_names_key_value_and_remedy(config, changes, line, capsys):

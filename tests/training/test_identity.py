@@ -54,7 +54,7 @@ def test_data_whose_tuples_alone_are_the_same_are_refused(config, stores, capsys
     before = (folder / "metrics.jsonl").read_bytes()
     assert door_here(config | {"train_steps": 3, "train_data_path": str(stores / name)}) == 1
     said = capsys.readouterr().err
-    assert "cannot go on, because this has changed" in said
+    assert "cannot continue, because this has changed" in said
     assert line in said
     assert "dataset questions" not in said
     assert ("with the same instruction and the same --max_seq_length" in said) == (name == "instruction")
@@ -72,7 +72,7 @@ def test_a_state_from_before_texts_and_tasks_were_named_goes_on(config, capsys):
         del named[name]
     write_json(path, seal(state))
     train_here(config | {"train_steps": 3})
-    assert "going on after step 2" in capsys.readouterr().out
+    assert "continuing after step 2" in capsys.readouterr().out
 
 
 def test_a_config_is_named_by_what_it_does_to_an_embedding():

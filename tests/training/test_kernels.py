@@ -1,4 +1,4 @@
-"""Compiled layers and Liger's kernels: the same embeddings and gradients, few compilations, refusals in words.
+"""Compiled layers and Liger's kernels: the same embeddings and gradients, few compilations, refusals with a message.
 
 python -m pytest tests/training/test_kernels.py        Liger needs a GPU: a stand-in with its signature takes its place
 """
@@ -295,7 +295,7 @@ def test_a_run_with_liger_saves_its_folders_and_goes_on_after_a_stop(
     for left in ("state/step_4", "step_4", "epoch_1"):
         shutil.rmtree(folder / left, ignore_errors=True)
     train_here(keys)
-    assert "going on after step 2 of 4" in capsys.readouterr().out
+    assert "continuing after step 2 of 4" in capsys.readouterr().out
 
 
 def test_a_replaced_function_serves_its_device_alone():

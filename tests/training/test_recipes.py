@@ -170,7 +170,7 @@ def test_changed_settings_are_refused_with_the_difference_and_the_same_by_anothe
 
 
 def refusal(config: dict) -> str:
-    """What a run says that cannot go on; its folder is free again."""
+    """What a run says that cannot continue; its folder is free again."""
     with pytest.raises(RunError) as refused:
         train_here(config)
     said = str(refused.value)
@@ -241,4 +241,4 @@ def test_everything_wrong_is_said_before_a_model_is_loaded(settings, toy_world, 
 def test_a_dataset_that_is_left_without_a_loss_is_refused(settings, toy_world, tmp_path, capsys):
     own = data_with(toy_world, tmp_path / "own", {"toy_clustering": {"num_hard_neg": 0}})
     assert door_here(settings | {"train_data_path": own}) == 2
-    assert "nothing would be learnt of it" in capsys.readouterr().err
+    assert "nothing would be learnt from it" in capsys.readouterr().err

@@ -191,7 +191,7 @@ def test_a_resume_needs_the_embeddings_that_training_began_with(world, toy_world
     train_here(config)
     moved = tmp_path / "moved"
     moved.symlink_to(world / "float32")
-    train_here(config | {"train_steps": STEPS + 1, "teacher_embeddings": str(moved)})  # another path is no other array
+    train_here(config | {"train_steps": STEPS + 1, "teacher_embeddings": str(moved)})  # another path, the same array
     assert door_here(config | {"train_steps": STEPS + 2, "teacher_embeddings": str(world / "float16")}) == 1
     assert "teacher embeddings" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Trackers: the same numbers in each one's own files, resumed runs go on in them, and none ends a training.
+"""Trackers: the same numbers in each one's own files, resumed runs continue in them, and none ends a training.
 
 python -m pytest tests/training/test_trackers.py
 """

@@ -37,7 +37,7 @@ def test_each_kind_has_a_description_without_problems(tmp_path):
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"instrction": "x"}, "instrction: no such key; did you mean instruction?"),
-    ({"kind": "cluster"}, 'kind: "cluster" is none of pairs, nli, sts, duplicates, classification, clustering; did'),
+    ({"kind": "cluster"}, 'kind: "cluster" is not one of pairs, nli, sts, duplicates, classification, clustering; did'),
     ({"cap": -1}, "cap: -1 is below 0"),
     ({"cap": "80000"}, 'cap: "80000" is not a whole number; leave out the quotes'),
     ({"files": []}, "files: [] is not a text or a list of texts or null"),
@@ -52,7 +52,7 @@ def test_each_kind_has_a_description_without_problems(tmp_path):
     ({"threshold": 4}, "threshold: is for sts, and this is pairs"),
     ({"negatives": 7}, "negatives: is for nli, clustering, and this is pairs"),
     ({"labels": {"1": "duplicate"}}, "labels: is for nli, duplicates, classification, clustering, and this is pairs"),
-    ({"task": "sorting"}, 'task: "sorting" is none of retrieval, clustering, classification'),
+    ({"task": "sorting"}, 'task: "sorting" is not one of retrieval, clustering, classification'),
     ({"document_instruction_rate": 1.5, "instruction": "Find it."}, "document_instruction_rate: 1.5 is above 1"),
     ({"document_instruction_rate": 0.3}, "document_instruction_rate: needs an instruction: give one"),
     ({"instruction": "Instruct: Find it.\nQuery: "}, "instruction: 'Instruct: Find it.\\nQuery: ': must be the instr"),
@@ -61,7 +61,7 @@ def test_each_kind_has_a_description_without_problems(tmp_path):
     (TWO_WAY | {"labels": {"0": "a", "1": "b", "2": "c"}}, "labels: two-way classification needs two texts, not 3"),
     (TWO_WAY | {"labels": {"0": "a", "1": ""}}, "labels: every value must be a text"),
     ({"kind": "clustering", "labels": {"0": "a", "1": "a"}}, "labels: all values mean the same class, so there is"),
-    ({"kind": "nli", "labels": {"0": "entails"}}, "labels: 0: 'entails' is none of entailment, neutral, contradiction"),
+    ({"kind": "nli", "labels": {"0": "entails"}}, "labels: 0: 'entails' is not one of entailment, neutral, contra"),
     ({"kind": "nli", "labels": {"0": "neutral"}}, "labels: no value means entailment, so there would be no tuple"),
     ({"kind": "duplicates", "labels": {"y": "duplicate"}}, "labels: no column is read for them: add \"label\" to col"),
 ])  # fmt: skip

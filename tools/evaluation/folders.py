@@ -109,7 +109,7 @@ def read_tasks(root: Path) -> tuple[list[LocalTask], list[str]]:
 
 
 def read_task(folder: Path) -> tuple[LocalTask | None, list[str]]:
-    """The task of a folder, and what is wrong with it; None where anything is."""
+    """The task of a folder, and what is wrong with it; None if anything is."""
     settings, problems = read_settings(folder)
     if problems:
         return None, problems
@@ -225,7 +225,7 @@ def read_row(line: str, kind: Kind) -> tuple[dict, str]:
     try:
         row = json.loads(line)
     except ValueError:
-        return {}, "no JSON"
+        return {}, "not JSON"
     if not isinstance(row, dict):
         return {}, f"must be an object with {', '.join((*kind.texts, kind.value))}"
     for column in kind.texts:

@@ -30,7 +30,7 @@ class KeptVectors:
         self.file.close()
 
     def find(self, texts: list[str]) -> np.ndarray | None:
-        """The vectors of these texts; None where they were not kept."""
+        """The vectors of these texts; None if they were not kept."""
         place = self.places.get(digest(texts))
         if place is None:
             return None

@@ -49,7 +49,7 @@ def cell(value: float | None) -> str:
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """The mean, or None where a value is missing."""
+    """The mean, or None if a value is missing."""
     return None if None in values else float(np.mean(values))
 
 

@@ -199,7 +199,7 @@ def optimiser_section(runs: list[RunLog]) -> Section:
 
 
 def _filled(chart: Chart, curves: list[Points]) -> Chart | None:
-    """A chart with the curve of each run that has values; None where no value is worth one."""
+    """A chart with the curve of each run that has values; None if no value is worth one."""
     values = [value for points in curves for _, value in points]
     least = NOTABLE if chart.unit == "%" else 0
     if not any(value is not None and value > least for value in values):

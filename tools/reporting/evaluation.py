@@ -11,7 +11,7 @@ Key = tuple[str, int, str]  # set, dimension, metric
 
 
 def values_of(by_set) -> dict[Key, float]:
-    """Every value of set -> dimension -> metric, in this order; what is no number is left out."""
+    """Every value of set -> dimension -> metric, in this order; what is not a number is left out."""
     found = {}
     for name, by_dimension in _items(by_set):
         for dimension, by_metric in _items(by_dimension):
@@ -80,7 +80,7 @@ def results(run: RunLog) -> dict[Key, float]:
 
 
 def chosen(run: RunLog, best_metric: str | None) -> tuple[str, Points]:
-    """What runs are judged by, in words and over the steps of this one: best_metric, or its first set's main metric.
+    """What runs are judged by, as text and over the steps of this one: best_metric, or its first set's main metric.
 
     Args:
         best_metric: METRIC, SET/METRIC, DIMENSIONS/METRIC or SET/DIMENSIONS/METRIC; without a set it is the mean of all

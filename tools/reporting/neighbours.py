@@ -164,7 +164,7 @@ def nearest(cosines: np.ndarray, itself: list[int | None]) -> list[list[tuple[in
 
 
 def ranks(cosines: np.ndarray, right: list[int | None]) -> list[int | None]:
-    """By query the place of its positive among all passages, 1 for the nearest; None where it has none.
+    """By query the place of its positive among all passages, 1 for the nearest; None if it has none.
 
     Args:
         cosines: fp32 [q, p].

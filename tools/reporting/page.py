@@ -37,7 +37,7 @@ def page(runs: list[RunLog], sample: Sample | None = None, answers: list[Answers
     """The page of these runs.
 
     Args:
-        sample, answers: from `neighbours`; None where no model was to be loaded.
+        sample, answers: from `neighbours`; None if no model was to be loaded.
     """
     datasets = stores.datasets_of(runs)
     sections = [section for section in all_sections(runs, datasets) if section.charts or section.note]
@@ -212,7 +212,7 @@ def _note(text: str) -> str:
 
 
 def _block(title: str, content: str, note: str = "") -> str:
-    """A heading and what stands below it; nothing where nothing does."""
+    """A heading and what stands below it; nothing if that is empty."""
     if not content and not note:
         return ""
     return f"<section><h2>{title}</h2>{_note(note)}{content}</section>"
@@ -226,7 +226,7 @@ def _results(runs: list[RunLog]) -> str:
 
 def _neighbours(runs: list[RunLog], sample: Sample | None, answers: list[Answers] | None) -> str:
     if sample is None or answers is None:
-        note = "Left out, as no model was to be loaded: --neighbours 8 asks each run's last one with held-out queries."
+        note = "Left out: no model was to be loaded. --neighbours 8 asks each run's last model with held-out queries."
         return _block("Nearest neighbours", "", note)
     cards = tables.neighbour_cards(runs, sample, answers)
     return _block("Nearest neighbours", cards, f"Among {sample.words}, by cosine.")

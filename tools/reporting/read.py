@@ -36,7 +36,7 @@ class RunLog:
 
     @property
     def steps_per_epoch(self) -> float | None:
-        """Optimizer updates of an epoch, as the log tells; None where it does not."""
+        """Optimizer updates of an epoch, as the log tells; None if it does not."""
         for line in reversed(self.trained):
             epoch = line.get("epoch")
             if isinstance(epoch, int | float) and epoch > 0:
@@ -93,7 +93,7 @@ def open_run(folder: Path, name: str) -> RunLog:
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder; give a run's, output_dir/experiment_id")
     if not path.is_file():
-        raise RunError(f"{folder}: no run's folder: it has no metrics.jsonl{_runs_below(folder)}")
+        raise RunError(f"{folder}: not a run's folder: it has no metrics.jsonl{_runs_below(folder)}")
     notes = []
     lines = read_lines(path, notes)
     if not lines:
@@ -125,17 +125,17 @@ def _runs_below(folder: Path) -> str:
 def read_lines(path: Path, notes: list[str]) -> list[dict]:
     """The lines of a metrics.jsonl or timings.jsonl.
 
-    A last line without its end is what a run leaves that goes on or was killed: it is left out, as a resume drops it,
+    A last line without its end comes from a run that is still going or was killed: it is left out, as a resume drops
     and `notes` say so.
 
     Raises:
-        RunError: any other line is no JSON object with a step and a kind; the message names it.
+        RunError: any other line is not a JSON object with a step and a kind; the message names it.
     """
     found = []
     content = path.read_text(encoding="utf-8", errors="replace")
     texts = content.split("\n")
     if texts[-1]:
-        notes.append(f"{path.name}: the last line has no end and is left out: the run goes on, or was killed")
+        notes.append(f"{path.name}: the last line is incomplete and is left out: the run is still going, or was killed")
     for number, text in enumerate(texts[:-1], start=1):
         found.append(_read_line(path, number, text))
     return found
@@ -145,12 +145,12 @@ def _read_line(path: Path, number: int, text: str) -> dict:
     try:
         line = json.loads(text)
     except ValueError as error:
-        raise RunError(f"{path}, line {number}: no JSON ({error}); the file was damaged or edited") from None
+        raise RunError(f"{path}, line {number}: not JSON ({error}); the file was damaged or edited") from None
     if not isinstance(line, dict):
-        raise RunError(f"{path}, line {number}: no object with a step and a kind")
+        raise RunError(f"{path}, line {number}: not an object with a step and a kind")
     step = line.get("step")
     if isinstance(step, bool) or not isinstance(step, int) or not isinstance(line.get("kind"), str):
-        raise RunError(f"{path}, line {number}: no object with a step and a kind")
+        raise RunError(f"{path}, line {number}: not an object with a step and a kind")
     return line
 
 
@@ -167,7 +167,7 @@ def _read_object(path: Path, notes: list[str]) -> dict:
         notes.append(f"{path.name}: not there")
         return {}
     except ValueError as error:
-        raise RunError(f"{path}: no JSON ({error})") from None
+        raise RunError(f"{path}: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise RunError(f"{path}: must be one object")
     return value
@@ -182,7 +182,7 @@ def _read_results(folder: Path, notes: list[str]) -> dict[str, dict]:
 
 
 def last_model(run: RunLog) -> Path | None:
-    """The model folder of a run's last step that has one; None where none has."""
+    """The model folder of a run's last step that has one; None if none has."""
     found = {}
     for path in run.folder.glob("*/modules.json"):
         name = _FOLDER.fullmatch(path.parent.name)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from itertools import accumulate
 
-Points = list[tuple[float, float | None]]  # (step, value), None where the run says that there is none
+Points = list[tuple[float, float | None]]  # (step, value), None if the run says that there is none
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Series:
     run: int  # number of the run, which gives it its colour
     points: Points
     held_out: bool = False  # measured on tuples that were not trained
-    label: str = ""  # tells it apart within its run, "" where it is the only one
+    label: str = ""  # tells it apart within its run, "" if it is the only one
 
 
 def number(value) -> float | None:
@@ -25,7 +25,7 @@ def number(value) -> float | None:
 
 
 def plain_curve(lines: list[dict], key: str) -> Points:
-    """(step, value) of what stands under `key`; None where it is null, and no point where it is missing."""
+    """(step, value) of what stands under `key`; None if it is null, and no point where it is missing."""
     return [(line["step"], number(line[key])) for line in lines if key in line]
 
 

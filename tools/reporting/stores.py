@@ -26,7 +26,7 @@ class Dataset:
     name: str
     task: str
     limit: int | None  # tokens at which this run cut its texts
-    store: TokenStore | None = None  # None where it is not there any more
+    store: TokenStore | None = None  # None if it is not there any more
     reason: str = ""  # why it is not
 
     @property

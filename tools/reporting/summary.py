@@ -9,7 +9,7 @@ from tools.reporting.evaluation import chosen
 from tools.reporting.read import RunLog
 from tools.reporting.series import Points, last_value, number
 
-Value = tuple[str, str] | None  # a number as it is shown, and its unit; None where a run has none
+Value = tuple[str, str] | None  # a number as it is shown, and its unit; None if a run has none
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _of_planned(run: RunLog) -> str:
 
 
 def planned_steps(run: RunLog) -> int | None:
-    """How many steps the run was to have: the earlier of train_steps and train_epochs; None where it is not known."""
+    """How many steps the run was to have: the earlier of train_steps and train_epochs; None if it is not known."""
     steps = run.configuration.get("train_steps")
     epochs = run.configuration.get("train_epochs")
     ends = []

@@ -137,7 +137,7 @@ class Lengths:
         return int(self.counts[self.values > limit].sum())
 
     def quantile(self, share: float) -> int | None:
-        """The length that at least this share of the texts does not exceed; None where there is no text."""
+        """The length that at least this share of the texts does not exceed; None if there is no text."""
         if not len(self.values):
             return None
         upto = np.cumsum(self.counts)

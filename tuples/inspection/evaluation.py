@@ -65,7 +65,7 @@ def read_evaluation(path: Path) -> Evaluation:
     """The evaluation set at `path`.
 
     Raises:
-        RawError: it cannot be read, or is none; the message names the file.
+        RawError: it cannot be read, or is not one; the message names the file.
     """
     if (path / "queries.jsonl").exists() or (path / "corpus.jsonl").exists():
         return _read_beir(path)
@@ -132,7 +132,7 @@ def _read_beir(folder: Path) -> Evaluation:
 
 
 def _judged(folder: Path) -> tuple[set[str], set[str]] | None:
-    """The queries and the relevant documents of a folder of judgements; None where there is none."""
+    """The queries and the relevant documents of a folder of judgements; None if there is none."""
     test = folder / "test.tsv"
     files = [test] if test.exists() else sorted(folder.glob("*.tsv"))
     if not files:

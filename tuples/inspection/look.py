@@ -183,7 +183,7 @@ def inspect(source: Source, options: Options) -> Inspection:
 
 
 def check_tokenizer(store: token_store.TokenStore, path: str) -> None:
-    """Raise StoreError where another tokenizer than that at `path` wrote the store."""
+    """Raise StoreError if another tokenizer than that at `path` wrote the store."""
     from modeling.tokenizer import fitting_tokenizer  # here, because it needs transformers, and numbers do not
 
     _, problems = fitting_tokenizer(path, [store], remedy="give the one that wrote it")
@@ -245,7 +245,7 @@ def _found_by_numbers(table: Table, negatives: int) -> dict[str, Found]:
 
 
 def texts_longer_than(table: Table, lengths: dict[str, Lengths], limit: int) -> dict[str, Found | None]:
-    """Texts that are longer than `limit` tokens, distinct ones and by role; None where that is not known.
+    """Texts that are longer than `limit` tokens, distinct ones and by role; None if that is not known.
 
     A store holds its texts as they were cut. So it does not know which were longer than a limit above that length, but
     it may know how many were cut.
@@ -288,7 +288,7 @@ def sums_of_counts(inspections: list[Inspection]) -> dict[str, int]:
 
 
 def sum_of_tokens(inspections: list[Inspection]) -> int | None:
-    """Tokens of the first pass over all datasets; None where one of them does not know."""
+    """Tokens of the first pass over all datasets; None if one of them does not know."""
     tokens = [inspection.tokens for inspection in inspections]
     return None if None in tokens else sum(tokens)
 
@@ -312,7 +312,7 @@ def sums_of_found(inspections: list[Inspection]) -> dict[str, Found]:
 
 
 def sums_of_truncated(inspections: list[Inspection]) -> dict[int, dict[str, Found | None]]:
-    """Max length -> role -> texts that are longer, in all datasets; None where one of them does not know."""
+    """Max length -> role -> texts that are longer, in all datasets; None if one of them does not know."""
     sums = {}
     for limit in MAX_LENGTHS:
         sums[limit] = {}

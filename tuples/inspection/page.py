@@ -211,7 +211,7 @@ def page_lines(report: Report, json_name: str, picture_name: str | None) -> list
     lines += ["## Lengths", "", *_lengths_table(report.total), ""]
     if picture_name is not None:
         lines += [f"![Lengths of queries, positives and negatives]({picture_name})", ""]
-    lines += ["Texts that are longer than so many tokens, and would be cut there; ? where that is not known:", ""]
+    lines += ["Texts longer than this many tokens, which would be cut there; ? if that is not known:", ""]
     lines += [*_longer_table(report.total), ""]
     lines += ["## Rules", "", *_rules_table(report), ""]
     training = [*_evaluation_lines(report.evaluation), *_training_lines(report.forecast)]

@@ -39,8 +39,8 @@ class Table:
         rows: int64 [n], each tuple's row in its file or store, from 0.
         lengths: int64 [texts], in `unit`; of a store as its texts were cut.
         unit: "tokens", EOS included, or "characters".
-        longest: lengths from here on may have been cut; None where nothing was.
-        truncated: distinct texts that were cut to `longest`; None where nobody knows.
+        longest: lengths from here on may have been cut; None if nothing was.
+        truncated: distinct texts that were cut to `longest`; None if nobody knows.
         found: what was found while it was read, by the name of its rule.
     """
 

@@ -20,18 +20,18 @@ class Rule:
 
 
 RULES = (
-    Rule("unreadable_rows", 0.0, "rows that cannot be read, of all rows", "mend these rows, or write the file again"),
+    Rule("unreadable_rows", 0.0, "rows that cannot be read, of all rows", "fix these rows, or write the file again"),
     Rule(
         "empty_queries",
         0.0,
         "tuples with no query or a blank one, of all tuples",
-        "mend these rows, or leave them out by tokenising with --skip_bad_rows true",
+        "fix these rows, or leave them out by tokenising with --skip_bad_rows true",
     ),
     Rule(
         "empty_positives",
         0.0,
         "tuples with no positive or a blank one, of all tuples",
-        "mend these rows, or leave them out by tokenising with --skip_bad_rows true",
+        "fix these rows, or leave them out by tokenising with --skip_bad_rows true",
     ),
     Rule(
         "instruction_only",
@@ -43,7 +43,7 @@ RULES = (
         "duplicate_queries",
         0.05,
         "tuples whose query stood in an earlier tuple, of all tuples",
-        "keep one tuple for each query, or raise the limit where queries have several positives on purpose",
+        "keep one tuple for each query, or raise the limit if queries have several positives on purpose",
     ),
     Rule(
         "duplicate_tuples",
@@ -74,14 +74,14 @@ RULES = (
         "query_in_passage",
         0.2,
         "tuples whose passage holds the whole query, of all tuples",
-        "take the query's text out of the passage: a model learns to find the copy and no meaning",
+        "take the query's text out of the passage: a model learns to find the copy and not the meaning",
         _NOT_CLASSIFICATION,
     ),
     Rule(
         "passage_in_query",
         0.2,
         "tuples whose query holds the whole passage, of all tuples",
-        "take the passage's text out of the query: a model learns to find the copy and no meaning",
+        "take the passage's text out of the query: a model learns to find the copy and not the meaning",
         _NOT_CLASSIFICATION,
     ),
     Rule(
@@ -101,7 +101,7 @@ RULES = (
         "evaluation_passages",
         0.0,
         "tuples with a passage of the evaluation set as query or positive, of all tuples",
-        "leave these tuples out, or raise the limit where training and evaluation share a corpus on purpose",
+        "leave these tuples out, or raise the limit if training and evaluation share a corpus on purpose",
     ),
     Rule(
         "truncated",

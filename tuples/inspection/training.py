@@ -38,7 +38,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a training will take; None where lengths in tokens, or the speed, are not known."""
+    """What a training will take; None if lengths in tokens, or the speed, are not known."""
 
     steps_per_epoch: int
     steps: int

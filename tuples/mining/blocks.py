@@ -67,7 +67,7 @@ class Positives:
 
 
 def groups_of(texts: MiningTexts) -> Groups | None:
-    """The group of each query and of each passage; None where no query has one."""
+    """The group of each query and of each passage; None if no query has one."""
     of_queries = np.ascontiguousarray(texts.topics[:, 2])
     if (of_queries < 0).all():
         return None
@@ -83,7 +83,7 @@ class Miner:
     groups: Groups | None
     rules: Rules
     find: Find
-    scorer: Scorer | None  # of positives and random passages; None where nothing can score them (BM25 without a model)
+    scorer: Scorer | None  # of positives and random passages; None if nothing can score them (BM25 without a model)
     rescore: bool  # whether `scorer` also scores what `find` found, which is then sorted again
     fill: bool  # whether random passages fill up rows with too few negatives
 

@@ -40,7 +40,7 @@ def read_inputs(
     problems = list(survey.problems)
     if not skip_bad_rows:
         for line in survey.describe_bad_rows(path):
-            problems.append(f"{line}: mend them, or leave them out with --skip_bad_rows true")
+            problems.append(f"{line}: fix them, or leave them out with --skip_bad_rows true")
     elif not survey.good and not problems:
         problems.append(f"{path}: no good row would be left")
     files, corpus_problems = _corpus_columns(corpora, corpus_name)
@@ -110,7 +110,7 @@ def declare_task(source: Path, output: Path) -> None:
 
 
 def check_size(passages: int, num_negatives: int, may_be_fewer: bool) -> None:
-    """Raise RunError where there are not as many different passages as a tuple needs."""
+    """Raise RunError if there are not as many different passages as a tuple needs."""
     if passages <= num_negatives and not may_be_fewer:
         there_are = "there is" if passages == 1 else "there are"
         raise RunError(

@@ -198,7 +198,7 @@ class Mining:
         mine = [shard for shard in self.share.of(list(range(folder.shards))) if shard in missing]
         done = folder.shards - len(missing)
         if done and missing:
-            self.say(f"{what}: {done} of {folder.shards} shards are there already")
+            self.say(f"{what}: {done} of {folder.shards} shards are already there")
         for shard in self._bar(mine, what, "shard"):
             begin, end = folder.bounds(shard)
             vectors, cut = self.encoder().encode([as_read(texts.get(number)) for number in range(begin, end)])
@@ -323,7 +323,7 @@ class Mining:
 
 
 def check_finite(vectors: np.ndarray, begin: int) -> None:
-    """Raise RunError where a text has no vector of numbers; `begin` is the number of the first."""
+    """Raise RunError if a text has no vector of numbers; `begin` is the number of the first."""
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
         raise RunError(f"text {begin + broken[0]} has a vector that is not finite: the model's weights are damaged")

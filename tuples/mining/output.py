@@ -19,7 +19,7 @@ from tuples.mining.texts import Inputs, MiningTexts, read_tuples
 def write_output(
     path: Path, inputs: Inputs, texts: MiningTexts, blocks: BlockFolder, too_few: str, width: int
 ) -> dict[str, int]:
-    """Write query, passage, negative_1 .. negative_K, whole or not at all; nothing where no row is left.
+    """Write query, passage, negative_1 .. negative_K, whole or not at all; nothing if no row is left.
 
     Args:
         too_few: what becomes of a row with fewer than `width` negatives: "fewer" keeps it, null stands for what is

@@ -154,7 +154,7 @@ def _example(texts: MiningTexts, query: int, negative: int, score: float, positi
 
 
 def _rounded(score: float) -> float | None:
-    """A score for people; None where there is none."""
+    """A score for people; None if there is none."""
     return None if np.isnan(score) else round(score, 4)
 
 

@@ -2,7 +2,7 @@
 
     passages.bin, passages.npy    the corpus: texts end to end, int64 [m + 1] where each begins
     queries.bin, queries.npy      the distinct queries, with their instruction, as they go into the output
-    own.bin, own.npy              negatives that the input brought along and that are no passages: numbers from m on
+    own.bin, own.npy              negatives that the input brought along and that are not passages: numbers from m on
     rows.npy                      int64 [rows, 2 + S], the rows of the input: query, positive, own negatives; -1 where
                                   there is none, and everywhere in a row that is left out
     topics.npy                    int64 [queries, 3], for each query: its topic, which queries with the same words share
@@ -45,7 +45,7 @@ class Inputs:
     slots: int  # negatives that a row of `tuples` has room for
     corpora: tuple[tuple[Path, str], ...] = ()  # files of further passages, and the column of their texts
     instruction: str | None = None  # before every query that carries none
-    group_column: str | None = None  # passages of a query's group are none of its negatives
+    group_column: str | None = None  # passages of a query's group are never its negatives
 
 
 def same_text(text: str) -> bytes:
@@ -293,7 +293,7 @@ def _add_corpora(inputs: Inputs, passages: _TextWriter, groups: _Groups) -> dict
 
 
 def _corpus_rows(path: Path, names: list[str]) -> Iterator[tuple[str | None, ...]]:
-    """These columns of a file, row by row. Raises RunError where a row cannot be read."""
+    """These columns of a file, row by row. Raises RunError if a row cannot be read."""
     try:
         for table in raw_formats.read(path, dict.fromkeys(names, pa.string()), BATCH_ROWS):
             columns = [table[name].cast(pa.string()).to_pylist() for name in names]

@@ -27,7 +27,7 @@ def path_problems(rows: Iterable, source: Source) -> list[str]:
     """Roles whose columns "a.b" none of these rows has, where one shows that it has none.
 
     Args:
-        rows: objects; what is none is passed over.
+        rows: objects; anything else is skipped.
     """
     role_of = {name: role for role, columns in source.columns_of.items() for name in columns if "." in name}
     if not role_of:
@@ -42,7 +42,7 @@ def path_problems(rows: Iterable, source: Source) -> list[str]:
 
 
 def _has_path(values: dict, column: str) -> bool | None:
-    """Whether a row has a column "a.b"; None where a null stands on the way, which shows nothing."""
+    """Whether a row has a column "a.b"; None if a null stands on the way, which shows nothing."""
     if column in values:
         return True
     value = values
@@ -75,7 +75,7 @@ def schema_problems(schema: pa.Schema, source: Source) -> list[str]:
 
 
 def _type_at(schema: pa.Schema, column: str) -> pa.DataType | None:
-    """The type of a column; of "a.b" that of b in the objects of a, None where these have no b."""
+    """The type of a column; of "a.b" that of b in the objects of a, None if these have no b."""
     if column == FILE:
         return pa.string()
     if column in schema.names:

@@ -117,7 +117,7 @@ class Source:
 
     @property
     def label_table(self) -> dict[str, str] | None:
-        """Value of the label -> what it means; None where every value is a class of its own name."""
+        """Value of the label -> what it means; None if every value is a class of its own name."""
         return self.labels or USUAL_LABELS.get(self.kind)
 
     @property
@@ -244,7 +244,7 @@ def _label_problems(source: Source) -> list[str]:
         problems = []
         for value, meaning in table.items():
             if meaning not in meanings:
-                words = f"{meaning!r} is none of {', '.join(meanings)}{did_you_mean(meaning, meanings)}"
+                words = f"{meaning!r} is not one of {', '.join(meanings)}{did_you_mean(meaning, meanings)}"
                 problems.append(f"labels: {value}: {words}")
         if meanings[0] not in texts:
             problems.append(f"labels: no value means {meanings[0]}, so there would be no tuple")

@@ -12,7 +12,7 @@ def instruct(
     """Tuples with their instruction.
 
     Args:
-        columns: queries, passages, and each slot of negatives, [n] texts each; None where there is none.
+        columns: queries, passages, and each slot of negatives, [n] texts each; None if there is none.
         document_rate: share of passages and negatives that carry it too (F2LLM-v2: 0.3 of symmetric tasks).
         rng: drawn from for every slot, tuple by tuple.
 

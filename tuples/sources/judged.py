@@ -90,7 +90,7 @@ def files_of(folder: Path, splits: list[str]) -> list[tuple[str, Path]]:
 def folder_problems(folder: Path, splits: list[str]) -> list[str]:
     """Why a folder cannot be read."""
     if not folder.is_dir():
-        return ["is no folder with queries.jsonl, corpus.jsonl and qrels"]
+        return ["is not a folder with queries.jsonl, corpus.jsonl and qrels"]
     return [f"{path.relative_to(folder)} is missing" for _, path in files_of(folder, splits) if not path.is_file()]
 
 

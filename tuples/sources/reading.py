@@ -148,7 +148,7 @@ def _folder_problems(folder: Path, source: Source) -> list[str]:
 
 
 def _names_of_rows(path: Path) -> list[str]:
-    """The columns of a file without a schema, by its first rows. Raises RawError where none can be read."""
+    """The columns of a file without a schema, by its first rows. Raises RawError if none can be read."""
     names = {}  # a dictionary, because it keeps the order
     unreadable = raw_formats.UnreadableRows()
     for row, values in _first_rows(path):

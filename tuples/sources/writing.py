@@ -102,7 +102,7 @@ def task_problems(folder: Path, tasks: dict[str, str]) -> list[str]:
     try:
         declared = read_json(path)
     except (OSError, ValueError) as error:
-        return [f"{path}: not JSON ({error}): mend it, or move it away"]
+        return [f"{path}: not JSON ({error}): fix it, or move it away"]
     if not isinstance(declared, dict):
         return [f"{path}: must be one object of dataset names and tasks"]
     problems = []
