@@ -73,7 +73,7 @@ def refuse_flags(flags: argparse.Namespace) -> None:
     if flags.neighbours is not None and flags.neighbours < 1:
         problems.append(f"--neighbours {flags.neighbours}: must be 1 or more; leave it out to ask nothing")
     if flags.texts is not None and flags.neighbours is None:
-        problems.append("--texts: is used only with --neighbours N, which loads the models: add that")
+        problems.append("--texts: is used only with --neighbours N, which loads the models: add it")
     if problems:
         raise RunError("\n".join(problems))
 

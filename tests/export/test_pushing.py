@@ -75,7 +75,7 @@ def test_licences_that_may_be_the_hubs(license):
 
 @pytest.mark.parametrize("license", ["Apache-2.0", "Apache License", "", "mit\n", "a: b"])
 def test_licences_that_are_none_of_the_hubs(license):
-    assert "no identifier of the hub" in hub.licence_problem(license)
+    assert "not an identifier of the hub" in hub.licence_problem(license)
 
 
 def test_a_folder_is_pushed_to_a_repository_that_is_made_private(tmp_path, monkeypatch):

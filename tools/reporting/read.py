@@ -126,7 +126,7 @@ def read_lines(path: Path, notes: list[str]) -> list[dict]:
     """The lines of a metrics.jsonl or timings.jsonl.
 
     A last line without its end comes from a run that is still going or was killed: it is left out, as a resume drops
-    and `notes` say so.
+    it, and `notes` say so.
 
     Raises:
         RunError: any other line is not a JSON object with a step and a kind; the message names it.
