@@ -318,7 +318,7 @@ def test_a_folder_in_which_nothing_can_be_read_is_refused_with_what_is_there(raw
     (raw / "data.arrow").write_text("")
     printed = refused()
     assert "no file with one of the endings .parquet, .jsonl, .json, .csv, .tsv" in printed
-    assert "there are data.arrow (of another ending), sub (a folder)" in printed
+    assert "it holds data.arrow (of another ending), sub (a folder)" in printed
 
 
 def test_a_folder_called_as_a_file_is_refused_in_a_sentence(raw, refused):
