@@ -50,7 +50,7 @@ from training.recipes import describe_recipes
 from training.records import task_means, tracker_tags
 from training.reports import Reports
 from training.setup import Run, setup
-from training.step import train_step
+from training.step import start_training, train_step
 from utils import RunError, hide_bar_unless, plural
 
 
@@ -123,7 +123,7 @@ def train(run: Run) -> int:  # noqa: C901, PLR0915 - the loop is read from top t
     last_saved = time.monotonic()
     hidden = hide_bar_unless(run.accelerator.is_main_process)
     bar = tqdm(total=steps, initial=run.steps_done, desc="training", unit="step", disable=hidden)
-    run.model.train()
+    start_training(run)
     run.clock = Clock(steps_before=run.steps_done)
     means: dict[tuple[str, str], float] = {}
     folder = None

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -12,6 +13,27 @@ from runtime import engine
 from training import two_pass
 from training.setup import Run
 from utils import RunError, first_line, plural
+
+_WARM_UP_TOKENS = 8
+
+
+def start_training(run: Run) -> None:
+    """Put the model into training mode, and settle where DDP sums which gradient.
+
+    DDP lays the gradients into its buckets twice: before the first backward pass, and once more after it, in the order
+    in which they were ready. From three processes on, how a sum is rounded depends on its place in a bucket. So without
+    this pass, whose gradient is thrown away, the first step after a resume was rounded differently from the same step
+    of a run that was never stopped: the last bits of the weights differed (tests/chaos.py, four processes).
+    """
+    run.model.train()
+    if run.is_finished or not engine.has_buckets(run.accelerator):
+        return
+    device = run.accelerator.device
+    tokens = torch.arange(_WARM_UP_TOKENS, device=device)  # [t]
+    cu_seqlens = torch.tensor([0, _WARM_UP_TOKENS], dtype=torch.int32, device=device)
+    states = run.model(tokens, cu_seqlens, np.array([_WARM_UP_TOKENS]))  # [1, d]
+    run.accelerator.backward(states.sum())
+    engine.clear_gradients(run.accelerator, run.optimizer)
 
 
 def train_step(run: Run, step: int) -> tuple[float, Tensor]:
