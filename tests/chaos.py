@@ -23,6 +23,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -53,8 +54,11 @@ Way = tuple[int, str]  # processes, engine
 WAYS: list[Way] = [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")]  # one process has nothing to shard
 KINDS = {"full": {"use_lora": False}, "LoRA with dropout": {"use_lora": True, "lora_dropout": 0.2}}
 # Of a changing run: how far losses (relative) and weights (absolute) may be from the reference. Sums over processes
-# round differently, and AdamW enlarges that; dropout is drawn for each process, and so differs with their number.
-BOUNDS = {"full": (1e-3, 1e-3), "LoRA with dropout": (0.5, 0.1)}
+# round differently, and AdamW enlarges that. Dropout is drawn for each process, and so differs with their number: over
+# 330 steps that nobody kills, 2 or 4 processes are off from one by 0.02 to 0.03 in the median of the log lines, by 1.1
+# in the worst of them, and by 0.05 in the weights. So with dropout the median counts, and else the worst line.
+BOUNDS = {"full": (1e-3, 1e-3), "LoRA with dropout": (0.1, 0.1)}
+LINE_THAT_COUNTS = {"full": max, "LoRA with dropout": statistics.median}
 
 
 # ----------------------------------------------------------------------------------------- processes
@@ -265,13 +269,13 @@ def deviation(killed: Path, whole: Path, kind: str) -> str:
         return "the logs name other steps"
     if steps_of(killed / BEST) != steps_of(whole / BEST):
         return "the best model is of another step"
-    off_losses = max(map(loss_difference, lines, expected))
+    off_losses = LINE_THAT_COUNTS[kind](map(loss_difference, lines, expected))
     names = [str(path.relative_to(whole)) for path in whole.glob("*/*model.safetensors")]
     off_weights = 0.0
     for name in names:
         ours, theirs = load_file(killed / name), load_file(whole / name)
         off_weights = max(off_weights, *(float((ours[key] - theirs[key]).abs().max()) for key in theirs))
-    print(f"{kind}: losses off by {off_losses:.2g} at most, weights of {len(names)} folders by {off_weights:.2g}")
+    print(f"{kind}: losses off by {off_losses:.2g}, weights of {len(names)} folders by {off_weights:.2g}")
     is_near = names and off_losses <= most_of_losses and off_weights <= most_of_weights
     return "" if is_near else f"losses off by {off_losses:.2g}, weights by {off_weights:.2g}"
 
