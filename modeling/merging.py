@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import aside_of, file_digest, publish, read_json, remove, write_json
+from utils import aside_of, file_digest, let_others_read, publish, read_json, remove, write_json
 
 RECORD = "merged_from.json"  # what an average was made of
 _INDEX = "model.safetensors.index.json"
@@ -133,6 +133,7 @@ def merge(folders: list[Path], weights: list[float], target: Path) -> None:
             averaged = {name: average([reader.read(name) for reader in readers], shares) for name in names}
             save_file(averaged, aside / path.name, metadata={"format": "pt"})
     write_json(aside / RECORD, {"folders": [str(folder) for folder in folders], "shares": shares})
+    let_others_read(aside)
     publish(target)
 
 

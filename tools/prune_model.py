@@ -36,7 +36,7 @@ from modeling.pooling import pooling_of
 from modeling.pruning import NORMS, at_their_places, first_layers, importance, keep_units, pruned_config, strongest
 from modeling.tokenizer import load_tokenizer, make_encoder, save_tokenizer
 from modeling.versions import dtype_of
-from utils import RunError, aside_of, exit_status, first_line, plural, publish, read_json, remove
+from utils import RunError, aside_of, exit_status, first_line, let_others_read, plural, publish, read_json, remove
 
 UNIT_ORDERS = ("places", "ascending")
 LINE_RULE = (
@@ -226,7 +226,7 @@ def write(model: PreTrainedModel, tokenizer, flags: argparse.Namespace, dtype: t
     save_tokenizer(tokenizer, aside, model.config.max_position_embeddings)
     if (source / "modules.json").is_file():
         model_folder.copy_sentence_transformers_files(source, aside, model.config.hidden_size)
-    model_folder.let_others_read(aside)
+    let_others_read(aside)
     publish(flags.output)
 
 
