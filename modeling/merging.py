@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from modeling.hub import models_below
 from utils import aside_of, file_digest, let_others_read, publish, read_json, remove, write_json
 
 RECORD = "merged_from.json"  # what an average was made of
@@ -34,7 +35,7 @@ def merge_problems(folders: list[Path], weights: list[float]) -> list[str]:
         try:
             tables[folder] = shapes(folder)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            problems.append(f"{folder}: no readable model folder ({error})")
+            problems.append(f"{folder}: no readable model folder ({error}){models_below(folder)}")
     for folder in folders[1:]:
         if folder in tables and folders[0] in tables:
             problems += _difference(folders[0], folder, tables)

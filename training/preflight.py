@@ -20,6 +20,7 @@ from losses import matryoshka_weights
 from modeling import versions
 from modeling.attention import is_packed
 from modeling.backbone import check_backbone, check_teacher, read_config
+from modeling.hub import DOWNLOAD
 from modeling.tokenizer import fitting_tokenizer
 from retrieval import beir
 from retrieval.beir import RetrievalSet
@@ -196,6 +197,8 @@ def check_models(
     if config:
         tokenizer, tokenizer_problems = fitting_tokenizer(args.model_path, stores, revision=args.model_revision)
         problems = problems + tokenizer_problems
+    elif not Path(args.model_path).is_dir():
+        problems = [f"{problem}; {DOWNLOAD}" for problem in problems]
     problems = [f"model_path: {problem}" for problem in problems]
     has_embeddings = args.teacher_embeddings is not None  # the other teacher is then not to be used
     if config and args.teacher_model_path and not has_embeddings and "teacher_model_path" not in unknown:
