@@ -76,6 +76,14 @@ def aside_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial")
 
 
+def let_others_read(folder: Path) -> None:
+    """Give the weights the permissions that any new file would have: safetensors writes files for their owner alone."""
+    mask = os.umask(0)  # it can only be read by setting it
+    os.umask(mask)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o666 & ~mask)
+
+
 def publish(folder: Path, aside: Path | None = None) -> None:
     """Flush a finished folder to the disk, then rename it to `folder`, in place of one that is there.
 

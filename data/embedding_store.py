@@ -22,7 +22,9 @@ from utils import aside_of, file_digest, is_sealed, read_json, short_digest
 FORMAT = 1
 DTYPES = {"float32": np.float32, "float16": np.float16}
 ARRAY = "embeddings.npy"
-_ANEW = "delete the folder and run tools.embed_store again"
+_TOKENS = "tokens.npy"  # an array that a token store has and embeddings have not
+_ANEW = "delete the folder and run tools.embed_store again"  # said only of what are surely embeddings
+_ELSEWHERE = "name the right folder, or run tools.embed_store into another one"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def open_all(folder: str | Path | None, stores: list[TokenStore], width: int) ->
 def read_meta(folder: Path) -> dict:
     """The meta.json of one dataset's embeddings. Raises StoreError if it is missing or not as it was written."""
     path = folder / "meta.json"
+    if is_token_store(folder):
+        raise StoreError(f"{folder}: a token store, not embeddings: keep it, and name another folder")
     if not path.exists():
         if aside_of(folder).exists():
             raise StoreError(f"{folder}: half-written: run tools.embed_store again, it continues")
@@ -78,12 +82,17 @@ def read_meta(folder: Path) -> dict:
     try:
         meta = read_json(path)
     except ValueError as error:
-        raise StoreError(f"{path}: not JSON ({error}): {_ANEW}") from None
+        raise StoreError(f"{path}: not JSON ({error}): {_ELSEWHERE}") from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise StoreError(f"{path}: not of embeddings format {FORMAT}: {_ANEW}")
+        raise StoreError(f"{path}: not of embeddings format {FORMAT}: {_ELSEWHERE}")
     if not is_sealed(meta):
         raise StoreError(f"{path}: checksum differs, it was damaged or edited: {_ANEW}")
     return meta
+
+
+def is_token_store(folder: Path) -> bool:
+    """Whether a folder, or what is half-written beside it, holds a dataset's tokens, which nobody should lose."""
+    return (folder / _TOKENS).exists() or (aside_of(folder) / _TOKENS).exists()
 
 
 def size_problem(folder: Path, meta: dict) -> str | None:
@@ -122,7 +131,7 @@ def find_problems(folder: Path, store: TokenStore, max_length: int, width: int) 
     size = size_problem(own, meta)
     problems = [size] if size else []
     if meta["store"] != texts_of(store):
-        problems.append(f"{own}: of other texts than {store.folder} holds now: {_ANEW}")
+        problems.append(f"{own}: of other texts than {store.folder} holds now: {_ELSEWHERE}")
     elif max_length and not are_cut_alike(meta["max_seq_length"], max_length, meta["longest_text"]):
         shorter = min(meta["max_seq_length"], max_length)
         problems.append(

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data.batch import lengths_when_cut, split_by_budget
-from data.embedding_store import ARRAY, DTYPES, FORMAT, read_meta, size_problem
+from data.embedding_store import ARRAY, DTYPES, FORMAT, is_token_store, read_meta, size_problem
 from data.token_store import HEADER, StoreError, TokenStore, npy_header
 from utils import aside_of, file_digest, publish, read_json, remove, seal, write_json
 
@@ -68,7 +68,7 @@ class TextBatches:
 
 def is_done(folder: Path, facts: dict) -> tuple[bool, list[str]]:
     """Whether `folder` already holds embeddings of these `facts`; if not, why they cannot be written there."""
-    if not folder.exists():
+    if not folder.exists() and not is_token_store(folder):
         return False, []
     try:
         meta = read_meta(folder)
@@ -81,7 +81,7 @@ def is_done(folder: Path, facts: dict) -> tuple[bool, list[str]]:
     names = [name for name in _what_counts(facts) if name not in lacking and meta.get(name) != facts[name]]
     if names:
         changes = "; ".join(f"{name} {meta.get(name)!r} -> {facts[name]!r}" for name in names)
-        return False, [f"{folder}: made with other settings ({changes}): choose another --output, or delete it"]
+        return False, [f"{folder}: made with other settings ({changes}): choose another --output"]
     return True, []
 
 

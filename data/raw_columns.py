@@ -194,6 +194,30 @@ def role_names() -> set[str]:
     return {style.query for style in STYLES} | {name for style in STYLES for name in style.positives}
 
 
+def texts_of_row(values: dict) -> list[str]:
+    """Every text of one row, of whatever style: query, positives and negatives, without blank ones.
+
+    An empty list where the row fits no style and has texts in columns that are not known: they would be lost.
+
+    >>> texts_of_row({"query": "a", "pos": ["b"], "neg": ["c", ""], "scores": [1.0]})
+    ['a', 'b', 'c']
+    >>> texts_of_row({"query": "a", "answer": "b"})
+    []
+    """
+    roles = role_names()
+    known = [name for name in values if name in roles or kind_of_negative(name)]
+    others = [name for name in values if name not in known]
+    if find_columns(known) is None and any(_texts_of_value(values[name]) for name in others):
+        return []
+    return [text for name in known for text in _texts_of_value(values[name])]
+
+
+def _texts_of_value(value: object) -> list[str]:
+    """The texts that a value is, or that it lists."""
+    values = value if isinstance(value, list) else [value]
+    return [text for text in values if isinstance(text, str) and text.strip()]
+
+
 def contested(names: list[str]) -> list[str]:
     """The columns by which rows of different styles are told, where the names alone allow several; else none."""
     columns = find_columns(names)

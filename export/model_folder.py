@@ -11,7 +11,6 @@ A folder is written under a temporary name and renamed when it is whole, so unde
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields
@@ -27,7 +26,7 @@ from export.model_card import Facts, model_card
 from modeling.pooling import DEFAULT as DEFAULT_POOLING
 from modeling.prompts import query_prompt
 from modeling.tokenizer import save_tokenizer
-from utils import aside_of, publish, read_json, remove, retire, write_json
+from utils import aside_of, let_others_read, publish, read_json, remove, retire, write_json
 
 # A pooling's name in Sentence Transformers -> the boolean that stood for it before poolings had names.
 _BOOLEAN_OF_POOLING = {
@@ -296,11 +295,3 @@ def _save_adapter(folder: Path, backbone: PeftModel, weights: dict) -> None:
     if base.is_dir():
         config["base_model_name_or_path"] = str(base.resolve())
     write_json(folder / "adapter_config.json", config)
-
-
-def let_others_read(folder: Path) -> None:
-    """Give the weights the permissions that any new file would have: safetensors writes files for their owner alone."""
-    mask = os.umask(0)  # it can only be read by setting it
-    os.umask(mask)
-    for path in folder.rglob("*.safetensors"):
-        path.chmod(0o666 & ~mask)

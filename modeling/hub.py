@@ -11,6 +11,8 @@ from urllib.request import ProxyHandler, Request, build_opener, getproxies
 
 from utils import RunError, first_line, read_json
 
+DOWNLOAD = "download one first: hf download Qwen/Qwen3-0.6B --local-dir models/qwen3-0.6b"
+_NAMED = 3  # models of a run that a line names
 _SECONDS = 5  # that the hub is given to answer
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # name or owner/name
 _NOT_FETCHED = ["*.bin", "*.pt", "*.h5", "*.msgpack", "*.ot", "*.onnx", "onnx/*", "openvino/*"]  # of `fetch`
@@ -74,12 +76,24 @@ def not_found(path: str, reason: str, revision: str | None = None) -> str:
         line = f"{path!r}: the folder holds no readable model config ({reason})"
         if (Path(path) / "adapter_config.json").exists():
             line += "; it holds a LoRA adapter: make a model of it with python -m tools.merge_adapter"
-        return line
+        return line + models_below(Path(path))
     line = f"{path!r}: no such folder"
     if _ID.fullmatch(path):
         of_that_name = "of that name" if revision is None else f"of that name and revision {revision!r}"
         line += f", and no hub model {of_that_name} could be fetched ({reason})"
-    return f"{line}; download one first: hf download Qwen/Qwen3-0.6B --local-dir models/qwen3-0.6b"
+    return line
+
+
+def models_below(folder: Path) -> str:
+    """The end of a line about a folder without a model, as a run's is: the last models in it; "" if it has none."""
+    if any((folder / name).exists() for name in ("config.json", "adapter_config.json", "modules.json")):
+        return ""  # a model of which something is missing; its 1_Pooling/ has a config.json too
+    configs = [path for name in ("config.json", "adapter_config.json") for path in folder.glob(f"*/{name}")]
+    names = sorted({path.parent.name for path in configs}, key=lambda name: (len(name), name))  # step_9, step_10
+    if not names:
+        return ""
+    count = "" if len(names) <= _NAMED else f" of {len(names)}"
+    return f"; this is a run or another folder of models, name one{count}: {', '.join(names[-_NAMED:])}"
 
 
 @lru_cache

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import aside_of, file_digest, publish, read_json, remove, write_json
+from modeling.hub import models_below
+from utils import aside_of, file_digest, let_others_read, publish, read_json, remove, write_json
 
 RECORD = "merged_from.json"  # what an average was made of
 _INDEX = "model.safetensors.index.json"
@@ -34,7 +35,7 @@ def merge_problems(folders: list[Path], weights: list[float]) -> list[str]:
         try:
             tables[folder] = shapes(folder)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            problems.append(f"{folder}: no readable model folder ({error})")
+            problems.append(f"{folder}: no readable model folder ({error}){models_below(folder)}")
     for folder in folders[1:]:
         if folder in tables and folders[0] in tables:
             problems += _difference(folders[0], folder, tables)
@@ -133,6 +134,7 @@ def merge(folders: list[Path], weights: list[float], target: Path) -> None:
             averaged = {name: average([reader.read(name) for reader in readers], shares) for name in names}
             save_file(averaged, aside / path.name, metadata={"format": "pt"})
     write_json(aside / RECORD, {"folders": [str(folder) for folder in folders], "shares": shares})
+    let_others_read(aside)
     publish(target)
 
 

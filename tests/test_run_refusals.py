@@ -163,6 +163,7 @@ def test_a_narrow_teacher_is_refused(settings, tmp_path, capsys):
 @pytest.mark.parametrize("path", ["models/qwen3-0.6b", "no/such/model/anywhere"])
 def test_a_missing_model_says_how_to_get_one(settings, capsys, path):
     assert "hf download Qwen/Qwen3-0.6B" in refused(capsys, *flags(settings, model_path=path))
+    assert "hf download" not in refused(capsys, *flags(settings, teacher_model_path=path))
 
 
 def test_half_written_and_damaged_data_are_refused(settings, toy_world, tmp_path, capsys):

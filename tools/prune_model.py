@@ -6,7 +6,8 @@
 Kept are the first layers, and the units whose activations have the largest norm on the calibration texts (F2LLM-v2,
 section 3.3). Depth is cut first, so that units are judged by the layers that stay. The report says neither which norm
 nor which texts; l2 weighs a unit by the energy that it carries. Texts should be like those that the model will read:
-each line of the file is a JSON string, an object with "text", or a raw tuple with "query" and "passage".
+each line of the file is a JSON string, an object with "text", or a raw tuple in any column style that training data
+may have, of which all texts are read.
 
 The result is a decoder to train from. A model folder of this project keeps its pooling, prompts and card, and one of
 Sentence Transformers its pooling and prompts. An adapter is merged first (python -m tools.merge_adapter).
@@ -27,16 +28,22 @@ from transformers import PretrainedConfig, PreTrainedModel
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from data import raw_columns
+from data.raw_formats import PARQUET, format_of
 from export import model_folder
 from modeling.backbone import load_backbone, read_config
 from modeling.pooling import pooling_of
 from modeling.pruning import NORMS, at_their_places, first_layers, importance, keep_units, pruned_config, strongest
 from modeling.tokenizer import load_tokenizer, make_encoder, save_tokenizer
 from modeling.versions import dtype_of
-from utils import RunError, aside_of, exit_status, first_line, publish, read_json, remove
+from utils import RunError, aside_of, exit_status, first_line, let_others_read, plural, publish, read_json, remove
 
 UNIT_ORDERS = ("places", "ascending")
-LINE_RULE = "give a JSON string, an object with text, or one with query and passage"
+LINE_RULE = (
+    "give a JSON string, an object with text, or a raw tuple: query and passage, anchor and positive, query and pos"
+)
+FILE_RULE = "not a file of JSON lines: give one with a JSON value a line (docs/recipes/distil.md makes one of raw data)"
+LEAST = {"calibration_texts": 1, "max_seq_length": 2}  # a text of one token is EOS alone
 SIZES = {"hidden_size": "hidden_size", "intermediate_size": "intermediate_size", "num_layers": "num_hidden_layers"}
 
 
@@ -53,6 +60,9 @@ def check_and_prune(flags: argparse.Namespace) -> None:
     problems += model_folder.modules_to_cut(Path(flags.input))
     if config is not None:
         problems += size_problems(flags, config)
+    for name, least in LEAST.items():
+        if getattr(flags, name) < least:
+            problems.append(f"--{name} {getattr(flags, name)}: must be at least {least}")
     if Path(flags.output).exists():
         problems.append(f"--output {flags.output}: already exists")
     texts, text_problems = calibration_texts(flags)
@@ -65,7 +75,7 @@ def check_and_prune(flags: argparse.Namespace) -> None:
     except (ValueError, RunError) as error:
         raise RunError(first_line(error)) from error
     write(small, tokenizer, flags, dtype_of(config) or torch.float32)
-    print(summary(model, small))
+    print(summary(model, small, texts))
     print(flags.output)
 
 
@@ -131,9 +141,13 @@ def calibration_texts(flags: argparse.Namespace) -> tuple[list[str], list[str]]:
         return [], ["--calibration: needed to choose units: a file of texts, one JSON value a line"]
     texts = []
     problems = []
+    if flags.calibration.is_dir() or format_of(flags.calibration) == PARQUET:
+        return [], [f"--calibration {flags.calibration}: {FILE_RULE}"]
     try:
-        lines = flags.calibration.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = flags.calibration.read_text(encoding="utf-8").split("\n")  # a JSON string may hold other line ends
+    except UnicodeDecodeError:
+        return [], [f"--calibration {flags.calibration}: {FILE_RULE}"]
+    except OSError as error:
         return [], [f"--calibration {flags.calibration}: cannot be read ({first_line(error)})"]
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -142,21 +156,22 @@ def calibration_texts(flags: argparse.Namespace) -> tuple[list[str], list[str]]:
             if not found:
                 problems.append(f"{flags.calibration}, line {number}: {LINE_RULE}")
     if not texts and not problems:
-        problems.append(f"--calibration {flags.calibration}: no text in it")
+        problems.append(f"--calibration {flags.calibration}: no text in it: on each line, {LINE_RULE}")
     count = min(len(texts), max(1, flags.calibration_texts))
     return random.Random(flags.seed).sample(texts, count), problems[:5]
 
 
 def texts_of_line(line: str) -> list[str]:
-    """The texts in one line of the file; an empty list where it has none of the three forms, or only blank texts."""
+    """The texts in one line of the file; an empty list where it has none of the forms, or only blank texts."""
     try:
         value = json.loads(line)
     except ValueError:
         return []
-    candidates = [value]
+    if isinstance(value, dict) and "text" in value:
+        value = value["text"]
     if isinstance(value, dict):
-        candidates = [value.get(key) for key in ("text", "query", "passage")]
-    return [text for text in candidates if isinstance(text, str) and text.strip()]
+        return raw_columns.texts_of_row(value)
+    return [value] if isinstance(value, str) and value.strip() else []
 
 
 def prune(model: PreTrainedModel, tokenizer, texts: list[str], flags: argparse.Namespace) -> PreTrainedModel:
@@ -211,13 +226,13 @@ def write(model: PreTrainedModel, tokenizer, flags: argparse.Namespace, dtype: t
     save_tokenizer(tokenizer, aside, model.config.max_position_embeddings)
     if (source / "modules.json").is_file():
         model_folder.copy_sentence_transformers_files(source, aside, model.config.hidden_size)
-    model_folder.let_others_read(aside)
+    let_others_read(aside)
     publish(flags.output)
 
 
-def summary(model: PreTrainedModel, small: PreTrainedModel) -> str:
-    """Sizes and parameters, before and after."""
-    lines = []
+def summary(model: PreTrainedModel, small: PreTrainedModel, texts: list[str]) -> str:
+    """Sizes and parameters, before and after; and how many texts ranked the units, if any did."""
+    lines = [f"{plural(len(texts), 'text')} ranked the units"] if texts else []
     for key in SIZES.values():
         lines.append(f"{key:20}{getattr(model.config, key):>14,} -> {getattr(small.config, key):,}")
     before = sum(weight.numel() for weight in model.parameters())

@@ -1,5 +1,7 @@
 """What a run says at its start: what is trained, and what a person may not have meant. Nothing here stops it."""
 
+from dataclasses import fields
+
 import torch
 from accelerate import Accelerator
 
@@ -71,7 +73,7 @@ def unexpected(
     args: Args, plan: Plan, schedule: Schedule, stores: list[TokenStore], recipes: list[Recipe]
 ) -> list[str]:
     """What may surprise in a configuration that can be trained, one line each."""
-    lines = []
+    lines = without_effect(args)
     lone = [store.name for store in stores if len(store.tuples) == 1]
     if lone:
         lines.append(f"{_names(lone)}: one tuple alone: nothing is held out for validation")
@@ -106,6 +108,18 @@ def unexpected(
             f"{_names(doubtful)}: the in-batch loss on clustering or classification data, where another query's "
             "positive may answer a query just as well, and counts as wrong"
         )
+    return lines
+
+
+def without_effect(args: Args) -> list[str]:
+    """Keys that were given, but that nothing reads without another one, a line for each such other."""
+    given = {field.name for field in fields(Args) if getattr(args, field.name) != field.default}
+    lines = []
+    if "kd_weight" in given and not (args.teacher_model_path or args.teacher_embeddings):
+        lines.append(f"kd_weight {args.kd_weight:g}: without a teacher nothing is distilled")
+    of_lora = sorted(name for name in given if name.startswith("lora_"))
+    if of_lora and not args.use_lora:
+        lines.append(f"{', '.join(of_lora)}: all weights are trained, as use_lora is false")
     return lines
 
 

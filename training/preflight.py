@@ -20,6 +20,7 @@ from losses import matryoshka_weights
 from modeling import versions
 from modeling.attention import is_packed
 from modeling.backbone import check_backbone, check_teacher, read_config
+from modeling.hub import DOWNLOAD
 from modeling.tokenizer import fitting_tokenizer
 from retrieval import beir
 from retrieval.beir import RetrievalSet
@@ -196,8 +197,11 @@ def check_models(
     if config:
         tokenizer, tokenizer_problems = fitting_tokenizer(args.model_path, stores, revision=args.model_revision)
         problems = problems + tokenizer_problems
+    elif not Path(args.model_path).is_dir():
+        problems = [f"{problem}; {DOWNLOAD}" for problem in problems]
     problems = [f"model_path: {problem}" for problem in problems]
-    if config and args.teacher_model_path and "teacher_model_path" not in unknown:
+    has_embeddings = args.teacher_embeddings is not None  # the other teacher is then not to be used
+    if config and args.teacher_model_path and not has_embeddings and "teacher_model_path" not in unknown:
         problems += teacher_problems(args, config, stores, largest_id, length)
     if args.teacher_embeddings and "teacher_embeddings" not in unknown:
         width = config.hidden_size if config else 0
@@ -218,7 +222,10 @@ def embedding_problems(
     folder = Path(args.teacher_embeddings)
     problems = []
     if args.teacher_model_path:
-        problems.append("given beside teacher_model_path: a run has one teacher, leave one of them out")
+        problems.append(
+            "given beside teacher_model_path: a run has one teacher: add --teacher_model_path null (or "
+            "--teacher_embeddings null, for the live one)"
+        )
     if not folder.is_dir():
         problems.append(f"{folder}: no such folder; python -m tools.embed_store makes it")
     else:

@@ -125,9 +125,28 @@ def test_what_does_not_fit_is_named(toy_world, store, tmp_path):
     (problem,) = find_problems(tmp_path, other, 16, WIDTH)
     assert "toy_retrieval: no embeddings" in problem
     shutil.copytree(own, tmp_path / other.name)
-    assert "of other texts than" in find_problems(tmp_path, other, 16, WIDTH)[0]
+    (problem,) = find_problems(tmp_path, other, 16, WIDTH)
+    assert problem.endswith("holds now: name the right folder, or run tools.embed_store into another one")
     begin(tmp_path / "half" / store.name, facts_of(store), 10, 200)
     assert "half-written" in find_problems(tmp_path / "half", store, 16, WIDTH)[0]
+
+
+def test_good_work_is_kept_where_embeddings_are_looked_for_or_written(toy_world, store, tmp_path):
+    (problem,) = find_problems(toy_world.stores, store, 16, WIDTH)
+    assert problem == f"{store.folder}: a token store, not embeddings: keep it, and name another folder"
+    assert is_done(store.folder, facts_of(store)) == (False, [problem])
+    shutil.copytree(store.folder, tmp_path / f".{store.name}.partial")  # half a store: `begin` would remove it
+    done, (problem,) = is_done(tmp_path / store.name, facts_of(store))
+    assert not done
+    assert "a token store, not embeddings" in problem
+    own = write(tmp_path / "embeddings", store)
+    others = facts_of(store) | {"store": {"tokens": "0", "offsets": "0"}}
+    problems = is_done(own, others)[1]
+    for text in ("{}", "no JSON"):
+        (own / "meta.json").write_text(text)
+        problems += find_problems(tmp_path / "embeddings", store, 16, WIDTH)
+    assert len(problems) == 3
+    assert not any("delete" in line for line in problems)
 
 
 def test_damage_is_found(store, tmp_path):

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from modeling import hub
+from modeling.merging import merge_problems
 from utils import RunError
 
 PROXIES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
@@ -104,10 +105,26 @@ def test_a_folder_never_asks_the_hub_and_neither_does_offline_mode(tmp_path, mon
 
 def test_what_is_not_found_has_a_remedy(tmp_path):
     assert "no hub model of that name could be fetched (why)" in hub.not_found("owner/name", "why")
-    assert hub.not_found("/no/such/folder", "why").startswith("'/no/such/folder': no such folder; download one first")
+    assert hub.not_found("/no/such/folder", "why") == "'/no/such/folder': no such folder"
     assert "no readable model config (why)" in hub.not_found(str(tmp_path), "why")
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "python -m tools.merge_adapter" in hub.not_found(str(tmp_path), "why")
+
+
+def test_of_a_run_the_last_models_are_named(tmp_path):
+    assert hub.models_below(tmp_path) == ""
+    for name, config in (("state", "state.json"), ("step_9", "config.json"), ("step_10", "adapter_config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / config).write_text("{}")
+    said = "; this is a run or another folder of models, name one: step_9, step_10"
+    assert hub.not_found(str(tmp_path), "no config.json").endswith(f"(no config.json){said}")
+    assert said in merge_problems([tmp_path, tmp_path], [1, 1])[0]
+    for number in (100, 101):
+        (tmp_path / f"step_{number}").mkdir()
+        (tmp_path / f"step_{number}" / "config.json").write_text("{}")
+    assert hub.models_below(tmp_path).endswith("name one of 4: step_10, step_100, step_101")
+    (tmp_path / "modules.json").write_text("[]")
+    assert hub.models_below(tmp_path) == ""  # a model without its config.json: what lies below are its modules
 
 
 def test_a_model_is_a_folder_or_what_was_fetched_of_that_name(tmp_path, monkeypatch):

@@ -46,6 +46,8 @@ def test_the_average_is_the_weighted_sum_of_every_tensor(folders, tmp_path):
     record = json.loads((tmp_path / "merged" / merging.RECORD).read_text())
     assert record == {"folders": [str(folder) for folder in folders], "shares": [0.125, 0.25, 0.625]}
     assert (tmp_path / "merged" / "tokenizer.json").exists()
+    modes = {(tmp_path / "merged" / name).stat().st_mode for name in ("model.safetensors", merging.RECORD)}
+    assert len(modes) == 1  # safetensors alone would write for the owner only
 
 
 def test_a_folder_merged_with_itself_is_itself(folders, tmp_path):

@@ -43,7 +43,9 @@ def test_a_pruned_folder_is_consistent_and_trains_on_the_stores_of_the_larger_on
     weights = load_file(small / "model.safetensors")
     assert weights["layers.0.self_attn.q_norm.weight"].shape == (8,)
     assert weights["embed_tokens.weight"].shape == (512, 24)
-    assert "parameters" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "parameters" in said
+    assert "23 texts ranked the units" in said
 
     trained = train_here(toy_settings(toy_world, tmp_path) | {"model_path": str(small)})
 
@@ -250,4 +252,44 @@ def test_missing_models_and_texts_are_refused(tmp_path, toy_world, capsys):
     assert "cannot be read" in capsys.readouterr().err
     (tmp_path / "empty").write_text("\n")
     assert prune(toy_world.backbone, tmp_path / "small", "--hidden_size", 8, "--calibration", tmp_path / "empty") == 2
-    assert "no text in it" in capsys.readouterr().err
+    assert "no text in it: on each line, give a JSON string, an object with text, or" in capsys.readouterr().err
+
+
+ROWS = {  # a row -> its texts
+    '{"query": "a", "passage": "b", "negative_1": "c", "negative_2": null}': "abc",
+    '{"query": "a", "positive": "b", "score": 1}': "ab",
+    '{"anchor": "a", "positive": "b", "negative": "c"}': "abc",
+    '{"query": "a", "pos": ["b", "c"], "neg": ["d", " "], "prompt": "find"}': "abcd",
+    '{"query": "a", "passage": "b", "negatives": ["c"]}': "abc",
+    '{"query": "a"}': "a",
+    '{"passage": "b"}': "b",
+    '{"text": "a", "title": "b"}': "a",
+    '"a"': "a",
+    '{"query": "a", "answer": "b"}': "",  # refused: the answer would be lost
+    '{"title": "a"}': "",
+    '["a"]': "",
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_calibration_reads_all_texts_of_a_row_or_none(row):
+    assert prune_model.texts_of_line(row) == list(ROWS[row])
+
+
+def test_a_line_separator_in_a_text_ends_no_line(tmp_path):
+    (tmp_path / "texts").write_text(json.dumps("a\u2028b", ensure_ascii=False), encoding="utf-8")
+    words = ["--input", "", "--output", "", "--hidden_size", "8", "--calibration", str(tmp_path / "texts")]
+    assert prune_model.calibration_texts(prune_model.parse(words)) == (["a\u2028b"], [])
+
+
+def test_a_calibration_file_that_is_not_json_lines_and_no_room_for_texts_are_refused(toy_world, tmp_path, capsys):
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    for path in (tmp_path, tmp_path / "bytes", tmp_path / "rows.parquet"):
+        flags = ("--hidden_size", 8, "--max_seq_length", 1, "--calibration_texts", 0, "--calibration", path)
+        assert prune(toy_world.backbone, tmp_path / "small", *flags) == 2
+        said = capsys.readouterr().err
+        assert f"--calibration {path}: not a file of JSON lines" in said
+        assert "--max_seq_length 1: must be at least 2" in said
+        assert "--calibration_texts 0: must be at least 1" in said
+        assert len(said.strip().splitlines()) == 3

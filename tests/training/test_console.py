@@ -4,12 +4,14 @@ python -m pytest tests/training/test_console.py
 """
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from training.advice import PUBLISHED_INSTRUCTION, choose_query_instruction, unexpected
+from arguments import Args
+from training.advice import PUBLISHED_INSTRUCTION, choose_query_instruction, unexpected, without_effect
 from training.console import end_lines, format_means, format_seconds, format_train_line, how_to_go_on
 from training.plot import curve, draw, evaluation_curves, read_tasks
 from training.schedule import Schedule
@@ -95,7 +97,7 @@ def store(name: str, tuples: int, cut: int | None = 128):
 
 def advice(stores, steps: int = 100, warmup: int = 10, length: int = 128, train_steps: int = -1) -> list[str]:
     plan = SimpleNamespace(sizes=[len(s.tuples) - (len(s.tuples) > 1) for s in stores], global_batch=16)
-    args = SimpleNamespace(max_seq_length=length, train_steps=train_steps, train_epochs=2)
+    args = Args("m", "x", "o", "t", "d", "c", max_seq_length=length, train_steps=train_steps, train_epochs=2)
     recipes = [SimpleNamespace(name=s.name, task="retrieval", in_batch=True, max_length=length) for s in stores]
     return unexpected(args, plan, Schedule(1e-4, 1e-7, warmup, steps), stores, recipes)
 
@@ -117,6 +119,15 @@ def test_what_is_usual_is_not_mentioned():
 def test_what_a_person_may_not_have_meant_is_one_line(case, line):
     (found,) = advice(**{"stores": [store("a", 1000)]} | case)
     assert line in found
+
+
+def test_keys_that_nothing_reads_are_named():
+    args = Args("m", "x", "o", "t", "d", "c", kd_weight=0.5, lora_r=16, lora_alpha=64)
+    assert without_effect(args) == [
+        "kd_weight 0.5: without a teacher nothing is distilled",
+        "lora_alpha, lora_r: all weights are trained, as use_lora is false",
+    ]
+    assert without_effect(replace(args, use_lora=True, teacher_embeddings="folder")) == []
 
 
 def test_hundreds_of_small_datasets_are_one_line():

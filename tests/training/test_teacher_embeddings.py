@@ -172,10 +172,11 @@ def test_everything_that_does_not_fit_is_refused_at_once(world, toy_world, tmp_p
     toy.make_backbone(tmp_path / "wide", hidden_size=64)
     config = configuration(
         world, toy_world, tmp_path, model_path=str(tmp_path / "wide"), max_seq_length=32,
-        teacher_embeddings=str(world / "float32"), teacher_model_path=str(world / "teacher"),
+        teacher_embeddings=str(world / "float32"), teacher_model_path=str(tmp_path / "unused"),
     )  # fmt: skip
     said = refused(config, capsys)
-    assert "given beside teacher_model_path" in said
+    assert "given beside teacher_model_path: a run has one teacher: add --teacher_model_path null" in said
+    assert "unused" not in said  # what shall not be used may be missing
     for name in ("retrieval", "clustering"):
         assert f"{world / 'float32' / name}: its texts were cut to 24 tokens, and this run cuts them to 32" in said
         assert f"{world / 'float32' / name}: 48 dimensions, but the student has 64" in said
