@@ -1,7 +1,7 @@
 # make quickstart    train SmolLM2 on the Python functions of this machine and search with it (eight minutes, no GPU)
 # make foundation    the same with more depth and fifty minutes, beside all-MiniLM-L6-v2
 # make v2-demo       a Matryoshka teacher, students pruned from it, with and without distillation (50 minutes)
-# make test          all tests (22 minutes on two cores)
+# make test          all tests (25 minutes on two cores)
 # make test-oldest   all tests with the oldest versions of Transformers and the others, in .venv-oldest
 # make test-quick    style, and the tests that need one process only
 # make test-serving  the tests of tests/serving, with a server in an environment of its own, .venv-serving (1.5 GB)
