@@ -14,7 +14,7 @@ from training import two_pass
 from training.setup import Run
 from utils import RunError, first_line, plural
 
-_WARM_UP_TOKENS = 8
+_WARM_UP_TOKENS = 8  # of the pass that settles DDP's buckets: any number will do
 
 
 def start_training(run: Run) -> None:
