@@ -14,6 +14,7 @@ import pytest
 import torch
 import toy
 from harness import on_processes
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -79,6 +80,7 @@ class Counted(TorchDispatchMode):
 def storages(tree) -> list[torch.UntypedStorage]:
     """Of all tensors in a tree of arguments that hold memory."""
     leaves = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    leaves = [leaf for leaf in leaves if not isinstance(leaf, FakeTensor)]  # DTensor asks them for shapes alone
     return [leaf.untyped_storage() for leaf in leaves if leaf.device.type == "cpu"]
 
 
@@ -137,7 +139,7 @@ def test_a_start_in_parts_takes_little_more_than_the_parts(large, settings):
     for rank, (peak, own) in enumerate(found):
         assert own == pytest.approx(4 / 2, rel=0.01)
         if rank == 0:
-            assert 3.9 < peak <= 4.1  # it reads the model, and begins with the smallest weights
+            assert 3.9 < peak <= 4.0  # it reads the model, and begins with the smallest weights
         else:
             assert own <= peak <= 1.2 * own
 
