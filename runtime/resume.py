@@ -4,7 +4,6 @@ The order of the data and the dropout are functions of the step, so nothing of t
 weights and AdamW's moments, by name, whatever engine held them; and the sums of the next log line.
 """
 
-import math
 import sys
 from pathlib import Path
 
@@ -92,15 +91,17 @@ def like_part(accelerator: Accelerator, model: nn.Module, number: int | None, co
 def broken(parts: checkpoint.Tensors) -> str | None:
     """The name of the first captured tensor that is not finite, or None: such a state must never replace a sound one.
 
-    A tensor's largest number is finite where all are, and needs no memory of the tensor's size. All are computed before
-    the first is read, so that a GPU is waited for once.
+    A tensor's smallest and largest numbers are finite where all are, and need no memory of the tensor's size; on a CPU
+    they take a tenth of the time of the largest magnitude. All are computed before the first is read, so that a GPU is
+    waited for once.
     """
     names = []
     finite = []
     for kind in ("weights", "moments"):
         for name, tensor in parts.get(kind, {}).items():
             names.append(name)
-            finite.append(torch.linalg.vector_norm(tensor, math.inf).isfinite())
+            smallest, largest = torch.aminmax(tensor)
+            finite.append(smallest.isfinite() & largest.isfinite())
     if not finite:
         return None
     found = torch.stack(finite).tolist()
