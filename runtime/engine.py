@@ -5,6 +5,7 @@ teacher that is sharded as the student is, and sharding over gloo on a CPU.
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -242,7 +243,10 @@ def prepare(
         assert all(isinstance(weight, DTensor) for group in optimizer.param_groups for weight in group["params"])
         model.register_forward_hook(_share_out_after_evaluation)
         return model, accelerator.prepare_optimizer(optimizer)
-    return accelerator.prepare(model, optimizer)
+    with warnings.catch_warnings():
+        # torch 2.13 has another name for it, which earlier ones do not know
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        return accelerator.prepare(model, optimizer)
 
 
 def whole_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, torch.Tensor]:
