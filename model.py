@@ -171,10 +171,10 @@ class Embedder(nn.Module):
         for group in groups:
             texts = [tokens[ends[i] - lengths[i] : ends[i]] for i in group]
             ids = nn.utils.rnn.pad_sequence(texts, batch_first=True)  # [group, longest]; a pad is any id
-            device_lengths = torch.from_numpy(lengths[group]).to(tokens.device, non_blocking=True)
+            device_lengths = _on_device(lengths[group], tokens.device)
             states = self._states("sdpa", input_ids=ids)  # [group, longest, d]
             pooled.append(self.pool(states.flatten(0, 1), *places_in_rectangle(device_lengths, ids.shape[1])))
-        original_order = torch.from_numpy(np.argsort(np.concatenate(groups))).to(tokens.device, non_blocking=True)
+        original_order = _on_device(np.argsort(np.concatenate(groups)), tokens.device)
         return torch.cat(pooled)[original_order]  # [n, d], in the order of the batch
 
     def computed_positions(self, lengths: np.ndarray) -> int:
@@ -185,6 +185,14 @@ class Embedder(nn.Module):
         if self.backend == "padded":
             return int(lengths.max()) * len(lengths)
         return sum(int(lengths[group].max()) * len(group) for group in buckets(lengths, _BUCKET_TOKENS))
+
+
+def _on_device(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """A copy on the device that the host does not wait for; from memory that is not pinned, CUDA may."""
+    tensor = torch.from_numpy(numbers)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class FrozenEmbedder(Embedder):
