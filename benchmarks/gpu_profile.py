@@ -45,16 +45,24 @@ class CountWaits(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         """Run an operation, and note it where it waits."""
-        name = function.overloadpacket.__name__
         self.operations += 1
-        if name in WAITING:
-            self.waits[name] += 1
-        indices = arguments[1] if name in ("index", "index_put", "index_put_") else []
-        if any(index is not None and index.dtype == torch.bool for index in indices):
-            self.waits["index by a mask"] += 1
-        if name == "repeat_interleave" and not (options or {}).get("output_size"):
-            self.waits[name] += 1
+        wait = what_waits(function, arguments, options or {})
+        if wait:
+            self.waits[wait] += 1
         return function(*arguments, **(options or {}))
+
+
+def what_waits(function: torch._ops.OpOverload, arguments: tuple, options: dict) -> str | None:
+    """What in an operation the host would wait for, were its tensors on a GPU; None if nothing."""
+    name = function.overloadpacket.__name__
+    if name in WAITING:
+        return name
+    indices = arguments[1] if name in ("index", "index_put", "index_put_") else []
+    if any(index is not None and index.dtype == torch.bool for index in indices):
+        return "index by a mask"
+    if name == "repeat_interleave" and not options.get("output_size"):
+        return name
+    return None
 
 
 def count_waits(update: Callable[[], object], device: torch.device) -> dict[str, int]:
