@@ -4,6 +4,7 @@ On CUDA torch itself reports every wait, and its profiler the time of every kern
 for; there the operations are counted that would wait on a GPU, and the profiler gives the time of operations.
 """
 
+import sys
 import time
 import warnings
 from collections import Counter
@@ -16,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu_model import wait
+from utils import first_line
 
 # Operations whose result the host must see before it can continue: of the values, or of how many there are.
 WAITING = {
@@ -85,17 +87,24 @@ def count_waits(update: Callable[[], object], device: torch.device) -> dict[str,
 
 
 def shares_of_time(update: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Kind -> share of the time that an update takes, idle included; under the profiler, which makes it longer."""
+    """Kind -> share of the time that an update takes, idle included; under the profiler, which makes it longer.
+
+    Empty where the profiler sees no kernel of the GPU: a container or a driver may forbid it.
+    """
     if device.type != "cuda":
         events, seconds = _profiled(update, device, [ProfilerActivity.CPU])
         return _shares([(event.name, event.self_cpu_time_total / 1e6) for event in events], None, seconds)
     # Of kernels alone: to note each operation of the host as well would make the device wait for it.
     for activities in ([ProfilerActivity.CUDA], [ProfilerActivity.CUDA, ProfilerActivity.CPU]):
-        events, seconds = _profiled(update, device, activities)
+        try:
+            events, seconds = _profiled(update, device, activities)
+        except (RuntimeError, AssertionError) as error:
+            print(f"the profiler: {first_line(error)}", file=sys.stderr)
+            continue
         kernels = [event for event in events if event.device_type == DeviceType.CUDA]
         if kernels:
-            break
-    return shares_of_kernels(kernels, seconds)
+            return shares_of_kernels(kernels, seconds)
+    return {}
 
 
 def _profiled(

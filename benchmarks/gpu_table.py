@@ -156,13 +156,13 @@ def equality_lines(entry: dict) -> list[str]:
     """Differences of all ways from fp32, for one size."""
     lines = [f"{entry['size']}: relative difference from fp32; training would take {entry['backend']}"]
     lines += [f"  {note}" for note in entry["notes"]]
-    lines.append(f"  {'':58}{'embeddings':>12}{'gradients':>12}")
+    lines.append(f"  {'':68}{'embeddings':>12}{'gradients':>12}")
     for way in entry["ways"]:
         if "left_out" in way:
-            lines.append(f"  {way['way']:58}{way['left_out']}")
+            lines.append(f"  {way['way']:68}{way['left_out']}")
             continue
         mark = "   WORSE" if way["worse"] else ""
-        lines.append(f"  {way['way']:58}{way['embeddings']:12.1e}{way['gradients']:12.1e}{mark}")
+        lines.append(f"  {way['way']:68}{way['embeddings']:12.1e}{way['gradients']:12.1e}{mark}")
     return lines
 
 
@@ -185,15 +185,19 @@ def speed_lines(table: dict, report: dict) -> list[str]:
             lines.append(f"  {way['way']:46}{way['left_out']}")
             continue
         seconds = way["seconds"]
-        shares = way["shares"]
         lines.append(
             f"  {way['way']:46}{table['tuples'] / seconds:10.1f}{table['tokens'] / seconds:11,.0f}"
             f"{published / seconds:9.1f}x{table['flops'] / seconds / report['matmul_flops']:7.0%}"
-            f"{way['peak_bytes'] / GIB:7.1f}{way['parts']:7}{way['waits']:7}{shares['matmul']:8.0%}"
-            f"{shares['attention']:6.0%}{shares[OTHER]:7.0%}{shares['communication']:6.0%}{shares[IDLE]:6.0%}"
-            f"{way['loss']:9.4f}"
+            f"{way['peak_bytes'] / GIB:7.1f}{way['parts']:7}{way['waits']:7}"
+            f"{share(way, 'matmul'):>8}{share(way, 'attention'):>6}{share(way, OTHER):>7}"
+            f"{share(way, 'communication'):>6}{share(way, IDLE):>6}{way['loss']:9.4f}"
         )
     return lines
+
+
+def share(way: dict, kind: str) -> str:
+    """Of a way's time, as a table has it; "-" where the profiler saw nothing."""
+    return f"{way['shares'][kind]:.0%}" if way["shares"] else "-"
 
 
 def run_lines(run: dict, report: dict) -> list[str]:

@@ -128,3 +128,25 @@ def test_two_gpus_train_what_one_cpu_trains(library, settings, tmp_path, kind):
     print(f"moved {moved:.1e}, off {off:.1e}")
     assert moved > 1e-4
     assert off < 1e-2 * moved
+
+
+def test_the_benchmark_for_gpus_runs_on_one(library, tmp_path):
+    """Its paths for CUDA. Where the profiler fails, no more than the shares of time is left out."""
+    words = ["--sizes", "toy", "--steps", "2", "--tuples", "2", "--compile", "none", "--parts", "equality,speed"]
+    words += ["--kinds", "full", "--lengths", "MS-MARCO-like", "--output", str(tmp_path / "gpu")]
+    program = str(ROOT / "tests/stand_in/benchmark.py")
+    log = tmp_path / "log"
+    process = start_command(sys.executable, program, *words, log=log, environment=environment_of(library))
+    process.wait(PATIENCE)
+    printed = log.read_text()
+    assert process.returncode == 0, printed
+    report = json.loads((tmp_path / "gpu" / "gpu_equality_speed_toy.json").read_text())
+    assert report["left_out"] == [], printed
+    [equality], [speed] = report["equality"], report["speed"]
+    assert equality["backend"] == "varlen"
+    assert sum("gradients" in way for way in equality["ways"]) == 8
+    ways = {way["way"]: way for way in speed["ways"]}
+    assert ways["ours"]["waits"] == 0
+    assert ways["published layout"]["waits"] > 0
+    assert ways["ours"]["shares"] == {}
+    assert ways["ours"]["loss"] == pytest.approx(ways["published layout"]["loss"], rel=1e-2)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import accelerate.state
 import peft
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.fsdp._fully_shard._fsdp_param as fsdp_parameters
 import torch.nn.functional as F
-from stand_in.tensors import COPIES, GPU, OnGpu, StandIn, note_wait
+from stand_in.tensors import COPIES, GPU, SYNCHRONIZE, OnGpu, StandIn, note_wait, set_sync_debug_mode
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
@@ -85,7 +85,7 @@ class Stream:
 
 
 def synchronize(_device=None) -> None:
-    note_wait("synchronize")
+    note_wait(SYNCHRONIZE)
 
 
 # --------------------------------------------------------------------------------------- the process
@@ -94,13 +94,16 @@ def synchronize(_device=None) -> None:
 def install() -> None:
     """Have this process believe in its GPU: what torch asks of CUDA's own library is answered here."""
     answers = {
-        "_lazy_init": None, "is_available": True, "device_count": 8, "current_device": GPU.index, "set_device": None,
-        "get_device_name": "stand-in", "get_device_capability": (9, 0), "is_bf16_supported": True,
-        "mem_get_info": (MEMORY, MEMORY), "memory_reserved": 0, "memory_allocated": 0, "max_memory_allocated": 0,
-        "manual_seed": None, "manual_seed_all": None, "current_stream": Stream(),
+        "_lazy_init": None, "_exchange_device": GPU.index, "_maybe_exchange_device": GPU.index, "is_available": True,
+        "device_count": 8, "current_device": GPU.index, "set_device": None, "current_stream": Stream(),
+        "get_device_name": "stand-in", "get_device_properties": SimpleNamespace(total_memory=MEMORY),
+        "get_device_capability": (9, 0), "is_bf16_supported": True, "mem_get_info": (MEMORY, MEMORY),
+        "memory_reserved": 0, "memory_allocated": 0, "max_memory_allocated": 0, "reset_peak_memory_stats": None,
+        "manual_seed": None, "manual_seed_all": None,
     }  # fmt: skip
     for name, answer in answers.items():
         setattr(torch.cuda, name, answers_always(answer))
+    torch.cuda.set_sync_debug_mode = set_sync_debug_mode
     torch.cuda.Event = Event
     torch.cuda.Stream = Stream
     torch.cuda.stream = lambda stream: stream

@@ -10,7 +10,8 @@ It says nothing of kernels, memory, speed, or work on several streams.
 """
 
 import os
-import traceback
+import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from benchmarks.gpu_profile import what_waits
 
 GPU = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 HERE = Path(__file__).parent
+SYNCHRONIZE = "synchronize"  # the one wait that is asked for by name
+sync_debug_mode = "default"
 WAITS: Counter = Counter()  # what the host waited for -> how often
 
 _aten = torch.ops.aten
@@ -76,6 +79,9 @@ class StandIn(TorchDispatchMode):
 
 def compute(function, args: tuple, kwargs: dict):
     """One operation. Its result is where CUDA's would be."""
+    if torch.is_inference_mode_enabled() and function._can_decompose():
+        with StandIn():
+            return function.decompose(*args, **kwargs)
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     on_gpu = [tensor for tensor in tensors if isinstance(tensor, OnGpu)]
     if function is _aten.copy_.default:
@@ -160,14 +166,24 @@ def note_wait(what: str | None) -> None:
     if what:
         WAITS[f"{what}, {caller()}"] += 1
         COPIES.wait()
+        if sync_debug_mode == "warn" and what != SYNCHRONIZE:
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)  # torch's words
+
+
+def set_sync_debug_mode(mode: str) -> None:
+    """torch.cuda.set_sync_debug_mode."""
+    global sync_debug_mode
+    sync_debug_mode = mode
 
 
 def caller() -> str:
     """The line that asked for this operation, in our files or in a package's but torch's."""
-    for frame in reversed(traceback.extract_stack()):
-        folder = Path(frame.filename).parent
-        if folder != HERE and "torch" not in folder.parts:
-            return f"{folder.name}/{Path(frame.filename).name}:{frame.lineno}"
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.parent != HERE and "torch" not in path.parts:
+            return f"{path.parent.name}/{path.name}:{frame.f_lineno}"
+        frame = frame.f_back
     return "nobody"
 
 
