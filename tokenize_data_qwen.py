@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from configuration import dataset_settings
 from configuration.dataset_settings import DatasetSettings
+from configuration.flag_parser import FlagParser
 from configuration.flag_types import argument_type, boolean, number_of
 from data import jobs, joining, parts, raw_files, raw_formats, token_store
 from data.declarations import ALL_FILES, declared_instructions, declared_tasks, instruction_problem, name_problems
@@ -92,7 +93,7 @@ def complain(line: str) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line. Defaults are the published paths and lengths."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(__doc__)
     add = parser.add_argument
     add("--tokenizer_path", default="models/qwen3-0.6b", help="folder or hub id (default %(default)s)")
     add("--tokenizer_revision", help="commit, tag or branch of a hub id (default: its main branch)")

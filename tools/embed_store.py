@@ -11,7 +11,6 @@ The precision is the launcher's (accelerate launch --mixed_precision bf16), as i
 machines must share the disk of --output.
 """
 
-import argparse
 import shutil
 import sys
 import time
@@ -32,6 +31,7 @@ import transformers
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from configuration.flag_parser import FlagParser
 from data import embedding_writer
 from data.batch import pack
 from data.cache import open_unverified
@@ -103,9 +103,7 @@ def message_of(error: BaseException) -> str | None:
 
 def parse(argv: list[str]) -> Asked:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.embed_store", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = FlagParser(__doc__, prog="python -m tools.embed_store")
     add = parser.add_argument
     add("--model", required=True, help="the teacher: a model folder or hub id")
     add("--model_revision", help="commit, tag or branch of a hub id (default: its main branch)")

@@ -11,7 +11,6 @@ OUTPUT/evaluation.json.
 A task that mteb has finished before, with the same model, texts and settings, is not run again.
 """
 
-import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -29,6 +28,7 @@ from runtime import launcher
 if __name__ == "__main__":
     launcher.use_expandable_segments()
 
+from configuration.flag_parser import FlagParser
 from configuration.keys import did_you_mean
 from tools.evaluation import folders, results
 from utils import (
@@ -87,9 +87,7 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> Asked:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = FlagParser(__doc__, prog="python -m tools.evaluate")
     add = parser.add_argument
     add("--model", type=Path, required=True, help="a model folder")
     add("--tasks", nargs="+", default=[], help="a folder that holds a folder for each task, or names of mteb's tasks")

@@ -19,6 +19,7 @@ import torch
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from configuration.flag_parser import FlagParser
 from export import convert, onnx_file
 from export.model_card import Facts
 from utils import RunError, exit_status
@@ -34,9 +35,7 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = FlagParser(__doc__, prog="python -m tools.export")
     add = parser.add_argument
     add("--model", type=Path, required=True, help="a model or adapter folder that run.py saved")
     add("--output", type=Path, required=True, help="the folder to write; must not exist yet")

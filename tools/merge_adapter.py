@@ -6,7 +6,6 @@ The base model is the one that the adapter names; merging is done, and saved, in
 dimensions and other formats: python -m tools.export.
 """
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from configuration.flag_parser import FlagParser
 from export.adapter import base_problems
 from export.convert import merge_adapter
 from utils import RunError, exit_status
@@ -21,9 +21,7 @@ from utils import RunError, exit_status
 
 def main(argv: list[str]) -> int:
     """Merge. Returns the exit status: 0; 2 for refused input; 1 if the disk is full or forbids it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.merge_adapter", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = FlagParser(__doc__, prog="python -m tools.merge_adapter")
     parser.add_argument("adapter", type=Path, help="an adapter folder that run.py saved")
     parser.add_argument("folder", type=Path, help="the model folder to write; must not exist yet")
     given = parser.parse_args(argv)

@@ -28,6 +28,7 @@ if __name__ == "__main__":
 import torch
 import transformers
 
+from configuration.flag_parser import FlagParser
 from configuration.flag_types import boolean
 from data import raw_files
 from data.raw_rows import RawError
@@ -86,11 +87,7 @@ def complain(share: Share, lines: list[str], others_too: bool = False) -> None:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line. Defaults are the published numbers."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.mine_hard_negatives",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = FlagParser(__doc__, prog="python -m tools.mine_hard_negatives")
     _add_files(parser.add_argument_group("files"))
     _add_model(parser.add_argument_group("model"))
     _add_search(parser.add_argument_group("search"))
