@@ -29,7 +29,9 @@ if __name__ == "__main__":
     launcher.use_expandable_segments()
 
 from configuration.flag_parser import FlagParser
+from configuration.flag_types import long_dtype
 from configuration.keys import did_you_mean
+from export.saved_in import saved_in
 from tools.evaluation import folders, results
 from utils import (
     RunError,
@@ -106,7 +108,7 @@ def parse(argv: list[str]) -> Asked:
     add("--prompt_overrides", type=Path, help="JSON file: task or type of task -> instruction")
     add("--max_seq_length", type=int, help="cut texts to this many tokens, EOS included (default: the folder's)")
     add("--batch_size", type=int, default=32, help="texts embedded at once (default %(default)s)")
-    add("--dtype", choices=DTYPES, default="float32", help="type of the weights (default %(default)s)")
+    add("--dtype", type=long_dtype, choices=DTYPES, default="float32", help="type of the weights (default %(default)s)")
     add("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
     add("--card", action="store_true", help="write the results into the model's card as well")
     given = parser.parse_args(argv)
@@ -183,7 +185,7 @@ def model_problems(asked: Asked) -> list[str]:
     elif not (asked.model / "modules.json").exists():
         problems.append(
             f"--model {asked.model}: no modules.json in it, so its pooling is not known; give a folder that training "
-            "or Sentence Transformers wrote"
+            f"or Sentence Transformers wrote, as {saved_in(asked.model)}"
         )
     width = fact_of(asked.model, "hidden_size")  # None for a folder of another program: known once it is loaded
     for dim in asked.dims:

@@ -20,6 +20,7 @@ if not __package__:  # run as a file, from any folder: import from the repositor
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from configuration.flag_parser import FlagParser
+from configuration.flag_types import short_dtype
 from export import convert, onnx_file
 from export.model_card import Facts
 from utils import RunError, exit_status
@@ -46,7 +47,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="onnx: fp32, with the pooling in the graph; gguf: safetensors, and the llama.cpp commands that convert "
         "them are printed (default %(default)s)",
     )
-    add("--dtype", choices=DTYPES, help="type of the weights (default the model's own; fp32 for an adapter)")
+    add(
+        "--dtype",
+        type=short_dtype,
+        choices=DTYPES,
+        help="type of the weights (default the model's own; fp32 for an adapter)",
+    )
     add("--dimension", type=int, help="cut embeddings to their first dimensions (default all)")
     return parser.parse_args(argv)
 
@@ -60,6 +66,7 @@ def check_and_export(flags: argparse.Namespace) -> None:
     problems = find_problems(flags)
     if problems:
         raise RunError("\n".join(problems))
+    convert.keep_quiet()
     try:
         lines = export(flags)
     except ValueError as error:  # a damaged folder, or another model read back

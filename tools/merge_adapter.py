@@ -15,7 +15,8 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 
 from configuration.flag_parser import FlagParser
 from export.adapter import base_problems
-from export.convert import merge_adapter
+from export.convert import keep_quiet, merge_adapter
+from export.saved_in import saved_in
 from utils import RunError, exit_status
 
 
@@ -37,6 +38,7 @@ def merge(adapter: Path, folder: Path) -> None:
     problems = find_problems(adapter, folder)
     if problems:
         raise RunError("\n".join(problems))
+    keep_quiet()
     try:
         merge_adapter(adapter, folder)
     except ValueError as error:  # its files are damaged; or read back, the folder is another model
@@ -48,8 +50,11 @@ def find_problems(adapter: Path, folder: Path) -> list[str]:
     """Why `adapter` cannot be merged into `folder`, one line each. Loads no weights."""
     problems = []
     missing = [name for name in ("adapter_config.json", "f2llm.json") if not (adapter / name).is_file()]
+    remedy = f"give a folder that a LoRA run saved, as {saved_in(adapter)}"
+    if missing == ["adapter_config.json"] and any(adapter.glob("model*.safetensors")):
+        remedy = "it is a whole model, and there is nothing to merge"
     if missing:
-        problems.append(f"{adapter}: no {missing[0]} in it")
+        problems.append(f"{adapter}: no {missing[0]} in it; {remedy}")
     else:
         problems += base_problems(adapter)
     if folder.exists():

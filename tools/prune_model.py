@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import transformers
 from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -70,6 +71,7 @@ def check_and_prune(flags: argparse.Namespace) -> None:
     problems += text_problems
     if problems:
         raise RunError("\n".join(problems))
+    transformers.utils.logging.disable_progress_bar()  # its bars tear the output apart
     try:
         model = load_backbone(flags.input, torch.float32)
         small = prune(model, tokenizer, texts, flags)
