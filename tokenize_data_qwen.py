@@ -67,7 +67,7 @@ def check_and_tokenize(flags: argparse.Namespace) -> int:
     if flags.join:
         joins, join_problems = jobs.plan_joins(files, order, flags.join)
         problems += join_problems
-        return refuse(problems) if problems else join_stores(joins, flags.output_dir)
+        return refuse(problems) if problems else say_what_is_next(join_stores(joins, flags.output_dir), flags)
     planned, job_problems = jobs.plan(files, order)
     problems += job_problems
     columns_not_read = {job.path.name: job.survey.not_read for job in planned if job.survey is not None}
@@ -76,7 +76,14 @@ def check_and_tokenize(flags: argparse.Namespace) -> int:
     if problems:
         return refuse(problems)
     folder = flags.part.folder(flags.output_dir) if flags.part else flags.output_dir
-    return tokenize_jobs(planned, tokenizer, flags.engine, folder / REPORT)
+    return say_what_is_next(tokenize_jobs(planned, tokenizer, flags.engine, folder / REPORT), flags)
+
+
+def say_what_is_next(status: int, flags: argparse.Namespace) -> int:
+    """If all is done, and not a part alone, say where training finds it. Returns the exit status as it came."""
+    if status == DONE and flags.part is None:
+        print(f"train with --train_data_path {flags.output_dir}")
+    return status
 
 
 def refuse(problems: list[str]) -> int:
