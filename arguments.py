@@ -12,7 +12,7 @@ from pathlib import Path
 
 from configuration.keys import free_key, key, normalised, show_default, value_problem
 from configuration.other_names import what_it_may_be
-from configuration.sources import read_command_line, read_config
+from configuration.sources import missing_problems, read_command_line, read_config
 from utils import unwritable
 
 USAGE = "python run.py --config configs/config.json [--key value ...]"
@@ -250,7 +250,7 @@ def parse(argv: list[str]) -> tuple[Args, list[str], set[str]]:
     problems += wrong
     required = [f.name for f in keys.values() if f.default is MISSING]
     missing = [name for name in required if name not in values and name not in unknown]
-    problems += [f"{name}: missing; give it in the config file or as --{name}" for name in missing]
+    problems += missing_problems(missing, config)
     unknown |= set(missing)
     unknown |= {name for name in values if name in keys and name not in good}
     args = Args(**dict.fromkeys(required, "") | good)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from configuration import dataset_settings
 from configuration.dataset_settings import DatasetSettings
+from configuration.flag_parser import FlagParser
 from configuration.flag_types import argument_type, boolean, number_of
 from data import jobs, joining, parts, raw_files, raw_formats, token_store
 from data.declarations import ALL_FILES, declared_instructions, declared_tasks, instruction_problem, name_problems
@@ -66,7 +67,7 @@ def check_and_tokenize(flags: argparse.Namespace) -> int:
     if flags.join:
         joins, join_problems = jobs.plan_joins(files, order, flags.join)
         problems += join_problems
-        return refuse(problems) if problems else join_stores(joins, flags.output_dir)
+        return refuse(problems) if problems else say_what_is_next(join_stores(joins, flags.output_dir), flags)
     planned, job_problems = jobs.plan(files, order)
     problems += job_problems
     columns_not_read = {job.path.name: job.survey.not_read for job in planned if job.survey is not None}
@@ -75,7 +76,14 @@ def check_and_tokenize(flags: argparse.Namespace) -> int:
     if problems:
         return refuse(problems)
     folder = flags.part.folder(flags.output_dir) if flags.part else flags.output_dir
-    return tokenize_jobs(planned, tokenizer, flags.engine, folder / REPORT)
+    return say_what_is_next(tokenize_jobs(planned, tokenizer, flags.engine, folder / REPORT), flags)
+
+
+def say_what_is_next(status: int, flags: argparse.Namespace) -> int:
+    """If all is done, and not a part alone, say where training finds it. Returns the exit status as it came."""
+    if status == DONE and flags.part is None:
+        print(f"train with --train_data_path {flags.output_dir}")
+    return status
 
 
 def refuse(problems: list[str]) -> int:
@@ -92,7 +100,7 @@ def complain(line: str) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line. Defaults are the published paths and lengths."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(__doc__)
     add = parser.add_argument
     add("--tokenizer_path", default="models/qwen3-0.6b", help="folder or hub id (default %(default)s)")
     add("--tokenizer_revision", help="commit, tag or branch of a hub id (default: its main branch)")

@@ -4,7 +4,7 @@
     python -m benchmarks.gpu --parts equality,speed --sizes 4B    a command of its own: each has ten minutes at most
     python -m benchmarks.gpu --parts run                          run.py: states, a folder, a kill, a resume
     python -m benchmarks.gpu --parts run --deterministic          the same bits after the kill?
-    python -m benchmarks.gpu --sizes toy --steps 2                all of it on a CPU, in a minute; for the tests
+    python -m benchmarks.gpu --sizes toy --steps 2 --tuples 2     all of it on a CPU, in minutes; for the tests
 
 Three parts, in this order, each for every size: `equality`, all ways to compute a step must agree; `speed`, one step
 beside the published layout and Sentence Transformers' cached loss, with all weights and with LoRA, on three
@@ -13,14 +13,16 @@ file, which is rewritten after each piece; the tables are printed from it at the
 --minutes is named as left out.
 """
 
+import os
+
 from runtime import launcher
 
 if __name__ == "__main__":
     launcher.use_expandable_segments()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or torch's profiler prints two lines at each of its starts
 
 import argparse
 import gc
-import os
 import platform
 import sys
 import time
@@ -39,7 +41,7 @@ from benchmarks.gpu_run import RUN_SECONDS, measure_run
 from benchmarks.gpu_speed import OTHER_TABLE_SECONDS, TABLE_SECONDS, Settings, measure_speed
 from benchmarks.gpu_table import judge, lines_of
 from benchmarks.lengths import SHAPES
-from utils import first_line, write_json
+from utils import RunError, first_line, write_json
 
 PARTS = ("equality", "speed", "run")
 KINDS = ("full", "LoRA")
@@ -146,6 +148,8 @@ class Measuring:
                 self.speed(what, size, kind)
             else:
                 self.run(what, size)
+        except RunError as error:  # says all there is to say
+            self.budget.leave_out(what, f"failed: {first_line(error)}")
         except Exception as error:
             self.budget.leave_out(what, f"failed: {type(error).__name__}: {first_line(error)}")
             traceback.print_exc()

@@ -125,6 +125,13 @@ def _judged(target: str, figure: float | None, wanted: str, form: str, is_met: b
 # ------------------------------------------------------------------------------------------------ tables
 
 
+SPEED_COLUMNS = (
+    "speed-up: over the published layout. MFU: of the bf16 matrix product above. parts: of a step; several run twice.",
+    "waits: for the device, in a step. matmul to idle: shares of a step's time. loss: of the last step; the one that",
+    "Sentence Transformers minimises is another.",
+)
+
+
 def lines_of(report: dict) -> list[str]:
     """The whole report as text."""
     machine = report["machine"]
@@ -136,6 +143,8 @@ def lines_of(report: dict) -> list[str]:
         lines += ["", *equality_lines(entry)]
     for table in report["speed"]:
         lines += ["", *speed_lines(table, report)]
+    if report["speed"]:
+        lines += ["", *SPEED_COLUMNS]
     for run in report["runs"]:
         lines += ["", *run_lines(run, report)]
     lines += ["", f"{'target':52}{'wanted':>22}{'figure':>14}"]

@@ -6,6 +6,8 @@ from functools import wraps
 from typing import TypeVar
 
 T = TypeVar("T")
+SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # as torch calls them -> as launchers do
+LONG_DTYPES = {short: long for long, short in SHORT_DTYPES.items()}
 
 
 def argument_type(read: Callable[[str], T]) -> Callable[[str], T]:
@@ -39,3 +41,13 @@ def number_of(things: str) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def short_dtype(text: str) -> str:
+    """A type of numbers as launchers call it, bf16, whichever name was given; other words as they are."""
+    return SHORT_DTYPES.get(text, text)
+
+
+def long_dtype(text: str) -> str:
+    """A type of numbers as torch calls it, bfloat16, whichever name was given; other words as they are."""
+    return LONG_DTYPES.get(text, text)

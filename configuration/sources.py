@@ -50,3 +50,14 @@ def read_config(path: str) -> tuple[dict[str, Any] | None, list[str]]:
     if not isinstance(values, dict):
         return None, [f"--config {path}: must be one object of keys and values"]
     return values, problems
+
+
+def missing_problems(missing: list[str], config: str | None) -> list[str]:
+    """What is said of required keys without a value: a line of each, or one of all if no config file was given.
+
+    Args:
+        config: the file's path, None if there is none.
+    """
+    if missing and config is None:
+        return [f"no --config, and these keys are missing: {', '.join(missing)}; try --config configs/config.json"]
+    return [f"{name}: missing; give it in the config file or as --{name}" for name in missing]

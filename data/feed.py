@@ -142,7 +142,8 @@ def _describe_each(stores: list[TokenStore]) -> list[str]:
 def _describe_one(store: TokenStore, width: int) -> str:
     """A line about a dataset; `width` is that of the column of names."""
     trained, held_out = split_sizes(len(store.tuples))
+    negatives = plural(store.meta["negatives"], "negative")
     return (
-        f"  {store.name:{width}}  {store.task:14}  {trained:,} tuples + {held_out:,} held out, up to "
-        f"{store.meta['negatives']} negatives, {store.meta['tokens']:,} tokens, {store.nbytes / 1e6:,.1f} MB"
+        f"  {store.name:{width}}  {store.task:14}  {plural(trained, 'tuple')} + {held_out:,} held out, "
+        f"up to {negatives}, {store.meta['tokens']:,} tokens, {store.nbytes / 1e6:,.1f} MB"
     )

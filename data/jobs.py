@@ -155,7 +155,7 @@ def check_rows(file: RawFile, order: Order, rows: range | None) -> tuple[Survey,
     problems = list(survey.problems)
     if not order.skip_bad_rows:
         for line in survey.describe_bad_rows(path):
-            problems.append(f"{line}: fix them, or leave them out with --skip_bad_rows true")
+            problems.append(f"{line}: mend the file, or leave such rows out with --skip_bad_rows true")
     elif rows is None and not survey.good and not survey.problems:
         problems.append(f"{path}: no good row would be left")
     return survey, problems

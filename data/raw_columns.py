@@ -12,6 +12,7 @@ and the columns that may hold positives. A column whose cells are lists of texts
 knows of styles.
 """
 
+import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -180,6 +181,22 @@ def style_of(names: Iterable[str]) -> tuple[str, str, str] | None:
         return None
     negatives = kind_of_negative(columns.negatives[0]) if columns.negatives else ""
     return columns.query, columns.positive, negatives
+
+
+def misspelt(names: Iterable[str]) -> dict[str, str]:
+    """Columns that may be meant for a query or positive that is not there: name -> what it may be meant for.
+
+    >>> misspelt(["query", "Pasage", "negative_1"])
+    {'Pasage': 'passage'}
+    """
+    names = list(names)
+    roles = {role: None for style in STYLES for role in (style.query, *style.positives) if role not in names}
+    found = {}
+    for name in names:
+        close = difflib.get_close_matches(name.lower(), roles, n=1, cutoff=0.8)
+        if close:
+            found[name] = close[0]
+    return found
 
 
 def kind_of_negative(name: str) -> str:

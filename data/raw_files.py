@@ -213,4 +213,6 @@ def _choose_by_schema(path: Path) -> tuple[list[str], Columns]:
 def _no_style(names: list[str]) -> str:
     """What is said of columns that fit no style."""
     remedy = "; or ".join(style.words for style in raw_columns.STYLES)
-    return f"columns {', '.join(names)}: no query and positive among them; have {remedy}"
+    meant = [f"{name} may be {role}" for name, role in raw_columns.misspelt(names).items()]
+    doubt = f" ({', '.join(meant)})" if meant else ""
+    return f"columns {', '.join(names)}: no query and positive among them{doubt}; have {remedy}"

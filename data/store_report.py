@@ -37,13 +37,15 @@ def some(names: Iterable[str]) -> str:
 def store_line(store: TokenStore, width: int) -> str:
     """One line about a store that was written; `width` is that of the column of names."""
     counts = _counts(store)
-    truncated = store.meta["stats"].get("truncated", 0) / max(counts["texts"], 1)
     parts = [
         f"{store.name:{width}}  {store.task:14}",
         f"{counts['rows']:>11,} rows  {counts['texts']:>11,} texts  {counts['tokens']:>14,} tokens",
-        f"{truncated:6.1%} truncated  {_left_out(counts)}",
+        f"{counts['bytes'] / 1e6:>9,.1f} MB",
     ]
-    return "  ".join(parts)
+    truncated = store.meta["stats"].get("truncated", 0)
+    if truncated:
+        parts.append(f"{truncated / counts['texts']:.1%} truncated")
+    return "  ".join(parts + _left_out(counts))
 
 
 def _counts(store: TokenStore) -> Counter:
@@ -56,10 +58,14 @@ def _counts(store: TokenStore) -> Counter:
     return counts
 
 
-def _left_out(counts: Counter) -> str:
-    """The last words of a line about one store or many."""
-    own = f"{plural(counts['own'], 'negative')} equal to the positive left out"
-    return f"{counts['skipped']:,} skipped  {own}  {counts['bytes'] / 1e6:,.1f} MB"
+def _left_out(counts: Counter) -> list[str]:
+    """What was left out of one store or many: the last parts of a line about them; none where all is in."""
+    parts = []
+    if counts["skipped"]:
+        parts.append(f"{counts['skipped']:,} skipped")
+    if counts["own"]:
+        parts.append(f"{plural(counts['own'], 'negative')} equal to the positive left out")
+    return parts
 
 
 def report_lines(stores: list[TokenStore]) -> list[str]:
@@ -80,10 +86,12 @@ def total_line(stores: list[TokenStore]) -> str:
     counts = Counter()
     for store in stores:
         counts.update(_counts(store))
-    return (
-        f"{plural(len(stores), 'dataset')}  {counts['rows']:,} rows  {counts['texts']:,} texts  "
-        f"{counts['tokens']:,} tokens  {_left_out(counts)}"
-    )
+    parts = [
+        plural(len(stores), "dataset"),
+        f"{counts['rows']:,} rows  {counts['texts']:,} texts  {counts['tokens']:,} tokens",
+        f"{counts['bytes'] / 1e6:,.1f} MB",
+    ]
+    return "  ".join(parts + _left_out(counts))
 
 
 def not_read_lines(columns_by_file: dict[str, dict[str, str]]) -> list[str]:

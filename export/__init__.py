@@ -1,6 +1,7 @@
 """Folders that other programs load: written, described, read back, merged. Imports modeling, model, utils.
 
 model_folder.py   a model folder, written
+saved_in.py       the model folder that is meant where a run's was given
 probe.py          read back, and compared with the live model
 model_card.py     its README.md
 card_usage.py     of which: how the model is used

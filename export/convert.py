@@ -4,12 +4,14 @@ A folder is read (`read`), its facts are changed (`shortened`), and it is writte
 written is read back and compared with the source before it gets its name.
 """
 
+import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import transformers
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from export import model_folder, onnx_file, probe
 from export.adapter import base_problems, load_adapter
 from export.model_card import Facts
+from export.saved_in import saved_in
 from model import Embedder
 from modeling.backbone import load_backbone, read_config, weight_problems
 from modeling.pooling import cut_of, pooling_of
@@ -39,12 +42,18 @@ class Source:
     embeddings: Tensor  # [n, d] of the model as it was trained, adapters beside the weights; not normalised
 
 
+def keep_quiet() -> None:
+    """For commands: leave out what Transformers and peft print by themselves, which tears their lines apart."""
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)  # peft asks
+
+
 def source_problems(folder: Path) -> list[str]:
     """Why `folder` is not a model or adapter folder of this project, one line each. Loads no weights."""
     if not folder.is_dir():
         return [f"{folder}: no such folder"]
     if not (folder / "f2llm.json").is_file():
-        return [f"{folder}: no f2llm.json in it; give a folder that run.py saved, as output/RUN/epoch_2"]
+        return [f"{folder}: no f2llm.json in it; give a folder that run.py saved, as {saved_in(folder)}"]
     if is_adapter(folder):
         return base_problems(folder)
     return read_config(str(folder))[1] or weight_problems(str(folder))

@@ -166,7 +166,7 @@ def test_hostile_json(tmp_path, text, problem):
         (["config.json"], "config.json: expected --key value"),
         (["--seed"], "--seed: a value must follow"),
         (["--seed", "--use_mrl", "true"], "--seed: a value must follow"),
-        ([], "model_path: missing"),
+        ([], "no --config, and these keys are missing: model_path, experiment_id, output_dir, tb_dir, cache_dir"),
     ],
 )
 def test_hostile_command_lines(words, problem):

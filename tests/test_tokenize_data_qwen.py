@@ -197,13 +197,29 @@ def test_bad_rows_are_named_and_left_out_only_when_told(toy_world, raw, tmp_path
     assert "2 problems" in error
     assert "2 rows with an empty or null query (row 2, 4, counted from 0)" in error
     assert "1 row with an empty or null positive (row 5" in error
-    assert "--skip_bad_rows true" in error
+    assert "mend the file, or leave such rows out with --skip_bad_rows true" in error
     assert not (tmp_path / "stores").exists()
     assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval", "--skip_bad_rows", "true") == 0
     printed = capsys.readouterr().out
     assert "3 skipped" in printed
     assert "1 negative equal to the positive left out" in printed
+    assert printed.splitlines()[-1] == f"train with --train_data_path {tmp_path / 'stores'}"
     assert len(open_store(tmp_path / "stores" / "a").tuples) == 5
+
+
+def test_nothing_is_said_of_what_did_not_happen(toy_world, raw, tmp_path, capsys):
+    toy.write_parquet(raw / "a.parquet", toy.raw_rows(8, 2))
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval") == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.split()[:4] == ["a", "retrieval", "8", "rows"]
+    assert not any(word in line for word in ("truncated", "skipped", "left out"))
+
+
+def test_a_misspelt_column_is_named_with_the_one_that_was_meant(toy_world, raw, tmp_path, capsys):
+    toy.write_parquet(raw / "a.parquet", [{"Query": "q", "pasage": "p", "negative_1": "n"}])
+    assert tokenize(raw, tmp_path / "stores", toy_world.backbone, "--task", "retrieval") == 2
+    said = "no query and positive among them (Query may be query, pasage may be passage); have query, passage"
+    assert said in capsys.readouterr().err
 
 
 def test_everything_wrong_is_said_at_once_and_nothing_is_written(toy_world, raw, tmp_path, capsys):

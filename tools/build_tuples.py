@@ -17,6 +17,7 @@ from pathlib import Path
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from configuration.flag_parser import FlagParser
 from configuration.flag_types import argument_type, number_of
 from data.parts import Part, read_part
 from tuples.sources import parts as sources_parts
@@ -59,9 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.build_tuples", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = FlagParser(__doc__, prog="python -m tools.build_tuples")
     add = parser.add_argument
     add("--source", type=Path, nargs="+", action="extend", required=True, metavar="JSON", help="descriptions")
     add("--output_dir", type=Path, required=True, help="folder for the raw tuples; its other files stay")

@@ -3,7 +3,6 @@
 python -m tools.configuration_page > docs/configuration.md
 """
 
-import argparse
 import sys
 from dataclasses import Field, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 
 from arguments import GROUPS, Args, show_default
 from configuration.dataset_settings import Settings
+from configuration.flag_parser import FlagParser
 
 INTRODUCTION = """\
 # Configuration
@@ -38,11 +38,7 @@ setting, leaves it to the keys above and to the dataset's task."""
 
 def main(argv: list[str]) -> int:
     """Print the page. Returns the exit status, 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.configuration_page",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = FlagParser(__doc__, prog="python -m tools.configuration_page")
     parser.parse_args(argv)
     print(page())
     return 0

@@ -11,7 +11,6 @@ The precision is the launcher's (accelerate launch --mixed_precision bf16), as i
 machines must share the disk of --output.
 """
 
-import argparse
 import shutil
 import sys
 import time
@@ -32,6 +31,8 @@ import transformers
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from configuration.flag_parser import FlagParser
+from configuration.flag_types import long_dtype
 from data import embedding_writer
 from data.batch import pack
 from data.cache import open_unverified
@@ -103,16 +104,15 @@ def message_of(error: BaseException) -> str | None:
 
 def parse(argv: list[str]) -> Asked:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.embed_store", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = FlagParser(__doc__, prog="python -m tools.embed_store")
     add = parser.add_argument
     add("--model", required=True, help="the teacher: a model folder or hub id")
     add("--model_revision", help="commit, tag or branch of a hub id (default: its main branch)")
     add("--stores", type=Path, required=True, help="folder of token stores, as train_data_path has it")
     add("--output", type=Path, required=True, help="folder to write to, a folder for each dataset")
     add("--max_seq_length", type=int, help="tokens of a text at most, as in training (default: whole texts)")
-    add("--dtype", choices=sorted(DTYPES), default="float32", help="float16 takes half the disk (default %(default)s)")
+    words = "float16 takes half the disk (default %(default)s)"
+    add("--dtype", type=long_dtype, choices=sorted(DTYPES), default="float32", help=words)
     add("--dimensions", type=int, help="keep only the first, as many as the widest student has (default: all)")
     add("--max_tokens", type=int, default=16384, help="tokens of a forward pass at most (default %(default)s)")
     given = parser.parse_args(argv)

@@ -11,7 +11,6 @@ OUTPUT/evaluation.json.
 A task that mteb has finished before, with the same model, texts and settings, is not run again.
 """
 
-import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -29,7 +28,10 @@ from runtime import launcher
 if __name__ == "__main__":
     launcher.use_expandable_segments()
 
+from configuration.flag_parser import FlagParser
+from configuration.flag_types import long_dtype
 from configuration.keys import did_you_mean
+from export.saved_in import saved_in
 from tools.evaluation import folders, results
 from utils import (
     RunError,
@@ -87,9 +89,7 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> Asked:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = FlagParser(__doc__, prog="python -m tools.evaluate")
     add = parser.add_argument
     add("--model", type=Path, required=True, help="a model folder")
     add("--tasks", nargs="+", default=[], help="a folder that holds a folder for each task, or names of mteb's tasks")
@@ -108,7 +108,7 @@ def parse(argv: list[str]) -> Asked:
     add("--prompt_overrides", type=Path, help="JSON file: task or type of task -> instruction")
     add("--max_seq_length", type=int, help="cut texts to this many tokens, EOS included (default: the folder's)")
     add("--batch_size", type=int, default=32, help="texts embedded at once (default %(default)s)")
-    add("--dtype", choices=DTYPES, default="float32", help="type of the weights (default %(default)s)")
+    add("--dtype", type=long_dtype, choices=DTYPES, default="float32", help="type of the weights (default %(default)s)")
     add("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
     add("--card", action="store_true", help="write the results into the model's card as well")
     given = parser.parse_args(argv)
@@ -185,7 +185,7 @@ def model_problems(asked: Asked) -> list[str]:
     elif not (asked.model / "modules.json").exists():
         problems.append(
             f"--model {asked.model}: no modules.json in it, so its pooling is not known; give a folder that training "
-            "or Sentence Transformers wrote"
+            f"or Sentence Transformers wrote, as {saved_in(asked.model)}"
         )
     width = fact_of(asked.model, "hidden_size")  # None for a folder of another program: known once it is loaded
     for dim in asked.dims:

@@ -19,6 +19,8 @@ import torch
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from configuration.flag_parser import FlagParser
+from configuration.flag_types import short_dtype
 from export import convert, onnx_file
 from export.model_card import Facts
 from utils import RunError, exit_status
@@ -34,9 +36,7 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = FlagParser(__doc__, prog="python -m tools.export")
     add = parser.add_argument
     add("--model", type=Path, required=True, help="a model or adapter folder that run.py saved")
     add("--output", type=Path, required=True, help="the folder to write; must not exist yet")
@@ -47,7 +47,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="onnx: fp32, with the pooling in the graph; gguf: safetensors, and the llama.cpp commands that convert "
         "them are printed (default %(default)s)",
     )
-    add("--dtype", choices=DTYPES, help="type of the weights (default the model's own; fp32 for an adapter)")
+    add(
+        "--dtype",
+        type=short_dtype,
+        choices=DTYPES,
+        help="type of the weights (default the model's own; fp32 for an adapter)",
+    )
     add("--dimension", type=int, help="cut embeddings to their first dimensions (default all)")
     return parser.parse_args(argv)
 
@@ -61,6 +66,7 @@ def check_and_export(flags: argparse.Namespace) -> None:
     problems = find_problems(flags)
     if problems:
         raise RunError("\n".join(problems))
+    convert.keep_quiet()
     try:
         lines = export(flags)
     except ValueError as error:  # a damaged folder, or another model read back

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import arguments
 from configuration import dataset_settings
+from configuration.flag_parser import FlagParser
 from configuration.keys import did_you_mean
 from data.declarations import declared_tasks
 from data.raw_rows import RawError
@@ -68,11 +69,10 @@ def main(argv: list[str]) -> int:
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
     rules = "\n".join(f"  {rule.name:22} {rule.limit:<5g} {rule.counts}" for rule in RULES)
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
+        __doc__,
         prog="python -m tools.inspect_data",
-        description=__doc__,
         epilog=f"rules, and the share above which each is broken:\n{rules}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("path", type=Path, metavar="PATH", help="a folder of raw files or of tokenised data, a file, or a token store")

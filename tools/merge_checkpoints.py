@@ -7,7 +7,6 @@ The folders must agree in tensors, shapes, configuration and tokenizer. Tokenize
 result are those of the first folder.
 """
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from configuration.flag_parser import FlagParser
 from export.card_update import forget_results
 from modeling.merging import merge, merge_problems
 from utils import RunError, exit_status
@@ -22,11 +22,7 @@ from utils import RunError, exit_status
 
 def main(argv: list[str]) -> int:
     """Merge. Returns the exit status: 0; 2 for refused input; 1 if the disk is full or forbids it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.merge_checkpoints",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = FlagParser(__doc__, prog="python -m tools.merge_checkpoints")
     parser.add_argument("--inputs", type=Path, nargs="+", required=True, help="model folders, two or more")
     parser.add_argument("--weights", type=float, nargs="+", help="one each; divided by their sum (default: all equal)")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write; must not exist yet")

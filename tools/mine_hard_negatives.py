@@ -28,7 +28,8 @@ if __name__ == "__main__":
 import torch
 import transformers
 
-from configuration.flag_types import boolean
+from configuration.flag_parser import FlagParser
+from configuration.flag_types import boolean, long_dtype, short_dtype
 from data import raw_files
 from data.raw_rows import RawError
 from modeling import hub
@@ -86,11 +87,7 @@ def complain(share: Share, lines: list[str], others_too: bool = False) -> None:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line. Defaults are the published numbers."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.mine_hard_negatives",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = FlagParser(__doc__, prog="python -m tools.mine_hard_negatives")
     _add_files(parser.add_argument_group("files"))
     _add_model(parser.add_argument_group("model"))
     _add_search(parser.add_argument_group("search"))
@@ -117,12 +114,14 @@ def _add_model(group) -> None:
     add("--model", help="folder or hub id of an embedding model; only --backend bm25 works without one")
     add("--model_revision", help="commit, tag or branch of the hub id")
     add("--max_length", type=int, help="cut texts to this many tokens (default what the model reads, at most 1024)")
-    add("--precision", choices=("fp32", "bf16"), help="of the model (default bf16 on a GPU that has it, else fp32)")
+    words = "of the model (default bf16 on a GPU that has it, else fp32)"
+    add("--precision", type=short_dtype, choices=("fp32", "bf16"), help=words)
     add("--query_prompt", help="put before queries without an instruction, not in the output (default the model's own)")
     add("--corpus_prompt", help="put before passages, not in the output (default the model's own)")
     words = "hide instructions from the model, for models that were trained without any"
     _add_boolean(group, "--strip_instruction", False, words)
-    add("--vectors", choices=("float32", "float16"), default="float32", help="type on the disk (default %(default)s)")
+    words = "type on the disk (default %(default)s)"
+    add("--vectors", type=long_dtype, choices=("float32", "float16"), default="float32", help=words)
     add("--cross_encoder", help="folder or hub id of a cross-encoder, whose scores the rules then use")
 
 

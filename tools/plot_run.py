@@ -5,7 +5,6 @@ python -m tools.plot_run output/EXPERIMENT_ID          writes output/EXPERIMENT_
 A run draws this picture itself when it finishes; the command is for runs that are still training or were stopped.
 """
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,15 +12,14 @@ from pathlib import Path
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from configuration.flag_parser import FlagParser
 from training.plot import draw
 from utils import RunError, exit_status
 
 
 def main(argv: list[str]) -> int:
     """Draw. Returns the exit status: 0; 2 for refused input; 1 if the disk is full or forbids it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.plot_run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = FlagParser(__doc__, prog="python -m tools.plot_run")
     parser.add_argument("run", type=Path, help="the folder of a run; holds a metrics.jsonl")
     return exit_status(partial(plot, parser.parse_args(argv).run))
 

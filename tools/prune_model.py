@@ -22,12 +22,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import transformers
 from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel
 
 if not __package__:  # run as a file, from any folder: import from the repository, not from tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from configuration.flag_parser import FlagParser
 from data import raw_columns
 from data.raw_formats import PARQUET, format_of
 from export import model_folder
@@ -69,6 +71,7 @@ def check_and_prune(flags: argparse.Namespace) -> None:
     problems += text_problems
     if problems:
         raise RunError("\n".join(problems))
+    transformers.utils.logging.disable_progress_bar()  # its bars tear the output apart
     try:
         model = load_backbone(flags.input, torch.float32)
         small = prune(model, tokenizer, texts, flags)
@@ -81,9 +84,7 @@ def check_and_prune(flags: argparse.Namespace) -> None:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.prune_model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = FlagParser(__doc__, prog="python -m tools.prune_model")
     add = parser.add_argument
     add("--input", required=True, help="model folder or hub id")
     add("--output", type=Path, required=True, help="the folder to write; must not exist yet")

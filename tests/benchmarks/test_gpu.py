@@ -52,6 +52,7 @@ def test_equality_and_speed_at_toy_size(tmp_path, capsys):
     check_table(table, ["published layout", "ours", "ours, compiled", *theirs])
     printed = capsys.readouterr().out
     assert "\n  published layout   " in printed  # a row of the table
+    assert "\nspeed-up: over the published layout. MFU: " in printed  # what the columns mean
     not_measured = [target["target"] for target in report["targets"] if target["verdict"] == "not measured"]
     assert len(not_measured) == 2 * 7 + 2  # of the two published sizes, and of the part that was not run
     assert all(f"\n{target['target']} " in printed for target in report["targets"])
@@ -314,6 +315,16 @@ def test_a_run_that_fails_says_its_last_lines(tmp_path, monkeypatch):
         gpu_run.train(config, ends=gpu_run.time.monotonic() + 60)
     with pytest.raises(RunError, match="before it could be killed"):
         gpu_run.train(config, gpu_run.time.monotonic() + 60, kill_when=lambda line: False)
+
+
+def test_a_failure_that_explains_itself_has_no_traceback(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise RunError("run.py ended with 1: no memory")
+
+    monkeypatch.setattr(gpu, "measure_equality", fail)
+    report = measure(tmp_path, "--parts", "equality")
+    assert report["left_out"] == [{"what": "equality of toy", "reason": "failed: run.py ended with 1: no memory"}]
+    assert "Traceback" not in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------- targets

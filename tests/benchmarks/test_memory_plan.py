@@ -40,6 +40,15 @@ def test_what_is_known_to_fit_and_not_to_fit():
     assert fits[40, "4B", "one GPU", True]
 
 
+def test_the_published_batch_on_one_gpu_runs_in_as_many_parts_as_the_page_says(capsys):
+    (h100,) = [card for card in CARDS if "H100" in card.name]
+    assert choose_policy(situation(h100, "0.6B", "one GPU", False, tuples=512)).parts == 4  # four, in words
+    memory_plan.main(["--tuples", "512"])
+    shown = capsys.readouterr().out
+    assert "A usual step has 512 tuples of 9 texts\nof 165 tokens on each GPU, 760,320 tokens" in shown
+    assert shown.count(" one GPU ") == memory_plan.page().count(" one GPU ")
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_what_is_chosen_fits_and_more_memory_never_makes_a_step_slower(lora):
     compared = 0

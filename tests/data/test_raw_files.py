@@ -349,7 +349,7 @@ def test_many_files_make_a_summary_and_a_report(toy_world, raw, tmp_path, capsys
     assert [line.split()[0] for line in lines[:10]] == [f"set_{number:02}" for number in range(20, 10, -1)]
     assert lines[10].startswith("the largest of 21 datasets  231 rows")
     assert lines[11] == f"all of them: {tmp_path / 'stores' / 'report.txt'}"
-    assert len(lines) == 13
+    assert lines[13:] == [f"train with --train_data_path {tmp_path / 'stores'}"]
     before = contents(tmp_path / "stores")
     report = before["report.txt"].decode().splitlines()
     assert [line.split()[0] for line in report] == [f"set_{number:02}" for number in range(21)]

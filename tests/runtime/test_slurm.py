@@ -40,16 +40,17 @@ def environment_of_a_job(stand_ins: Path) -> dict[str, str]:
 @pytest.mark.processes
 def test_a_job_whose_time_is_up_saves_and_queues_up_again(settings, tmp_path):
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(settings | {"train_steps": 4000, "log_interval": 1, "train_batch_size": 4}))
+    config.write_text(json.dumps(settings | {"train_steps": 4000, "train_batch_size": 4}))
     log = tmp_path / "log"
     environment = environment_of_a_job(tmp_path)
-    job = start_command("bash", "examples/slurm/train.sbatch", str(config), log=log, environment=environment)
+    words = ["examples/slurm/train.sbatch", str(config), "--log_interval", "1", "--experiment_id", "of_a_job"]
+    job = start_command("bash", *words, log=log, environment=environment)
     deadline = time.monotonic() + PATIENCE
     while "step 3/4000" not in log.read_text() and time.monotonic() < deadline:
         time.sleep(0.1)
     job.send_signal(signal.SIGUSR1)
     assert job.wait(PATIENCE) == 0, log.read_text()
-    folder = Path(settings["output_dir"]) / "toy"
+    folder = Path(settings["output_dir"]) / "of_a_job"
     assert (tmp_path / "requeued").exists(), log.read_text()
     assert any((folder / "state").glob("step_*/state.json"))
     assert "step 4000/4000" not in log.read_text()

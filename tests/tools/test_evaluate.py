@@ -416,6 +416,7 @@ def test_all_problems_are_said_at_once(tmp_path, capsys):
     assert run(tmp_path / "model", tmp_path / "tasks", tmp_path / "out", *words) == 2
     said = capsys.readouterr().err
     assert "no modules.json in it" in said
+    assert "wrote, as output/RUN/epoch_2" in said
     assert "--dims 0: must be between 1" in said
     assert "some: no task.json, and no queries.jsonl" in said
     assert "overrides.json: some: neither a task nor a type of task here" in said

@@ -239,7 +239,8 @@ def test_damaged_facts_are_refused_with_the_file(full, tmp_path, text, capsys):
 
 def test_another_folder_is_refused(toy_world, tmp_path, capsys):
     assert run(toy_world.backbone, tmp_path / "m") == 2
-    assert f"{toy_world.backbone}: no f2llm.json in it" in capsys.readouterr().err
+    said = f"{toy_world.backbone}: no f2llm.json in it; give a folder that run.py saved, as output/RUN/epoch_2"
+    assert said in capsys.readouterr().err
     assert run(tmp_path / "nowhere", tmp_path / "m") == 2
     assert "no such folder" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ python -m pytest tests/tools/test_merge_adapter.py
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -55,9 +56,23 @@ def test_an_adapter_that_names_no_base_is_refused(adapter, tmp_path, capsys, tex
 
 def test_all_problems_are_named_at_once(tmp_path, capsys):
     assert merge_adapter.main([str(tmp_path / "nowhere"), str(tmp_path)]) == 2
+    nowhere = tmp_path / "nowhere"
     assert capsys.readouterr().err.splitlines() == [
-        f"{tmp_path / 'nowhere'}: no adapter_config.json in it", f"{tmp_path}: already exists"
-    ]  # fmt: skip
+        f"{nowhere}: no adapter_config.json in it; give a folder that a LoRA run saved, as output/RUN/epoch_2",
+        f"{tmp_path}: already exists",
+    ]
+
+
+def test_a_run_s_folder_is_refused_with_the_model_that_was_saved_last(tmp_path, capsys):
+    for number, name in enumerate(("epoch_9", "epoch_10", "best")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f2llm.json").write_text("{}")
+        os.utime(tmp_path / name / "f2llm.json", (number % 2, number % 2))
+    assert merge_adapter.main([str(tmp_path), str(tmp_path / "merged")]) == 2
+    assert f"give a folder that a LoRA run saved, as {tmp_path / 'epoch_10'}" in capsys.readouterr().err
+    (tmp_path / "best" / "model.safetensors").write_bytes(b"")
+    assert merge_adapter.main([str(tmp_path / "best"), str(tmp_path / "merged")]) == 2
+    assert "it is a whole model, and there is nothing to merge" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------- damaged adapters

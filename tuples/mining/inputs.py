@@ -40,7 +40,7 @@ def read_inputs(
     problems = list(survey.problems)
     if not skip_bad_rows:
         for line in survey.describe_bad_rows(path):
-            problems.append(f"{line}: fix them, or leave them out with --skip_bad_rows true")
+            problems.append(f"{line}: mend the file, or leave such rows out with --skip_bad_rows true")
     elif not survey.good and not problems:
         problems.append(f"{path}: no good row would be left")
     files, corpus_problems = _corpus_columns(corpora, corpus_name)
