@@ -76,12 +76,22 @@ def leave_out_kernels(args: Args, accelerator: Accelerator, config: PretrainedCo
 def load_student(args: Args, accelerator: Accelerator) -> Embedder:
     """The model to train, in fp32, with adapters where they are asked for, on the device or in parts over processes."""
     backbone = read_backbone(accelerator, args.model_path, torch.float32, "model_path", args.model_revision)
+    model = engine.place(accelerator, student_around(args, backbone))
+    register_fsdp_forward_method(model, "states")  # trials call it from outside
+    return model
+
+
+def describe_student(args: Args) -> Embedder:
+    """The model to train without weights, on the meta device: its parameters have their names and shapes."""
+    return student_around(args, describe_backbone(args.model_path, torch.float32, revision=args.model_revision))
+
+
+def student_around(args: Args, backbone: nn.Module) -> Embedder:
+    """The model to train, with adapters where they are asked for."""
     if args.use_lora:
         sizes = (args.lora_r, args.lora_alpha, args.lora_dropout)
         backbone = add_lora(backbone, *sizes, args.lora_targets(), args.model_revision)
-    model = engine.place(accelerator, Embedder(backbone))
-    register_fsdp_forward_method(model, "states")  # trials call it from outside
-    return model
+    return Embedder(backbone)
 
 
 def read_backbone(

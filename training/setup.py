@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from arguments import Args
 from data import embedding_store
 from data.feed import Feed, Prefetcher
-from data.plan import Plan, split_sizes
+from data.plan import Plan
 from data.token_store import TokenStore
 from losses import matryoshka_weights
 from model import FrozenEmbedder
@@ -23,8 +23,9 @@ from training import best
 from training.activations import choose_activation_policy, count_cost
 from training.advice import announce, choose_query_instruction, warn
 from training.best import Evaluations
+from training.continuing import refuse_changes, run_folder
 from training.folders import BEST, steps_of
-from training.identity import assumed_of_old_states, run_identity
+from training.identity import run_identity
 from training.loss_memory import LossShape, loss_bytes
 from training.memory import Cost
 from training.meter import Clock, Meter
@@ -34,6 +35,7 @@ from training.policy import find_usual_step
 from training.recipes import Recipe, expected_losses
 from training.records import Metrics, write_manifest
 from training.schedule import Schedule
+from training.steps import lay_out_steps
 from training.trackers import start_trackers
 from utils import RunError, put_back, write_json
 
@@ -109,14 +111,14 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
     warn(args, accelerator, plan, schedule, stores, recipes, model)
 
     # whether the folder holds an earlier part of this run
-    folder = Path(args.output_dir) / args.experiment_id
-    identity = run_identity(args, schedule, plan, stores, recipes, tokenizer, model, known)
+    folder = run_folder(args)
+    identity = run_identity(args, plan, schedule, stores, recipes, tokenizer, model)
     refuse_with_deepspeed(args, accelerator, folder)
     accelerator.wait_for_everyone()  # all have looked before anything is written
     lock = resume.lock_folder(folder) if accelerator.is_main_process else None
-    assumed = assumed_of_old_states(identity)
     state_folder = folder / "state"
-    steps_done, facts, tensors = resume.find(accelerator, args.resume, state_folder, identity, args.model_path, assumed)
+    steps_done, facts, tensors = resume.find(accelerator, args.resume, state_folder)
+    refuse_changes(args, identity, facts)
     write_first_files(args, accelerator, folder, stores, recipes, resumed=bool(facts))
 
     # onto the device, in steps that fit its memory
@@ -177,18 +179,6 @@ def record_processes(args: Args, accelerator: Accelerator) -> Args:
     if args.num_processes not in (0, processes):
         accelerator.print(f"num_processes {args.num_processes} is only a record: `accelerate launch` starts processes")
     return replace(args, num_processes=processes)
-
-
-def lay_out_steps(args: Args, stores: list[TokenStore], recipes: list[Recipe], processes: int) -> tuple[Plan, Schedule]:
-    """The order of the data, and the learning rate over the steps that it makes."""
-    sizes = tuple(split_sizes(len(store.tuples))[0] for store in stores)
-    weights = tuple(recipe.sampling_weight for recipe in recipes)
-    plan = Plan(sizes, args.train_batch_size * processes, args.seed, weights)
-    steps = args.train_epochs * plan.steps_per_epoch
-    if args.train_steps > 0:  # whichever comes first, as published
-        steps = min(steps, args.train_steps)
-    constant = args.scheduler_type == "constant_with_warmup"
-    return plan, Schedule(args.learning_rate, args.min_lr, args.warmup_steps, steps, constant)
 
 
 def make_objectives(args: Args, recipes: list[Recipe], hidden_size: int) -> list[Objective]:
@@ -329,7 +319,7 @@ def make_evaluations(
         accelerator.print(line)
     for line in resume.from_main(accelerator, metrics.lines("evaluation")):
         evaluations.note(line["step"], line["sets"])
-    best_folder = Path(args.output_dir) / args.experiment_id / BEST
+    best_folder = run_folder(args) / BEST
     kept = None
     if accelerator.is_main_process:
         put_back(best_folder)
