@@ -74,7 +74,7 @@ def _summary(news: list[str], stores: list[TokenStore]) -> str:
     """One line for many lines about what was converted and what was verified."""
     counts = Counter(line.partition(" ")[0] for line in news)
     done = " and ".join(f"{what} {plural(counts[what], 'dataset')}" for what in sorted(counts))
-    return f"{done}; there are {plural(len(stores), 'dataset')}, {sum(store.nbytes for store in stores) / 1e6:,.1f} MB"
+    return f"{done}; in all {plural(len(stores), 'dataset')}, {sum(store.nbytes for store in stores) / 1e6:,.1f} MB"
 
 
 def open_unverified(folder: Path) -> tuple[list[TokenStore], list[str]]:
