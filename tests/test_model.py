@@ -113,7 +113,7 @@ def test_rectangle_pads_on_the_right():
     assert real.tolist() == [[True, False], [True, True]]
 
 
-def test_buckets_stay_within_budget_and_waste_at_most_a_quarter():
+def test_buckets_stay_within_their_tokens_and_waste_at_most_a_quarter():
     lengths = sorted(np.random.default_rng(0).integers(1, 300, 500).tolist(), reverse=True)
     sizes = bucket_sizes(lengths, 1000)
     assert sum(sizes) == 500

@@ -126,8 +126,8 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
     torch.cuda.empty_cache()  # of the trials on a GPU; what is reserved in small pieces would count as taken
     model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
     losses = loss_bytes(loss_shape(args, recipes, plan, objectives[0], teacher))
-    token_limit = fit_into_memory(args, accelerator, stores, recipes, plan, model, cost, losses)
-    feed = make_feed(accelerator, stores, recipes, plan, token_limit, known)
+    max_tokens_per_forward = fit_into_memory(args, accelerator, stores, recipes, plan, model, cost, losses)
+    feed = make_feed(accelerator, stores, recipes, plan, max_tokens_per_forward, known)
 
     # what is counted, written and evaluated
     meter = Meter([store.name for store in stores], LOSSES, accelerator.device)
@@ -274,18 +274,23 @@ def fit_into_memory(
     accelerator.unwrap_model(model).recompute(policy.recompute_every)
     if policy.keep_gathered:
         engine.keep_gathered(accelerator, model)
-    return policy.token_limit
+    return policy.max_tokens_per_forward
 
 
 def make_feed(
-    accelerator: Accelerator, stores: list, recipes: list[Recipe], plan: Plan, token_limit: int, embeddings: list
+    accelerator: Accelerator,
+    stores: list,
+    recipes: list[Recipe],
+    plan: Plan,
+    max_tokens_per_forward: int,
+    embeddings: list,
 ) -> Feed:
-    """This process's part of every batch, cut into parts of at most `token_limit` tokens."""
+    """This process's part of every batch, cut into parts of at most `max_tokens_per_forward` tokens."""
     negatives = [recipe.negatives for recipe in recipes]
     max_lengths = [recipe.max_length for recipe in recipes]
     rank = accelerator.process_index
     world = accelerator.num_processes
-    return Feed(stores, negatives, plan, max_lengths, rank, world, token_limit, embeddings)
+    return Feed(stores, negatives, plan, max_lengths, rank, world, max_tokens_per_forward, embeddings)
 
 
 def get_room_for_states(run: Run) -> None:
