@@ -26,7 +26,7 @@ from retrieval import beir
 from retrieval.beir import RetrievalSet
 from runtime import engine, launcher
 from training import best
-from training.continuing import known_changes
+from training.continuing import known_changes, run_folder
 from training.recipes import Recipe, not_as_tokenised, recipes_for, too_long, without_loss
 from training.trackers import tracker_problems
 
@@ -130,12 +130,25 @@ def output_problems(args: Args, unknown: set[str]) -> list[str]:
     """Why results cannot be written, one line each."""
     problems = []
     if not unknown & {"output_dir", "experiment_id", "resume"}:
-        problems += folder_problems(Path(args.output_dir) / args.experiment_id, args.resume)
+        problems += folder_problems(run_folder(args), args.resume)
     if args.resume not in ("auto", "never") and not (Path(args.resume) / "state.json").exists():
         problems.append(f"resume: {args.resume!r} is neither auto, never, nor the folder of a state, state/step_N")
+    if engine.deepspeed_is_wanted():
+        problems += deepspeed_problems(args, unknown)
     if "report_to" not in unknown:
         problems += tracker_problems(args.trackers())
     return problems + hub_problems(args, unknown)
+
+
+def deepspeed_problems(args: Args, unknown: set[str]) -> list[str]:
+    """What does not go with DeepSpeed, which keeps weights and moments in a way of its own, one line each."""
+    problems = []
+    if args.max_tokens_per_forward:
+        problems.append("max_tokens_per_forward: not under DeepSpeed; take configs/accelerate_config.yaml")
+    folder = run_folder(args)
+    if not unknown & {"output_dir", "experiment_id"} and (folder / "args.json").exists():
+        problems.append(f"{folder}: already holds a run, and DeepSpeed's do not resume: choose another experiment_id")
+    return problems
 
 
 def hub_problems(args: Args, unknown: set[str]) -> list[str]:

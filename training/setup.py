@@ -37,7 +37,7 @@ from training.records import Metrics, write_manifest
 from training.schedule import Schedule
 from training.steps import lay_out_steps
 from training.trackers import start_trackers
-from utils import RunError, put_back, write_json
+from utils import put_back, write_json
 
 
 @dataclass
@@ -113,8 +113,8 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
     # whether the folder holds an earlier part of this run
     folder = run_folder(args)
     identity = run_identity(args, plan, schedule, stores, recipes, tokenizer, model)
-    refuse_with_deepspeed(args, accelerator, folder)
-    accelerator.wait_for_everyone()  # all have looked before anything is written
+    if engine.is_deepspeed(accelerator):
+        accelerator.print("DeepSpeed: an interrupted run cannot continue; with configs/accelerate_config.yaml it can")
     lock = resume.lock_folder(folder) if accelerator.is_main_process else None
     state_folder = folder / "state"
     steps_done, facts, tensors = resume.find(accelerator, args.resume, state_folder)
@@ -198,21 +198,6 @@ def make_optimizer(args: Args, model: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         trained, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=args.weight_decay, fused=True
     )
-
-
-def refuse_with_deepspeed(args: Args, accelerator: Accelerator, folder: Path) -> None:
-    """Refuse what does not go with DeepSpeed, which keeps weights and moments in a way of its own.
-
-    Raises:
-        RunError: the step shall run in parts, or the folder holds a run.
-    """
-    if not engine.is_deepspeed(accelerator):
-        return
-    if args.max_tokens_per_forward:
-        raise RunError("max_tokens_per_forward: not under DeepSpeed; take configs/accelerate_config.yaml")
-    if (folder / "args.json").exists():
-        raise RunError(f"{folder}: already holds a run, and DeepSpeed's do not resume: choose another experiment_id")
-    accelerator.print("DeepSpeed: an interrupted run cannot continue; with configs/accelerate_config.yaml it can")
 
 
 def write_first_files(
