@@ -32,18 +32,18 @@ from data.token_store import StoreError
 from data.tokenising import tokenize_with_fallback
 from modeling.prompts import bare_instruction
 from modeling.tokenizer import ENGINES, fingerprint, load_tokenizer
-from utils import hide_bar_unless, plural, refusal_of_disk, unwritable
+from utils import hide_bar_unless, plural, refusal_of_file, unwritable
 
 REPORT = "report.txt"  # in output_dir: a line for every file, where they are more
 
-DONE, DISK_FULL, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status
 
 
 def main(argv: list[str] | None = None) -> int:
     """Check everything, then tokenise file by file.
 
     Returns:
-        the exit status: 0; 1 a full disk; 2 refused input; 130 interrupted by Ctrl-C.
+        the exit status: 0; 1 a file that cannot be read or written; 2 refused input; 130 interrupted by Ctrl-C.
     """
     flags = parse(argv)
     try:
@@ -268,7 +268,7 @@ def tokenize_jobs(planned: list[Job], tokenizer, engine: str, report: Path) -> i
             try:
                 tokenize_with_fallback(job, tokenizer, engine, complain)
             except OSError as error:
-                return disk_full(job.folder, error)
+                return failed(job.folder, error)
             took = f"{time.perf_counter() - begin:.1f} s"
         stores.append(token_store.open_store(job.folder))
         if not are_many:
@@ -297,7 +297,7 @@ def join_stores(joins: list[Join], output_dir: Path) -> int:
             print("\n".join(f"  {line}" for line in str(error).splitlines()), file=sys.stderr)
             return REFUSED
         except OSError as error:
-            return disk_full(join.folder, error)
+            return failed(join.folder, error)
         stores.append(token_store.open_store(join.folder))
         joining.remove_parts(join)
         if not are_many:
@@ -307,10 +307,10 @@ def join_stores(joins: list[Join], output_dir: Path) -> int:
     return DONE
 
 
-def disk_full(folder: Path, error: OSError) -> int:
+def failed(folder: Path, error: OSError) -> int:
     """Say why a file of this store was refused. Returns the exit status."""
-    complain(f"{folder}: {refusal_of_disk(error)}; the same command continues")
-    return DISK_FULL
+    complain(f"{folder}: {refusal_of_file(error)}; the same command continues")
+    return FAILED
 
 
 if __name__ == "__main__":

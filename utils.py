@@ -12,6 +12,7 @@ from pathlib import Path
 
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_BROKEN = {errno.EIO}
 
 # ------------------------------------------------------------------------------------------ files
 
@@ -168,17 +169,22 @@ class RunError(Exception):
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Whether a file is refused for want of room or of permission: no fault of the code."""
+    """Whether a file is refused for want of room or of permission, or by a broken disk: no fault of the code."""
     if type(error).__name__ == "SafetensorError":
         words = str(error)  # it has no number, only Rust's words for one, of which 0.5 has others
         return "os error" in words or "IoError(Os" in words
-    return isinstance(error, OSError) and error.errno in _NO_ROOM | _NOT_ALLOWED
+    return isinstance(error, OSError) and error.errno in _NO_ROOM | _NOT_ALLOWED | _BROKEN
 
 
-def refusal_of_disk(error: BaseException) -> str:
-    """Why a file was refused, and what helps."""
-    if getattr(error, "errno", None) in _NOT_ALLOWED:
+def refusal_of_file(error: BaseException) -> str:
+    """Why a file was refused, and what helps; of an error that is not the disk's, only what it says itself."""
+    if not is_disk_error(error):
+        return str(error)
+    number = getattr(error, "errno", None)
+    if number in _NOT_ALLOWED:
         return f"{error}: change its permissions, or take another folder"
+    if number in _BROKEN:
+        return f"the disk fails: {error}: take another one"
     return f"the disk refuses what is written: {error}: make room"
 
 
@@ -186,7 +192,7 @@ def exit_status(work: Callable[[], object]) -> int:
     """Do the work of a command, and say in a sentence why it was not done.
 
     Returns:
-        0; 2 where it raises RunError, for refused input; 1 where a file is refused for want of room or of permission.
+        0; 2 where it raises RunError, for refused input; 1 where the disk is full, forbids a file, or is broken.
     """
     try:
         work()
@@ -196,7 +202,7 @@ def exit_status(work: Callable[[], object]) -> int:
     except Exception as error:
         if not is_disk_error(error):
             raise
-        print(f"{refusal_of_disk(error)}, and give the same command again", file=sys.stderr)
+        print(f"{refusal_of_file(error)}, and give the same command again", file=sys.stderr)
         return 1
     return 0
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Qwen3Config
 
 from benchmarks.lengths import packed, tuples
-from data.batch import Batch, split_by_budget
+from data.batch import Batch, split_by_tokens
 from training import two_pass
 from training.objective import Objective
 
@@ -135,9 +135,9 @@ def batch_of_shape(shape: str, count: int, vocab_size: int) -> Batch:
     return batch_of_lengths(tuples(shape, count), vocab_size)
 
 
-def in_parts(batch: Batch, budget: int) -> Batch:
-    """The same step in parts of at most `budget` tokens; 0 = in one."""
-    return replace(batch, cuts=tuple(split_by_budget(batch.lengths, budget)))
+def in_parts(batch: Batch, max_tokens_per_forward: int) -> Batch:
+    """The same step in parts of at most so many tokens; 0 = in one."""
+    return replace(batch, cuts=tuple(split_by_tokens(batch.lengths, max_tokens_per_forward)))
 
 
 def add_gradients(model: Callable[..., Tensor], batch: Batch, width: int) -> Tensor:

@@ -228,7 +228,7 @@ def one_of_many_processes(folder: Path, tuples: int) -> float:
     def read_batch(number: int) -> None:
         rows = random.integers(0, ROWS, PROCESSES * tuples)
         negatives = choose_negatives(store.tuples[rows, 2:], DRAWN, 0, number, rows)
-        make_batch(store, rows, negatives, MAX_LENGTH, 5, PROCESSES, budget=8192)
+        make_batch(store, rows, negatives, MAX_LENGTH, 5, PROCESSES, max_tokens_per_forward=8192)
 
     return median_seconds(read_batch)
 

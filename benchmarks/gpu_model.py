@@ -31,7 +31,7 @@ class StepPlan:
     """How training would run a step on this device, and the memory that it expects of it."""
 
     recompute_every: int  # recompute every such layer; 0 = none
-    token_limit: int  # of a forward pass
+    max_tokens_per_forward: int
     expected_bytes: float  # of the device's memory at the peak of the step
 
 
@@ -97,10 +97,10 @@ def plan_step(model: Embedder, cost: memory.Cost, free: float, lengths: np.ndarr
     chosen = policy.choose_policy(situation)
     weights = situation.weights
     states = memory.weight_bytes(weights, layout) + memory.gradient_and_moment_bytes(weights, layout)
-    of_a_pass = min(usual.tokens, max(chosen.token_limit, longest))
+    of_a_pass = min(usual.tokens, max(chosen.max_tokens_per_forward, longest))
     expected = states + memory.working_bytes(weights, layout) + losses
     expected += of_a_pass * cost.per_token(chosen.recompute_every)
-    return StepPlan(chosen.recompute_every, chosen.token_limit, expected)
+    return StepPlan(chosen.recompute_every, chosen.max_tokens_per_forward, expected)
 
 
 class PublishedLayout(nn.Module):

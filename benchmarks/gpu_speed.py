@@ -117,7 +117,7 @@ def new_table(size: str, lora: bool, shape: str, lengths: np.ndarray, plan: Step
         "padding_ratio": float(padding_ratio(lengths)),
         "flops": step_flops(config_of(size), lengths, lora),
         "recompute_every": plan.recompute_every,
-        "token_limit": plan.token_limit,
+        "token_limit": plan.max_tokens_per_forward,
         "expected_peak_bytes": plan.expected_bytes,
     }
 
@@ -166,11 +166,11 @@ def variants_of(best: str, plan: StepPlan) -> list[Variant]:
         best: the backend that training would choose.
         plan: what it would recompute, and in which parts.
     """
-    every, limit = plan.recompute_every, plan.token_limit
+    every, most = plan.recompute_every, plan.max_tokens_per_forward
     return [
         Variant(PUBLISHED, "padded", recompute_every=1),
-        Variant(OURS, best, every, limit),
-        Variant(COMPILED, best, every, limit, compiled=True),
+        Variant(OURS, best, every, most),
+        Variant(COMPILED, best, every, most, compiled=True),
         Variant(CACHED, "padded", texts_at_once=TEXTS_AT_ONCE),
     ]
 
@@ -239,7 +239,7 @@ def describe_way(trainee: Trainee, work: Work, variant: Variant, steps: list[Ste
         "seconds": statistics.median_high(step.seconds for step in steps),
         "peak_bytes": max(step.peak_bytes for step in steps),
         "loss": steps[0].loss,
-        "parts": in_parts(work.batch, variant.token_limit).parts,
+        "parts": in_parts(work.batch, variant.max_tokens_per_forward).parts,
         "waits": sum(waits.values()),
         "waits_at": waits,
         "shares": shares_of_time(update, trainee.device),

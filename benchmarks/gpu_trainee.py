@@ -28,7 +28,7 @@ class Variant:
     name: str
     backend: str
     recompute_every: int = 0  # recompute every so many layers; 0 = none
-    token_limit: int = 0  # tokens of a forward pass; 0 = all at once
+    max_tokens_per_forward: int = 0  # 0 = all at once
     compiled: bool = False
     texts_at_once: int = 0  # of Sentence Transformers' cached loss; 0 = our own step
 
@@ -150,7 +150,7 @@ class Trainee:
             loss = self.cached_loss(variant.texts_at_once)(work.columns, None)
             loss.backward()
         else:
-            loss = self._our_gradients(in_parts(work.batch, variant.token_limit), variant.backend)
+            loss = self._our_gradients(in_parts(work.batch, variant.max_tokens_per_forward), variant.backend)
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()

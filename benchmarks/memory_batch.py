@@ -1,4 +1,4 @@
-"""Peak memory of a step against its number of tuples, at a fixed budget of tokens a forward pass.
+"""Peak memory of a step against its number of tuples, at a fixed max_tokens_per_forward.
 
     python -m benchmarks.memory_batch [--most 16384]
 

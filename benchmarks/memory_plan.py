@@ -108,7 +108,7 @@ def describe(policy: Policy, found: Situation) -> list[str]:
     gathered = ""
     if found.layout.sharded:
         gathered = "yes" if policy.keep_gathered else "no"
-    return [f"{recomputed} of {found.cost.layers}", gathered, str(policy.parts), f"{policy.token_limit:,}"]
+    return [f"{recomputed} of {found.cost.layers}", gathered, str(policy.parts), f"{policy.max_tokens_per_forward:,}"]
 
 
 def situation(card: Card, size: str, engine: str, lora: bool, tuples: int = TUPLES) -> Situation:

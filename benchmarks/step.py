@@ -66,7 +66,7 @@ def variants(batch: Batch) -> dict[str, Callable[[], float]]:
         PUBLISHED: partial(our_step, batch, "padded", checkpointing=True),
         "padded": partial(our_step, batch, "padded"),
         "packed (here)": partial(our_step, batch, "segments"),
-        "packed, in parts of 2,048 tokens (here)": partial(our_step, batch, "segments", budget=2048),
+        "packed, in parts of 2,048 tokens (here)": partial(our_step, batch, "segments", max_tokens_per_forward=2048),
     }
     if which("g++"):
         table["packed, compiled (here)"] = partial(our_step, batch, "segments", compiled=True)
@@ -82,18 +82,20 @@ def backbone() -> nn.Module:
     return AutoModel.from_config(deepcopy(CONFIG), **in_dtype(torch.float32))
 
 
-def our_step(batch: Batch, backend: str, checkpointing: bool = False, budget: int = 0, compiled: bool = False) -> float:
+def our_step(
+    batch: Batch, backend: str, checkpointing: bool = False, max_tokens_per_forward: int = 0, compiled: bool = False
+) -> float:
     """Seconds of a step of this repository.
 
     Args:
-        budget: tokens of a forward pass at most; 0 = any number.
+        max_tokens_per_forward: 0 = any number.
     """
     model = Embedder(backbone(), backend, checkpointing).train()
     if compiled:
         problems = kernels.compile_layers(model)
         assert not problems, problems
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    batch = in_parts(batch, budget)
+    batch = in_parts(batch, max_tokens_per_forward)
     began = time.perf_counter()
     add_gradients(model, batch, CONFIG.hidden_size)
     optimizer.step()

@@ -158,4 +158,4 @@ def _what_it_may_be(setting: str) -> str:
         return f"; {HINTS[setting]}"
     if setting in ALIASES:
         return f"; did you mean {ALIASES[setting]}?"
-    return did_you_mean(setting, KEYS) or f"; there are {', '.join(KEYS)}"
+    return did_you_mean(setting, KEYS) or f"; the settings are {', '.join(KEYS)}"

@@ -6,7 +6,7 @@ The plan (plan.py) decides which tuples and which negatives belong to a step; he
 1. share out the rows of the global batch, so that every process has about as many tokens (`ranks_of_rows`);
 2. find the distinct texts of every process at once (`distinct_texts`). Of the other processes only two numbers are
    needed: the most tokens that one has, and the most parts that one needs (`most_parts`);
-3. cut this process's texts, longest first, into parts that fit into one forward pass each (`split_by_budget`);
+3. cut this process's texts, longest first, into parts that fit into one forward pass each (`split_by_tokens`);
 4. lay them end to end (`pack`), and remember which text stands where in the tuples (`positions_in`).
 
 The batch of the next step is made by a thread of the training process, so Python's part of it must be short: here it
@@ -128,7 +128,7 @@ def make_batch(
     max_length: int,
     rank: int = 0,
     world: int = 1,
-    budget: int = 0,
+    max_tokens_per_forward: int = 0,
 ) -> Batch:
     """The part of process `rank` of `world` in a global batch.
 
@@ -138,7 +138,7 @@ def make_batch(
         rows: [m] rows of the store, the whole global batch.
         negatives: [m, n] text numbers, -1 = missing.
         max_length: tokens of a text at most, EOS included.
-        budget: tokens of a forward pass at most, 0 = any number.
+        max_tokens_per_forward: 0 = any number.
     """
     tuples = np.concatenate([store.tuples[rows, :2], negatives], axis=1)  # [m, 2 + n] text numbers, -1 = missing
     tokens_per_tuple = lengths_when_cut(store, tuples, max_length).sum(axis=1)  # [m]
@@ -151,7 +151,7 @@ def make_batch(
     first, last = texts.starts[rank], texts.starts[rank + 1]
     longest_first = np.argsort(-texts.lengths[first:last], kind="stable")
     own_distinct = texts.numbers[first:last][longest_first]  # [u]
-    own_cuts = split_by_budget(texts.lengths[first:last][longest_first], budget)
+    own_cuts = split_by_tokens(texts.lengths[first:last][longest_first], max_tokens_per_forward)
 
     own_rows = rows_by_rank[begin : begin + counts[rank]]  # [b]
     own_mask = negatives[own_rows] >= 0  # [b, n]
@@ -168,7 +168,7 @@ def make_batch(
         positives=torch.from_numpy(all_positives.astype(np.int64)),
         texts=own_texts,
         lengths=np.diff(cu_seqlens),
-        cuts=with_empty_parts(own_cuts, most_parts(texts, max_length, budget)),
+        cuts=with_empty_parts(own_cuts, most_parts(texts, max_length, max_tokens_per_forward)),
         counts=tuple(counts.tolist()),
         begin=begin,
         negatives=int((negatives >= 0).sum()),
@@ -217,14 +217,14 @@ def distinct_texts(
     return DistinctTexts(numbers, lengths_when_cut(store, numbers, max_length), starts)
 
 
-def most_parts(texts: DistinctTexts, max_length: int, budget: int) -> int:
-    """The parts of the process that needs most, as `split_by_budget` would cut them; for all processes at once.
+def most_parts(texts: DistinctTexts, max_length: int, max_tokens_per_forward: int) -> int:
+    """The parts of the process that needs most, as `split_by_tokens` would cut them; for all processes at once.
 
     >>> texts = DistinctTexts(np.arange(8), np.array([2, 2, 1, 9, 3, 1, 4, 5]), np.array([0, 3, 8, 8]))
-    >>> most_parts(texts, max_length=9, budget=8)
+    >>> most_parts(texts, max_length=9, max_tokens_per_forward=8)
     3
     """
-    if not budget:
+    if not max_tokens_per_forward:
         return 1
     # Longest first within each process: the larger a process's number, the larger all its keys.
     first_keys = np.arange(len(texts.starts) - 1, dtype=np.int32) * (max_length + 1)
@@ -236,7 +236,7 @@ def most_parts(texts: DistinctTexts, max_length: int, budget: int) -> int:
     places, last = texts.starts[:-1], texts.starts[1:]  # [world], where each process's next part begins
     parts = 0
     while (places < last).any():
-        fitting = np.searchsorted(ends, ends[places] + budget, side="right") - 1
+        fitting = np.searchsorted(ends, ends[places] + max_tokens_per_forward, side="right") - 1
         places = np.minimum(np.maximum(fitting, places + 1), last)  # at least one text, and no other process's
         parts += 1
     return max(parts, 1)
@@ -261,18 +261,18 @@ def slots_of(mask: np.ndarray) -> np.ndarray:
     return np.where(mask, numbers, np.count_nonzero(mask)).astype(np.int64)
 
 
-def split_by_budget(lengths: np.ndarray, budget: int) -> list[int]:
-    """Cut texts into consecutive parts of at most `budget` tokens (or one text): [0, ..., len(lengths)].
+def split_by_tokens(lengths: np.ndarray, max_tokens_per_forward: int) -> list[int]:
+    """Cut texts into consecutive parts of at most so many tokens (or one text): [0, ..., len(lengths)].
 
-    >>> split_by_budget(np.array([9, 5, 4, 3, 1]), 8)
+    >>> split_by_tokens(np.array([9, 5, 4, 3, 1]), 8)
     [0, 1, 2, 5]
     """
-    if not budget:
+    if not max_tokens_per_forward:
         return [0, len(lengths)]
     cuts = [0]
     tokens_in_part = 0
     for number, length in enumerate(lengths.tolist()):
-        if tokens_in_part and tokens_in_part + length > budget:
+        if tokens_in_part and tokens_in_part + length > max_tokens_per_forward:
             cuts.append(number)
             tokens_in_part = 0
         tokens_in_part += length

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from data import token_store
 from data.store_report import DATASETS_SHOWN
 from data.token_store import StoreError, TokenStore
-from utils import hide_bar_unless, plural, refusal_of_disk
+from utils import hide_bar_unless, plural, refusal_of_file
 
 _OTHER_FILES = 256  # that a training process may have open: connections, libraries, logs
 
@@ -62,7 +62,7 @@ def prepare(folder: Path, cache_dir: Path, say: Callable[[str], None] = print) -
                 except StoreError as error:
                     problems += str(error).splitlines()
     except OSError as error:
-        problems.append(f"cache_dir {cache_dir}: {refusal_of_disk(error)}; the same command continues")
+        problems.append(f"cache_dir {cache_dir}: {refusal_of_file(error)}; the same command continues")
     if news:
         say(_summary(news, stores))
     if problems:
@@ -74,7 +74,7 @@ def _summary(news: list[str], stores: list[TokenStore]) -> str:
     """One line for many lines about what was converted and what was verified."""
     counts = Counter(line.partition(" ")[0] for line in news)
     done = " and ".join(f"{what} {plural(counts[what], 'dataset')}" for what in sorted(counts))
-    return f"{done}; there are {plural(len(stores), 'dataset')}, {sum(store.nbytes for store in stores) / 1e6:,.1f} MB"
+    return f"{done}; in all {plural(len(stores), 'dataset')}, {sum(store.nbytes for store in stores) / 1e6:,.1f} MB"
 
 
 def open_unverified(folder: Path) -> tuple[list[TokenStore], list[str]]:

@@ -34,7 +34,7 @@ def declared_instructions(declarations: list[str], names: list[str]) -> tuple[di
         if not equals or token_store.name_problem(name):
             name, instruction = ALL_FILES, text
         elif name not in names:
-            problems.append(f"--instruction {text}: no file is called {name!r}; there are {some(names)}")
+            problems.append(f"--instruction {text}: no file is called {name!r}; the files are called {some(names)}")
         problem = instruction_problem(instruction)
         if problem:
             problems.append(f"--instruction {text!r}: {problem}")
@@ -66,6 +66,7 @@ def name_problems(folder: Path, names: list[str], tasks: dict[str, str]) -> list
         is_known = name == ALL_FILES or name in counts
         if not is_known and task in token_store.TASKS:  # an unknown task was a problem before
             problems.append(
-                f"--task {name}={task}: no file is called {name}.parquet, {name}.jsonl, ...; there are {some(names)}"
+                f"--task {name}={task}: no file is called {name}.parquet, {name}.jsonl, ...; "
+                f"the files are called {some(names)}"
             )
     return problems

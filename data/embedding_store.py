@@ -225,11 +225,12 @@ def _identity(folder: Path) -> str:
     return short_digest(repr(facts))
 
 
-def teacher_identity(stores: list[EmbeddingStore]) -> dict[str, str]:
+def teacher_identity(folder: str | Path | None, stores: list[TokenStore]) -> dict[str, str]:
     """What a resume must find unchanged of a teacher's embeddings: a digest of them, wherever they lie; {} for none."""
-    if not stores:
+    if folder is None:
         return {}
-    checksums = sorted((store.meta["name"], store.meta["sha256"]) for store in stores)
+    metas = [read_meta(Path(folder) / store.name) for store in stores]
+    checksums = sorted((meta["name"], meta["sha256"]) for meta in metas)
     return {"teacher embeddings": short_digest(repr(checksums))}
 
 

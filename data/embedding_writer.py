@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.batch import lengths_when_cut, split_by_budget
+from data.batch import lengths_when_cut, split_by_tokens
 from data.embedding_store import ARRAY, DTYPES, FORMAT, is_token_store, read_meta, size_problem
 from data.token_store import HEADER, StoreError, TokenStore, npy_header
 from utils import aside_of, file_digest, publish, read_json, remove, seal, write_json
@@ -33,20 +33,21 @@ def longest_text(store: TokenStore) -> int:
 
 
 class TextBatches:
-    """All texts of a store in batches of at most `budget` tokens (or one text), those of a batch of like length.
+    """All texts of a store in batches, those of a batch of like length.
 
     Args:
         max_length: tokens of a text at most, EOS included.
+        max_tokens_per_forward: tokens of a batch at most, or one text.
     """
 
-    def __init__(self, store: TokenStore, max_length: int, budget: int):
+    def __init__(self, store: TokenStore, max_length: int, max_tokens_per_forward: int):
         self.store = store
         self.max_length = max_length
         self.texts = len(store.offsets) - 1
         parts = []
         for first in range(0, self.texts, WINDOW):
             order = self._longest_first(first)
-            cuts = split_by_budget(lengths_when_cut(store, order, max_length), budget)
+            cuts = split_by_tokens(lengths_when_cut(store, order, max_length), max_tokens_per_forward)
             parts += [(first, begin, end) for begin, end in pairwise(cuts)]
         self.parts = np.array(parts, np.int64).reshape(-1, 3)  # [batches, 3] first of a window, begin and end in it
         self._order = lru_cache(maxsize=1)(self._longest_first)
@@ -90,7 +91,7 @@ def _what_counts(facts: dict) -> dict:
     return {name: value for name, value in facts.items() if name != "model"}
 
 
-def begin(folder: Path, facts: dict, batches: int, budget: int) -> int:
+def begin(folder: Path, facts: dict, batches: int, max_tokens_per_forward: int) -> int:
     """Make room beside `folder`, or find what an interrupted writer of the same facts left. For one process to call.
 
     Args:
@@ -100,7 +101,8 @@ def begin(folder: Path, facts: dict, batches: int, budget: int) -> int:
         How many batches are done already.
     """
     partial = aside_of(folder)
-    journal = {"facts": _what_counts(facts), "batches": batches, "budget": budget}
+    # "budget" is what it was called first: what an earlier version left half-written continues.
+    journal = {"facts": _what_counts(facts), "batches": batches, "budget": max_tokens_per_forward}
     size = HEADER + DTYPES[facts["dtype"]]().itemsize * facts["texts"] * facts["width"]
     if _is_interrupted(partial, journal, size):
         return int(_read_done(partial).sum())

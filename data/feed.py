@@ -26,7 +26,7 @@ class Feed:
     max_lengths: list[int]  # tokens of a text at most, EOS included, by dataset
     rank: int = 0
     world: int = 1
-    budget: int = 0  # tokens of a forward pass at most, 0 = any number
+    max_tokens_per_forward: int = 0  # 0 = any number
     embeddings: Sequence[EmbeddingStore] = ()  # a teacher's, of each dataset; empty where none are known
 
     def training(self, step: int) -> tuple[int, Batch]:
@@ -64,7 +64,7 @@ class Feed:
             store.tuples[rows, 2:], self.negatives[dataset], self.plan.seed, epoch, rows
         )
         negatives[truncates_to_its_positive(store, positives, negatives, max_length)] = -1
-        return make_batch(store, rows, negatives, max_length, self.rank, self.world, self.budget)
+        return make_batch(store, rows, negatives, max_length, self.rank, self.world, self.max_tokens_per_forward)
 
 
 class Prefetcher:

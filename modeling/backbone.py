@@ -144,7 +144,8 @@ def _lora_problems(config: PretrainedConfig, targets: list[str] | str) -> list[s
     layers = {name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear)}
     missing = [target for target in targets if target.rpartition(".")[2] not in layers]
     return [
-        f"lora_target_modules: no layer is called {name!r}; there are {', '.join(sorted(layers))}" for name in missing
+        f"lora_target_modules: no layer is called {name!r}; the layers are called {', '.join(sorted(layers))}"
+        for name in missing
     ]
 
 

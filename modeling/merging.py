@@ -18,11 +18,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modeling.hub import models_below
-from utils import aside_of, file_digest, let_others_read, publish, read_json, remove, write_json
+from utils import aside_of, file_digest, let_others_read, plural, publish, read_json, remove, write_json
 
 RECORD = "merged_from.json"  # what an average was made of
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_KEYS_SHOWN = 3  # of configs that differ
+_VALUE_SHOWN = 30  # characters of such a key's value
 # Keys of config.json that say how a folder was written, not what the model is.
 _NOT_THE_MODEL = {"transformers_version", "dtype", "torch_dtype", "_name_or_path"}
 
@@ -65,15 +67,30 @@ def _difference(first: Path, folder: Path, tables: dict[Path, dict]) -> list[str
         if ours != theirs:
             problems.append(f"{folder}: {name} is {theirs}, in {first} it is {ours}")
             break  # the others differ for the same reason
-    ours = _model_settings(first)
-    theirs = _model_settings(folder)
-    for key in sorted(ours.keys() | theirs.keys()):
-        if ours.get(key) != theirs.get(key):
-            problems.append(f"{folder}: config.json says {key} {theirs.get(key)!r}, that of {first} {ours.get(key)!r}")
+    settings = _setting_differences(_model_settings(first), _model_settings(folder))
+    if settings:
+        problems.append(f"{folder}: its config.json is not that of {first}: {settings}")
     tokenizers = [path / "tokenizer.json" for path in (first, folder)]
     if all(path.is_file() for path in tokenizers) and file_digest(tokenizers[0]) != file_digest(tokenizers[1]):
         problems.append(f"{folder}: its tokenizer.json is not that of {first}")
     return problems
+
+
+def _setting_differences(ours: dict, theirs: dict) -> str:
+    """Which keys of a config are others than in the first one, for people; "" for none."""
+    different = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+    shown = []
+    for key in different[:_KEYS_SHOWN]:
+        shown.append(f"{key} {_cut(theirs.get(key))} instead of {_cut(ours.get(key))}")
+    if len(different) > _KEYS_SHOWN:
+        shown.append(f"and {plural(len(different) - _KEYS_SHOWN, 'other key')}")
+    return ", ".join(shown)
+
+
+def _cut(value) -> str:
+    """A value of a config; a list of all layers is not shown whole."""
+    text = repr(value)
+    return text if len(text) <= _VALUE_SHOWN else f"{text[:_VALUE_SHOWN]}..."
 
 
 def _model_settings(folder: Path) -> dict:

@@ -40,22 +40,22 @@ def round_up(
     return nn.functional.pad(tokens, (0, gap)), ends, np.append(lengths, gap)
 
 
-def buckets(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+def buckets(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
     """Texts of like length together: the text numbers of each rectangle, longest texts first."""
     order = np.argsort(-lengths, kind="stable")
-    sizes = bucket_sizes(lengths[order].tolist(), budget)
+    sizes = bucket_sizes(lengths[order].tolist(), max_tokens)
     return np.split(order, np.cumsum(sizes)[:-1])
 
 
-def bucket_sizes(lengths: list[int], budget: int) -> list[int]:
-    """Cut descending `lengths` into runs of texts for rectangles of at most `budget` tokens (or one text).
+def bucket_sizes(lengths: list[int], max_tokens: int) -> list[int]:
+    """Cut descending `lengths` into runs of texts for rectangles of at most `max_tokens` tokens (or one text).
 
     A run also ends where a text is shorter than 3/4 of the run's longest, so at most a quarter is padding.
     """
     sizes = []
     longest, count = lengths[0], 0
     for length in lengths:
-        is_full = longest * (count + 1) > budget
+        is_full = longest * (count + 1) > max_tokens
         is_short = 4 * length < 3 * longest
         if count and (is_full or is_short):
             sizes.append(count)

@@ -88,13 +88,13 @@ class DecoderEncoder:
         return vectors, int(is_cut.sum())
 
 
-def batches_by_tokens(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """Texts of like length together, at most `budget` tokens in all, or one text: the text numbers of each batch."""
+def batches_by_tokens(lengths: np.ndarray, max_tokens_per_forward: int) -> Iterator[np.ndarray]:
+    """Texts of like length together, at most so many tokens in all, or one text: the text numbers of each batch."""
     order = np.argsort(lengths, kind="stable")
     begin = 0
     tokens = 0
     for place, text in enumerate(order):
-        if place > begin and tokens + lengths[text] > budget:
+        if place > begin and tokens + lengths[text] > max_tokens_per_forward:
             yield order[begin:place]
             begin = place
             tokens = 0

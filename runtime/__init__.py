@@ -11,7 +11,7 @@ Processes:
     sharding.py      weights handed out to the processes of FSDP2
 
 States:
-    resume.py        what a state holds, and whether it fits the run
+    resume.py        what a state holds, from the processes and back into them
     background.py    written while training continues
     checkpoint.py    its folder on disk, whole or absent
     shards.py        its files, each with some rows of each tensor

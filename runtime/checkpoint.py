@@ -12,8 +12,9 @@ States of format 1 had one file of each kind (weights.safetensors), and are read
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,6 +84,11 @@ def finish(aside: Path, step: int, digests: dict[str, str], facts: dict, keep: i
     return final
 
 
+def folders(folder: Path) -> list[Path]:
+    """The folders of all states in a folder, newest first."""
+    return [folder / f"step_{step}" for step in _steps(folder)]
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary folders that killed processes left behind."""
     for left_behind in folder.glob(".step_*"):
@@ -98,13 +104,13 @@ def newest(folder: Path, warn: Callable[[str], None]) -> State | None:
     Raises:
         ValueError: there are states, and none of them is whole.
     """
-    steps = _steps(folder)
-    for step in steps:
+    states = folders(folder)
+    for state in states:
         try:
-            return read(folder / f"step_{step}")
+            return read(state)
         except ValueError as error:
             warn(f"{error}: going back to the state before it")
-    if steps:
+    if states:
         raise ValueError(f"{folder}: no state in it is intact; move the folder away to begin again")
     return None
 
@@ -115,16 +121,35 @@ def read(folder: Path) -> State:
     Raises:
         ValueError: a file is missing, cut, or not what was written.
     """
-    try:
+    with _damage_of(folder):
         return _read_whole(folder)
+
+
+def read_facts(folder: Path) -> dict:
+    """The facts of one state, without a look at its tensors. Raises ValueError if state.json is missing or damaged."""
+    with _damage_of(folder):
+        return _read_body(folder)["facts"]
+
+
+@contextmanager
+def _damage_of(folder: Path) -> Iterator[None]:
+    """What goes wrong in reading a state, as a ValueError."""
+    try:
+        yield
     except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise ValueError(f"{folder}: not an intact state ({type(error).__name__}: {error})") from None
 
 
-def _read_whole(folder: Path) -> State:
+def _read_body(folder: Path) -> dict:
+    """What state.json holds."""
     body = read_json(folder / "state.json")
     if not is_sealed(body):
         raise ValueError(f"{folder}/state.json: checksum differs: the file was damaged")
+    return body
+
+
+def _read_whole(folder: Path) -> State:
+    body = _read_body(folder)
     digests = _digest_of_file(folder, body)
     with ThreadPoolExecutor(_READERS) as pool:
         found = list(pool.map(file_digest, [folder / name for name in digests]))

@@ -115,8 +115,12 @@ def precision_problem(mixed_precision: str) -> str | None:
 
 def _sharding_is_wanted() -> bool:
     """Whether the launcher's environment asks for FSDP or DeepSpeed."""
-    wanted = [os.environ.get(name, "").lower() for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")]
-    return "true" in wanted
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or deepspeed_is_wanted()
+
+
+def deepspeed_is_wanted() -> bool:
+    """Whether the launcher's environment asks for DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
 
 
 def _start_sharding_on_cpu() -> None:

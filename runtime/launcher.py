@@ -41,10 +41,14 @@ def is_first_on_machine() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
+def processes() -> int:
+    """How many processes the launcher started, on all machines; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def has_other_machines() -> bool:
     """Whether the launcher started processes on other machines as well."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    return processes > int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    return processes() > int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
 
 
 def main_address() -> tuple[str, int, int] | None:
@@ -52,10 +56,9 @@ def main_address() -> tuple[str, int, int] | None:
 
     None for a process alone, and where the store will live in one of the processes instead.
     """
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    if processes == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if processes() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
-    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), processes
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), processes()
 
 
 # ---------------------------------------------------------------------------------------- threads

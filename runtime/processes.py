@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from runtime import heartbeat, launcher
 from runtime.engine import start
-from utils import RunError, first_line, is_disk_error, refusal_of_disk
+from utils import RunError, first_line, is_disk_error, refusal_of_file
 
 # Exit statuses, the same on every process of a run.
 FINISHED = launcher.FINISHED
@@ -39,7 +39,7 @@ def user_message(error: BaseException) -> str | None:
         )
     if is_disk_error(error):
         return (
-            f"run.py: {refusal_of_disk(error)}\n"
+            f"run.py: {refusal_of_file(error)}\n"
             "run.py: what was saved before is intact, and the same command continues from there"
         )
     return None

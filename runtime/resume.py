@@ -1,10 +1,11 @@
-"""What a resume needs: captured from the processes, put back into them, and compared with the run that asks for it.
+"""What a resume needs: captured from the processes, found again on the disk, and put back into them.
 
 The order of the data and the dropout are functions of the step, so nothing of them is kept. What is kept: the trained
 weights and AdamW's moments, by name, whatever engine held them; and the sums of the next log line.
 """
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,17 +19,6 @@ from runtime import checkpoint, shards
 from runtime.collectives import all_rows
 from utils import RunError
 
-_HOW_TO_TRAIN_LONGER = (
-    "  a cosine ends where it was planned to end. To train longer, begin another run: another experiment_id, and",
-    "  model_path set to this run's last model folder (of an adapter, merged first: python -m tools.merge_adapter).",
-    "  A run begun with scheduler_type constant_with_warmup can be made longer as it is",
-)
-# A store of longer texts may give this run the same tokens as before, where the run cuts texts to fewer. That is not
-# looked for: both stores would have to be there, and be read whole.
-_HOW_TEXTS_STAY = (
-    "  its token store was rewritten: tokenise as before, with the same instruction and the same --max_seq_length,",
-    "  also if this run cuts texts shorter than the store does",
-)
 IDENTITY_KEY = "ground"  # of a state's facts; so called since the first states, and those must stay readable
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each weight
 
@@ -206,25 +196,20 @@ def _meter_of_process(accelerator: Accelerator, meters: Tensor) -> Tensor:
     return torch.zeros_like(meters[0])
 
 
-# --------------------------------------------------------------------- which state, and whether it fits
+# ------------------------------------------------------------------------------------- which state
 
 
-def find(
-    accelerator: Accelerator, choice: str, folder: Path, identity: dict, model_path: str, assumed: dict
-) -> tuple[int, dict, dict[str, shards.Shards] | None]:
+def find(accelerator: Accelerator, choice: str, folder: Path) -> tuple[int, dict, dict[str, shards.Shards] | None]:
     """The state to continue from. The main process looks for it, and all processes learn what was found; a collective.
 
     Args:
         choice: "auto" for the newest whole state in `folder`, "never", or the folder of one state.
-        identity: what a resume must find unchanged, as it is now.
-        model_path: of this run, for the message where the state is of another model; the same one may have moved.
-        assumed: name -> value, for what the identity in an old state lacks.
 
     Returns:
         (updates done, facts, tensors); (0, {}, None) to begin. The main process alone has tensors, not read yet.
 
     Raises:
-        RunError: on every process: the state is damaged, or was written by a run with another identity.
+        RunError: on every process: the state is damaged.
     """
     found = (0, {}, "")  # updates done, facts, what is wrong
     tensors = None
@@ -239,9 +224,6 @@ def find(
     step, facts, problem = from_main(accelerator, found)
     if problem:
         raise RunError(problem)
-    if facts:
-        earlier_path = facts.get("model_path")  # not in the first states that were written
-        _refuse_changes(folder.parent, differences(identity, assumed | facts[IDENTITY_KEY], model_path, earlier_path))
     return step, facts, tensors
 
 
@@ -254,42 +236,21 @@ def _read_state(choice: str, folder: Path) -> checkpoint.State | None:
     return checkpoint.read(Path(choice))
 
 
-def differences(now: dict, earlier: dict, path: str | None = None, earlier_path: str | None = None) -> list[str]:
-    """Which parts of a run's identity have changed, one line each.
+def known_facts(choice: str, folder: Path) -> dict:
+    """The facts of the state that `find` would take, as far as its state.json tells; {} where none can be read.
 
-    Args:
-        now, earlier: the identities.
-        path, earlier_path: of the models, where they are known: an identity holds only a digest of a model's shapes.
+    What identifies a run is the same in all of its states: it does not matter whether the tensors of the newest are
+    damaged, which takes reading all of them to tell.
     """
-    lines = []
-    for name in sorted(set(now) | set(earlier)):
-        value, earlier_value = now.get(name), earlier.get(name)
-        if value == earlier_value:
-            continue
-        if name == "weights":
-            if now.get("model") == earlier.get("model"):  # of another model they differ anyway, and a line says so
-                lines.append(f"weights: training began with those of {earlier_path!r}, and {path!r} holds others")
-        elif name == "model":
-            lines.append(f"model: {_named(earlier_value, earlier_path)} then, {_named(value, path)} now")
-        else:
-            lines.append(f"{name}: {earlier_value!r} then, {value!r} now")
-        if name.startswith("texts of "):
-            lines += _HOW_TEXTS_STAY
-        same_batch = now.get("global batch") == earlier.get("global batch")
-        if name == "steps" and same_batch and value and earlier_value and value > earlier_value:
-            lines += _HOW_TO_TRAIN_LONGER
-    return lines
-
-
-def _named(digest: str, path: str | None) -> str:
-    """A model for people: by its path and the digest of its shapes."""
-    return f"{path!r} (shapes {digest})" if path else repr(digest)
-
-
-def _refuse_changes(run_folder: Path, changes: list[str]) -> None:
-    if changes:
-        lines = "\n  ".join([f"{run_folder}: cannot continue, because this has changed:", *changes])
-        raise RunError(f"{lines}\nrun.py: put it back, or choose another experiment_id")
+    states = [Path(choice)]
+    if choice == "never":
+        states = []
+    if choice == "auto":
+        states = checkpoint.folders(folder)
+    for state in states:
+        with suppress(ValueError):
+            return checkpoint.read_facts(state)
+    return {}
 
 
 def from_main(accelerator: Accelerator, value):

@@ -347,7 +347,7 @@ def prepare_data(root: Path, tokenising: int, seed: int = 0) -> Counter:
     return tokenise(root, root / "backbone", root / "raw", tokenising, seed)
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Print what happened as the table of benchmarks/RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000, help="at random moments, over all runs (default 1000)")
@@ -355,11 +355,14 @@ def main() -> int:
     parser.add_argument(
         "--only", default="", metavar="TEXT", help='runs with this in their name: "full", "changing", "4 x fsdp"'
     )
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
+    every_run = [([way], kind) for kind in KINDS for way in WAYS] + [(WAYS, kind) for kind in KINDS]
+    runs = [(ways, kind) for ways, kind in every_run if flags.only in name_of(ways, kind)]
+    if not runs:
+        names = "\n".join(f"  {name_of(ways, kind)}" for ways, kind in every_run)
+        parser.error(f"--only {flags.only!r}: no run has this in its name; the runs are\n{names}")
     os.environ["HF_HUB_OFFLINE"] = "1"
     began = time.monotonic()
-    runs = [([way], kind) for kind in KINDS for way in WAYS] + [(WAYS, kind) for kind in KINDS]
-    runs = [(ways, kind) for ways, kind in runs if flags.only in f"{kind}, {describe(ways)}"]
     kills = -(-flags.kills // len(runs))  # of a run
     epochs = max(1, round(kills / 8))  # some four steps a kill
     problems = []
@@ -370,7 +373,7 @@ def main() -> int:
         tokenising = prepare_data(root, tokenising=20, seed=flags.seed)
         print(f"kills while tokenising: {sum(tokenising.values())}, of them at named points: {len(TOKENISING)}")
         for number, (ways, kind) in enumerate(runs):
-            what = f"{kind}, {describe(ways)}"
+            what = name_of(ways, kind)
             run, problem = train_under_kills(root, ways, kind, kills, epochs, flags.seed + number)
             hit = [point for point in POINTS if run.seen[point]]
             print(
@@ -390,12 +393,12 @@ def main() -> int:
     return 1 if problems or total["random"] < flags.kills * 0.9 else 0  # some come too late, when a run is over
 
 
-def describe(ways: list[Way]) -> str:
-    """The name of a run's ways."""
+def name_of(ways: list[Way], kind: str) -> str:
+    """What a run is called: "full, 4 x fsdp"."""
     if len(ways) > 1:
-        return "changing"
-    [(world, kind)] = ways
-    return f"{world} x {kind}"
+        return f"{kind}, changing"
+    [(world, engine)] = ways
+    return f"{kind}, {world} x {engine}"
 
 
 if __name__ == "__main__":

@@ -133,11 +133,13 @@ def test_the_configuration_stops_where_a_run_is_put_together():
         "arguments.py",
         "training/activations.py",
         "training/advice.py",
+        "training/continuing.py",
         "training/identity.py",
         "training/models.py",
         "training/preflight.py",
         "training/recipes.py",
         "training/setup.py",
+        "training/steps.py",
     }
 
 

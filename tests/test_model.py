@@ -113,7 +113,7 @@ def test_rectangle_pads_on_the_right():
     assert real.tolist() == [[True, False], [True, True]]
 
 
-def test_buckets_stay_within_budget_and_waste_at_most_a_quarter():
+def test_buckets_stay_within_their_tokens_and_waste_at_most_a_quarter():
     lengths = sorted(np.random.default_rng(0).integers(1, 300, 500).tolist(), reverse=True)
     sizes = bucket_sizes(lengths, 1000)
     assert sum(sizes) == 500
@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_said_before_a_weight_is_loaded(toy_world, tmp_path
     assert len(problems) == 3
     assert "token id 512" in problems[0]
     assert "max_seq_length 4096" in problems[1]
-    assert "no layer is called 'w_pack'; there are down_proj," in problems[2]
+    assert "no layer is called 'w_pack'; the layers are called down_proj," in problems[2]
     config, problems = check_backbone(str(tmp_path / "none"), 0, 64, "auto")
     assert config is None
     assert "none': no such folder" in problems[0]

@@ -200,6 +200,16 @@ def test_fp16_is_refused_with_everything_else(settings, monkeypatch, capsys):
     assert "2 problems, nothing was started" in printed
 
 
+def test_what_does_not_go_with_deepspeed_is_refused_before_it_starts(settings, monkeypatch, capsys):
+    folder = Path(settings["output_dir"]) / "toy"
+    folder.mkdir(parents=True)
+    (folder / "args.json").write_text("{}")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    error = refused(capsys, *flags(settings, max_tokens_per_forward=100))
+    assert "max_tokens_per_forward: not under DeepSpeed" in error
+    assert f"{folder}: already holds a run, and DeepSpeed's do not resume" in error
+
+
 def test_bf16_is_asked_for_where_nobody_chose_and_the_gpu_has_it():
     assert engine.precision_to_ask_for({}, bf16_here=True) == "bf16"
     assert engine.precision_to_ask_for({}, bf16_here=False) is None

@@ -4,10 +4,11 @@ python -m pytest tests/test_utils.py
 """
 
 import errno
+import os
 
 import pytest
 
-from utils import RunError, aside_of, exit_status, first_line, plural, publish
+from utils import RunError, aside_of, exit_status, first_line, plural, publish, refusal_of_file
 
 
 def written_aside(folder, text: str):
@@ -44,6 +45,8 @@ def failing(error: BaseException):
      "on device: make room, and give the same command again"),
     (OSError(errno.EACCES, "Permission denied", "a/b"), 1, "[Errno 13] Permission denied: 'a/b': change its "
      "permissions, or take another folder, and give the same command again"),
+    (OSError(errno.EIO, "Input/output error", "a/b"), 1, "the disk fails: [Errno 5] Input/output error: 'a/b': take "
+     "another one, and give the same command again"),
 ])  # fmt: skip
 def test_what_a_person_can_act_on_ends_a_command_in_a_sentence(capsys, error, status, words):
     assert exit_status(failing(error)) == status
@@ -54,6 +57,16 @@ def test_what_a_person_can_act_on_ends_a_command_in_a_sentence(capsys, error, st
 def test_a_fault_of_the_code_is_not_told_as_the_disks(error):
     with pytest.raises(type(error)):
         exit_status(failing(error))
+
+
+@pytest.mark.parametrize(("number", "blamed"), [
+    (errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, True), (errno.ENOENT, False), (errno.EMFILE, False),
+    (errno.EACCES, False),
+])  # fmt: skip
+def test_the_disk_is_blamed_only_for_what_is_its_fault(number, blamed):
+    said = refusal_of_file(OSError(number, os.strerror(number), "a/b"))
+    assert f"{os.strerror(number)}: 'a/b'" in said
+    assert ("disk" in said) == blamed
 
 
 def test_words():

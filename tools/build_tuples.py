@@ -26,9 +26,9 @@ from tuples.sources.reading import Input, Piece, find_inputs, pieces_of
 from tuples.sources.report import report_lines, summary
 from tuples.sources.rows import Rows
 from tuples.sources.writing import TASKS_FILE, prepare, report_path, task_problems, tuples_path, write
-from utils import plural, refusal_of_disk, remove, unwritable
+from utils import plural, refusal_of_file, remove, unwritable
 
-DONE, DISK_FULL, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,15 @@ def main(argv: list[str] | None = None) -> int:
     """Check everything, then build.
 
     Returns:
-        the exit status: 0; 1 the disk is full; 2 refused, and no dataset was written; 130 interrupted by Ctrl-C.
+        the exit status: 0; 1 a file cannot be read or written; 2 refused, and no dataset was written;
+        130 interrupted by Ctrl-C.
     """
     flags = parse(argv)
     try:
         return build(flags)
     except OSError as error:
-        complain(f"{flags.output_dir}: {refusal_of_disk(error)}; the same command continues")
-        return DISK_FULL
+        complain(f"{flags.output_dir}: {refusal_of_file(error)}; the same command continues")
+        return FAILED
     except KeyboardInterrupt:
         complain("interrupted; the same command continues")
         return INTERRUPTED

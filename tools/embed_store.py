@@ -47,7 +47,7 @@ from runtime import computing, engine, processes
 from runtime.verdict import refused_elsewhere
 from training.identity import config_digest, weights_digest
 from training.models import load_teacher
-from utils import RunError, first_line, hide_bar_unless, is_disk_error, plural, refusal_of_disk
+from utils import RunError, first_line, hide_bar_unless, is_disk_error, plural, refusal_of_file
 
 COMMIT_SECONDS = 30  # between two moments at which everything done so far is made to survive a kill
 SILENCE_SECONDS = 300.0  # without a sign of life a process counts as hanging
@@ -98,7 +98,7 @@ def message_of(error: BaseException) -> str | None:
             "with a lower --max_tokens, or with the teacher shared out over more GPUs (configs/accelerate_config.yaml)"
         )
     if is_disk_error(error):
-        return f"{refusal_of_disk(error)}; the same command continues from what is there"
+        return f"{refusal_of_file(error)}; the same command continues from what is there"
     return None
 
 

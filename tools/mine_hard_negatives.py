@@ -42,7 +42,7 @@ from tuples.mining.inputs import check_size, declare_task, read_inputs
 from tuples.mining.mine import Mining, Model, Plan, Share
 from tuples.mining.output import write_output
 from tuples.mining.rules import Rules, problems_with
-from utils import RunError, refusal_of_disk
+from utils import RunError, refusal_of_file
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit status
 
@@ -51,7 +51,8 @@ def main(argv: list[str]) -> int:
     """Check everything, then mine.
 
     Returns:
-        the exit status: 0; 1 where no row is left or the disk refuses; 2 for refused input; 130 after Ctrl-C.
+        the exit status: 0; 1 where no row is left, or a file cannot be read or written; 2 for refused input;
+        130 after Ctrl-C.
     """
     flags = parse(argv)
     share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> int:
         complain(share, str(error).splitlines())
         return REFUSED
     except OSError as error:
-        complain(share, [f"{refusal_of_disk(error)}; the same command continues"], others_too=True)
+        complain(share, [f"{refusal_of_file(error)}; the same command continues"], others_too=True)
         return FAILED
 
 

@@ -20,7 +20,7 @@ if not __package__:  # run as a file, from any folder: import from the repositor
 
 from configuration.flag_parser import FlagParser
 from tools.reporting import neighbours
-from tools.reporting.page import page
+from tools.reporting.page import OPENING, page
 from tools.reporting.read import RunLog, open_runs
 from tools.reporting.stores import datasets_of
 from utils import RunError, exit_status
@@ -36,7 +36,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = FlagParser(__doc__, prog="python -m tools.report")
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, output_dir/experiment_id")
-    add("--output", type=Path, required=True, help="the HTML file to write; an existing file is replaced")
+    add("--output", type=Path, required=True, help="the HTML file to write; an earlier report is replaced")
     add("--names", nargs="+", help="what to call the runs, in their order (default: their folders' names)")
     add("--neighbours", type=int, metavar="N", help="ask each run's last model with N sample queries (default: none)")
     add("--texts", type=Path, help="for --neighbours: a file of texts, one a line (default: held-out tuples)")
@@ -69,6 +69,10 @@ def refuse_flags(flags: argparse.Namespace) -> None:
         problems.append(f"--output {flags.output}: is a folder; name a file in it")
     elif not flags.output.parent.is_dir():
         problems.append(f"--output {flags.output}: there is no folder {flags.output.parent}")
+    elif flags.output.exists() and not is_page(flags.output):
+        problems.append(
+            f"--output {flags.output}: holds something other than a report; name another file, or delete it"
+        )
     if flags.neighbours is not None and flags.neighbours < 1:
         problems.append(f"--neighbours {flags.neighbours}: must be 1 or more; leave it out to ask nothing")
     if flags.texts is not None and flags.neighbours is None:
@@ -84,11 +88,23 @@ def choose_sample(runs: list[RunLog], flags: argparse.Namespace) -> neighbours.S
     return neighbours.sample_of_run(runs, datasets_of(runs), flags.neighbours)
 
 
+def is_page(path: Path) -> bool:
+    """Whether a file is a report, told by how every report begins, or empty: it may be replaced."""
+    if not path.is_file():  # a device
+        return False
+    with open(path, "rb") as file:
+        found = file.read(len(OPENING))
+    return found in (b"", OPENING.encode())
+
+
 def write(path: Path, text: str) -> None:
-    """Replace the file in one step."""
+    """Replace the file in one step; what was there before stays if the disk refuses the new one."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8", errors="replace")  # JSON may hold half a character
-    os.replace(aside, path)
+    try:
+        aside.write_text(text, encoding="utf-8", errors="replace")  # JSON may hold half a character
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ Before anything is loaded:
     refusal.py       what a user reads when a run is refused
     preflight.py     every problem that can be found without loading a weight
     recipes.py       how each dataset is trained: its losses, negatives, temperature
+    steps.py         the order of the data, and how many steps they make
+    identity.py      what a resume must find unchanged
+    continuing.py    what has changed since the run began that is to continue
 
 Before the first step:
     setup.py         everything that the loop needs, put together
     models.py        model and teacher: loaded, given adapters, tried, on their device
     kernels.py       torch.compile and Liger's kernels
-    identity.py      what a resume must find unchanged
     advice.py        what is trained, and what a person may not have meant
 
 A step:

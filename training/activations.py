@@ -50,8 +50,10 @@ def choose_activation_policy(
     """
     fixed = what_is_fixed(args, accelerator)
     if cost is None:
-        parts = policy.count_parts(usual.tokens, fixed.token_limit)
-        chosen = policy.Policy(fixed.recompute_every, fixed.token_limit, bool(fixed.keep_gathered), parts=parts)
+        parts = policy.count_parts(usual.tokens, fixed.max_tokens_per_forward)
+        chosen = policy.Policy(
+            fixed.recompute_every, fixed.max_tokens_per_forward, bool(fixed.keep_gathered), parts=parts
+        )
         accelerator.print(describe(chosen, fixed, usual.tokens))
         return chosen
     embedder = accelerator.unwrap_model(model)
@@ -75,13 +77,13 @@ def what_is_fixed(args: Args, accelerator: Accelerator) -> policy.Fixed:
     recompute_every = None
     if args.gradient_checkpointing is not None:
         recompute_every = int(args.gradient_checkpointing)
-    token_limit = args.max_tokens_per_forward
+    max_tokens_per_forward = args.max_tokens_per_forward
     if engine.is_deepspeed(accelerator):
-        token_limit = 0  # its steps do not run in parts
+        max_tokens_per_forward = 0  # its steps do not run in parts
     keep_gathered = False
     if engine.is_sharded(accelerator):
         keep_gathered = True if engine.keeps_gathered(accelerator) else None
-    return policy.Fixed(recompute_every, token_limit, keep_gathered)
+    return policy.Fixed(recompute_every, max_tokens_per_forward, keep_gathered)
 
 
 def device_name(device: torch.device) -> str:
@@ -125,10 +127,11 @@ def describe(chosen: policy.Policy, fixed: policy.Fixed, usual_tokens: int, reas
     activations = policy.format_recomputing(chosen.recompute_every)
     if fixed.recompute_every is not None:
         activations += " as asked"
-    limit = f"at most {chosen.token_limit:,} tokens" if chosen.token_limit else "any number of tokens"
-    limit += " a forward pass"
-    if fixed.token_limit is not None:
-        limit += " as asked"
+    tokens = "any number of tokens a forward pass"
+    if chosen.max_tokens_per_forward:
+        tokens = f"at most {chosen.max_tokens_per_forward:,} tokens a forward pass"
+    if fixed.max_tokens_per_forward is not None:
+        tokens += " as asked"
     gathered = ""
     if chosen.keep_gathered:
         gathered = "; weights stay gathered through a step"
@@ -136,12 +139,12 @@ def describe(chosen: policy.Policy, fixed: policy.Fixed, usual_tokens: int, reas
     if chosen.parts > 1:
         parts = f", {chosen.parts} parts, each run twice"
     usual = f"a usual step has {usual_tokens:,} tokens a process{parts}"
-    return f"activations: {activations}; {limit}{reason}{gathered}; {usual}"
+    return f"activations: {activations}; {tokens}{reason}{gathered}; {usual}"
 
 
 def describe_shortage(situation: policy.Situation, chosen: policy.Policy) -> str:
     """What a step lacks, and what to turn."""
-    tokens = min(situation.usual_step, chosen.token_limit or situation.usual_step)
+    tokens = min(situation.usual_step, chosen.max_tokens_per_forward or situation.usual_step)
     tokens = max(tokens, situation.longest_text)
     needed = tokens * situation.cost.per_token(chosen.recompute_every) / GIB
     left = max(0.0, situation.activation_bytes(chosen.keep_gathered)) / GIB

@@ -42,7 +42,9 @@ def evaluate(run: Run, step: int) -> bool:
     if not evaluations.is_due(step, run.schedule.steps):
         return False
     encode = make_encoder(run.tokenizer, run.args.max_seq_length)
-    searcher = Searcher(run.accelerator, run.model, encode, run.query_instruction, evaluations.dims, run.feed.budget)
+    searcher = Searcher(
+        run.accelerator, run.model, encode, run.query_instruction, evaluations.dims, run.feed.max_tokens_per_forward
+    )
     with run.meter.paused():
         run.model.eval()
         results = from_main(run.accelerator, searcher.evaluate(evaluations.sets))
@@ -63,11 +65,17 @@ class Searcher:
         encode: texts -> (ids of all texts end to end, tokens of each, which were cut), as tokenising does.
         instruction: before queries that carry none; "" = none.
         dims: ascending, the whole width last.
-        limit: tokens of a forward pass at most, or one text; 0 = TOKENS.
+        max_tokens_per_forward: or one text; 0 = TOKENS.
     """
 
     def __init__(
-        self, accelerator: Accelerator, model: nn.Module, encode, instruction: str, dims: list[int], limit: int = 0
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        encode,
+        instruction: str,
+        dims: list[int],
+        max_tokens_per_forward: int = 0,
     ):
         self.device = accelerator.device
         self.rank = accelerator.process_index
@@ -77,7 +85,7 @@ class Searcher:
         self.encode = encode
         self.prompt = query_prompt(instruction)
         self.dims = dims
-        self.budget = min(limit or TOKENS, TOKENS)
+        self.max_tokens_per_forward = min(max_tokens_per_forward or TOKENS, TOKENS)
 
     @torch.no_grad()
     def evaluate(self, sets: list[RetrievalSet]) -> Results:
@@ -131,7 +139,7 @@ class Searcher:
         batches = []
         if texts:
             tokens, lengths, _ = self.encode(texts)  # [T], [n]
-            batches = list(batches_by_tokens(lengths, self.budget))
+            batches = list(batches_by_tokens(lengths, self.max_tokens_per_forward))
         spare_passes = self._passes_of_all(len(batches)) - len(batches)
         vectors = torch.zeros(len(texts), self.dims[-1], device=self.device)
         for batch in batches:

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig
 
 from arguments import Args, defaults, keys_that_may_change
-from data.embedding_store import EmbeddingStore, teacher_identity, texts_of
+from data.embedding_store import teacher_identity, texts_of
 from data.plan import Plan
 from data.token_store import TokenStore
 from modeling.tokenizer import fingerprint
@@ -45,20 +45,39 @@ _WITHOUT_EFFECT = {  # keys of a config that change no embedding; the weights' s
 
 def run_identity(
     args: Args,
-    schedule: Schedule,
     plan: Plan,
+    schedule: Schedule,
     stores: list[TokenStore],
     recipes: list[Recipe],
     tokenizer,
     model: nn.Module,
-    embeddings: list[EmbeddingStore],
 ) -> dict:
-    """Name -> value of the keys that change what is trained, and of data, tokenizer, model and global batch.
+    """Name -> value of all that identifies a run. Of a sharded model a collective."""
+    identity = described_identity(args, plan, schedule, stores, recipes, tokenizer, model)
+    return identity | {"weights": weights_digest(model)}
 
-    Of a dataset's settings only what they change counts: a setting that repeats the configuration does not.
-    """
+
+def key_identity(args: Args) -> dict:
+    """Name -> value of the keys that change what is trained."""
     free_to_change = keys_that_may_change()
-    identity = {key: value for key, value in asdict(args).items() if key not in free_to_change}
+    return {key: value for key, value in asdict(args).items() if key not in free_to_change}
+
+
+def described_identity(
+    args: Args,
+    plan: Plan,
+    schedule: Schedule,
+    stores: list[TokenStore],
+    recipes: list[Recipe],
+    tokenizer,
+    model: nn.Module,
+) -> dict:
+    """Name -> value of the keys that change what is trained, and of data, steps, tokenizer, model and global batch.
+
+    All that identifies a run but its weights: the model may be on the meta device. Of a dataset's settings only what
+    they change counts: a setting that repeats the configuration does not.
+    """
+    identity = key_identity(args)
     for store in stores:
         identity[f"dataset {store.name}"] = store.meta["sha256"]["tuples"][:16]
         identity[f"texts of {store.name}"] = _texts_digest(store)
@@ -67,12 +86,11 @@ def run_identity(
         if recipe.changed:
             identity[f"settings of {recipe.name}"] = recipe.words()
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    identity["weights"] = weights_digest(model)
     identity["model"] = short_digest(json.dumps(shapes))
     identity["tokenizer"] = fingerprint(tokenizer)
     identity["global batch"] = plan.global_batch
     identity["steps"] = None if schedule.constant else schedule.steps  # a cosine depends on where it ends
-    return identity | teacher_identity(embeddings)
+    return identity | teacher_identity(args.teacher_embeddings, stores)
 
 
 def _texts_digest(store: TokenStore) -> str:

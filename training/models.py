@@ -33,34 +33,59 @@ def load_models(args: Args, accelerator: Accelerator) -> tuple[Embedder, FrozenE
     """
     set_seed(args.seed)  # the same adapters on every process
     model = load_student(args, accelerator)
-    config = model.backbone.config
-    on_cpu = accelerator.device.type == "cpu"
-    windowed = attention_window(config) is not None
-    half = accelerator.mixed_precision == "bf16"
-    equal_calls = engine.is_sharded(accelerator)
-    if half and not on_cpu:
-        leave_out_kernels(args, accelerator, config)
-    candidates = backend_candidates(args.attn_backend, on_cpu, windowed, equal_calls, half)
+    if in_bf16(accelerator) and not on_cpu(accelerator):
+        leave_out_kernels(args, accelerator, model.backbone.config)
 
     def warn(line: str) -> None:
         accelerator.print(f"warning: {line}")
 
+    candidates = candidates_for(accelerator, model, args.attn_backend)
+    equal_calls = engine.is_sharded(accelerator)
     with engine.trials(accelerator, model):
         problems = set_backend_and_kernels(args, model, candidates, equal_calls, warn, agreement(accelerator))
     problem = problem_of_any("\n".join(f"{args.model_path}: {line}" for line in problems), accelerator.num_processes)
     if problem:
         raise RunError(problem)
-    if on_cpu and half:
-        model.multiple = MULTIPLE
+    round_up_rows(accelerator, model)
     teacher = None
     if args.teacher_model_path:
         teacher = load_teacher(args.teacher_model_path, accelerator, args.attn_backend, args.teacher_revision)
-    attention = f"{model.backend} ({explain_backend(model.backend, args.attn_backend, on_cpu, windowed, half)})"
+    return model, teacher, describe_attention(args, accelerator, model)
+
+
+def in_bf16(accelerator: Accelerator) -> bool:
+    """Whether models compute in bf16."""
+    return accelerator.mixed_precision == "bf16"
+
+
+def on_cpu(accelerator: Accelerator) -> bool:
+    """Whether models compute on a CPU."""
+    return accelerator.device.type == "cpu"
+
+
+def candidates_for(accelerator: Accelerator, model: Embedder, backend: str) -> list[str]:
+    """The attention backends to try on a model, best first. `backend` is what the user said."""
+    windowed = attention_window(model.backbone.config) is not None
+    equal_calls = engine.is_sharded(accelerator)
+    return backend_candidates(backend, on_cpu(accelerator), windowed, equal_calls, in_bf16(accelerator))
+
+
+def round_up_rows(accelerator: Accelerator, model: Embedder) -> None:
+    """On a CPU in bf16 have packed rows rounded up, which saves memory (modeling/packing.py)."""
+    if on_cpu(accelerator) and in_bf16(accelerator):
+        model.multiple = MULTIPLE
+
+
+def describe_attention(args: Args, accelerator: Accelerator, model: Embedder) -> str:
+    """How and why attention is computed, for people."""
+    windowed = attention_window(model.backbone.config) is not None
+    reason = explain_backend(model.backend, args.attn_backend, on_cpu(accelerator), windowed, in_bf16(accelerator))
+    attention = f"{model.backend} ({reason})"
     if args.compile:
         attention += ", layers compiled around it"
     if args.liger:
         attention += ", Liger's kernels"
-    return model, teacher, attention
+    return attention
 
 
 def leave_out_kernels(args: Args, accelerator: Accelerator, config: PretrainedConfig) -> None:
@@ -76,12 +101,22 @@ def leave_out_kernels(args: Args, accelerator: Accelerator, config: PretrainedCo
 def load_student(args: Args, accelerator: Accelerator) -> Embedder:
     """The model to train, in fp32, with adapters where they are asked for, on the device or in parts over processes."""
     backbone = read_backbone(accelerator, args.model_path, torch.float32, "model_path", args.model_revision)
+    model = engine.place(accelerator, student_around(args, backbone))
+    register_fsdp_forward_method(model, "states")  # trials call it from outside
+    return model
+
+
+def describe_student(args: Args) -> Embedder:
+    """The model to train without weights, on the meta device: its parameters have their names and shapes."""
+    return student_around(args, describe_backbone(args.model_path, torch.float32, revision=args.model_revision))
+
+
+def student_around(args: Args, backbone: nn.Module) -> Embedder:
+    """The model to train, with adapters where they are asked for."""
     if args.use_lora:
         sizes = (args.lora_r, args.lora_alpha, args.lora_dropout)
         backbone = add_lora(backbone, *sizes, args.lora_targets(), args.model_revision)
-    model = engine.place(accelerator, Embedder(backbone))
-    register_fsdp_forward_method(model, "states")  # trials call it from outside
-    return model
+    return Embedder(backbone)
 
 
 def read_backbone(
@@ -163,20 +198,16 @@ def load_teacher(
         RunError: on every process: it cannot be read, its weights are damaged, or it is not a causal decoder: packed
             texts are embedded with causal attention, whatever the model was trained with.
     """
-    half = accelerator.mixed_precision == "bf16"
-    on_cpu = accelerator.device.type == "cpu"
-    dtype = torch.bfloat16 if half else torch.float32
+    dtype = torch.bfloat16 if in_bf16(accelerator) else torch.float32
     backbone = read_backbone(accelerator, path, dtype, "teacher_model_path", revision)
     teacher = engine.place(accelerator, FrozenEmbedder(backbone, pooling=pooling_of(Path(path))), frozen=True)
     register_fsdp_forward_method(teacher, "states")
-    windowed = attention_window(backbone.config) is not None
-    candidates = backend_candidates(backend, on_cpu, windowed, engine.is_sharded(accelerator), half)
+    candidates = candidates_for(accelerator, teacher, backend)
     with engine.trials(accelerator, teacher):
         problems = choose_backend(teacher, candidates, agree=agreement(accelerator))
     if problems:
         raise RunError("\n".join(f"{path}: it cannot be a teacher: {line}" for line in problems))
-    if on_cpu and half:
-        teacher.multiple = MULTIPLE
+    round_up_rows(accelerator, teacher)
     return teacher
 
 
@@ -188,5 +219,5 @@ def agreement(accelerator: Accelerator) -> Agree:
 def saved_dtype(args: Args, accelerator: Accelerator) -> torch.dtype:
     """Of the weights in model folders."""
     if args.save_dtype == "auto":
-        return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+        return torch.bfloat16 if in_bf16(accelerator) else torch.float32
     return getattr(torch, args.save_dtype)

@@ -29,7 +29,7 @@ from training.memory import (
 )
 from training.step_time import Device, Way, Work, device_of, step_seconds, work_of
 
-ROUND = 1024  # tokens; a limit is a multiple of it
+ROUND = 1024  # tokens; where max_tokens_per_forward is chosen here, it is a multiple of this
 NEAR = 0.1  # a way counts as fast as the fastest where it takes at most this share longer
 STEPS = 64  # of an epoch, from which a usual one is found
 USUAL = 0.95  # share of the steps that have at most as many tokens as a usual one
@@ -40,7 +40,7 @@ class Policy:
     """What was chosen."""
 
     recompute_every: int  # recompute every such layer; 0 = none
-    token_limit: int  # tokens of a forward pass; 0 = any number
+    max_tokens_per_forward: int  # 0 = any number
     keep_gathered: bool = False  # weights that a sharded model gathered stay whole until its backward pass
     fits: bool = True  # False: by what is counted, a step will run out of memory
     parts: int = 1  # of a usual step
@@ -51,7 +51,7 @@ class Fixed:
     """What the user fixed; None leaves it to `choose_policy`."""
 
     recompute_every: int | None = None
-    token_limit: int | None = None  # 0 = none
+    max_tokens_per_forward: int | None = None  # 0 = any number
     keep_gathered: bool | None = None
 
 
@@ -147,43 +147,44 @@ def choose_policy(situation: Situation, fixed: Fixed = NOTHING_FIXED) -> Policy:
         gathered = [False, True]
     policies = []
     for keep_gathered, recompute_every in product(gathered, options):
-        policies.append(_with_limit(situation, recompute_every, keep_gathered, fixed.token_limit))
+        policies.append(_policy_of(situation, recompute_every, keep_gathered, fixed.max_tokens_per_forward))
     fitting = [policy for policy in policies if policy.fits]
     if not fitting:
-        return _with_limit(situation, options[-1], gathered[0], fixed.token_limit)
+        return _policy_of(situation, options[-1], gathered[0], fixed.max_tokens_per_forward)
     fastest = min(situation.seconds(policy) for policy in fitting)
     near = [policy for policy in fitting if situation.seconds(policy) <= (1 + NEAR) * fastest]
     return min(near, key=lambda policy: (policy.parts, situation.seconds(policy)))
 
 
-def _with_limit(situation: Situation, recompute_every: int, keep_gathered: bool, token_limit: int | None) -> Policy:
+def _policy_of(
+    situation: Situation, recompute_every: int, keep_gathered: bool, max_tokens_per_forward: int | None
+) -> Policy:
     """The policy with this choice made: how many tokens a pass may have, how many parts that makes, whether it fits.
 
     Args:
-        token_limit: as the user fixed it; None leaves it to what fits.
+        max_tokens_per_forward: as the user fixed it; None leaves it to what fits.
     """
     room = situation.room(recompute_every, keep_gathered)
-    if token_limit is None:
-        limit = room // ROUND * ROUND or max(room, situation.longest_text)
+    if max_tokens_per_forward is None:
+        max_tokens_per_forward = room // ROUND * ROUND or max(room, situation.longest_text)
         needed = situation.longest_text
     else:
-        limit = token_limit
         needed = situation.usual_step
-        if token_limit:
-            needed = min(needed, max(token_limit, situation.longest_text))
-    parts = count_parts(situation.usual_step, limit)
-    return Policy(recompute_every, limit, keep_gathered, room >= needed, parts)
+        if max_tokens_per_forward:
+            needed = min(needed, max(max_tokens_per_forward, situation.longest_text))
+    parts = count_parts(situation.usual_step, max_tokens_per_forward)
+    return Policy(recompute_every, max_tokens_per_forward, keep_gathered, room >= needed, parts)
 
 
-def count_parts(tokens: int, token_limit: int) -> int:
+def count_parts(tokens: int, max_tokens_per_forward: int) -> int:
     """How many parts a step of so many tokens runs in, at least.
 
     >>> count_parts(5000, 2048), count_parts(5000, 0)
     (3, 1)
     """
-    if not token_limit:
+    if not max_tokens_per_forward:
         return 1
-    return max(1, math.ceil(tokens / token_limit))
+    return max(1, math.ceil(tokens / max_tokens_per_forward))
 
 
 def recomputing_options(layers: int) -> list[int]:

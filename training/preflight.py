@@ -26,6 +26,7 @@ from retrieval import beir
 from retrieval.beir import RetrievalSet
 from runtime import engine, launcher
 from training import best
+from training.continuing import known_changes, run_folder
 from training.recipes import Recipe, not_as_tokenised, recipes_for, too_long, without_loss
 from training.trackers import tracker_problems
 
@@ -36,6 +37,7 @@ def open_inputs(
     """Open the data and the tokenizer, and find every problem with them, the model and the output folder.
 
     No weight is loaded. Data are converted and verified, which may take long, only where no other problem was found.
+    Where other problems were found, only the keys are compared with those of the run that would be continued.
 
     Args:
         problems: what is known to be wrong already.
@@ -53,13 +55,15 @@ def open_inputs(
     folder = Path(args.train_data_path)
     if not folder.is_dir() or unknown & {"train_data_path", "cache_dir"}:
         _, model_problems = check_models(args, [], settings, unknown)
-        return [], [], None, problems + model_problems
+        return [], [], None, problems + model_problems + known_changes(args, unknown, [], settings, None)
     unverified, data_problems = cache.open_unverified(folder)
     tokenizer, model_problems = check_models(args, unverified, settings, unknown)
     problems += data_problems + model_problems
+    sources, _ = cache.find_sources(folder)
     if settings.entries:
-        sources, _ = cache.find_sources(folder)
         problems += dataset_settings.unknown_names(settings, [source.name for source in sources])
+    are_known = not problems and len(unverified) == len(sources)  # nothing is left to convert
+    problems += known_changes(args, unknown, unverified if are_known else [], settings, tokenizer)
     if problems:
         return [], [], tokenizer, problems
     stores, problems = cache.prepare(folder, Path(args.cache_dir))
@@ -71,6 +75,8 @@ def open_inputs(
         problems += without_loss(stores, recipes)
     if args.teacher_embeddings and not args.cache_only and not problems:
         problems += verify_embeddings(args, stores)
+    if not are_known and not problems:
+        problems += known_changes(args, unknown, stores, settings, tokenizer)
     return stores, recipes, tokenizer, problems
 
 
@@ -124,12 +130,25 @@ def output_problems(args: Args, unknown: set[str]) -> list[str]:
     """Why results cannot be written, one line each."""
     problems = []
     if not unknown & {"output_dir", "experiment_id", "resume"}:
-        problems += folder_problems(Path(args.output_dir) / args.experiment_id, args.resume)
+        problems += folder_problems(run_folder(args), args.resume)
     if args.resume not in ("auto", "never") and not (Path(args.resume) / "state.json").exists():
         problems.append(f"resume: {args.resume!r} is neither auto, never, nor the folder of a state, state/step_N")
+    if engine.deepspeed_is_wanted():
+        problems += deepspeed_problems(args, unknown)
     if "report_to" not in unknown:
         problems += tracker_problems(args.trackers())
     return problems + hub_problems(args, unknown)
+
+
+def deepspeed_problems(args: Args, unknown: set[str]) -> list[str]:
+    """What does not go with DeepSpeed, which keeps weights and moments in a way of its own, one line each."""
+    problems = []
+    if args.max_tokens_per_forward:
+        problems.append("max_tokens_per_forward: not under DeepSpeed; take configs/accelerate_config.yaml")
+    folder = run_folder(args)
+    if not unknown & {"output_dir", "experiment_id"} and (folder / "args.json").exists():
+        problems.append(f"{folder}: already holds a run, and DeepSpeed's do not resume: choose another experiment_id")
+    return problems
 
 
 def hub_problems(args: Args, unknown: set[str]) -> list[str]:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from arguments import Args
 from data import embedding_store
 from data.feed import Feed, Prefetcher
-from data.plan import Plan, split_sizes
+from data.plan import Plan
 from data.token_store import TokenStore
 from losses import matryoshka_weights
 from model import FrozenEmbedder
@@ -23,8 +23,9 @@ from training import best
 from training.activations import choose_activation_policy, count_cost
 from training.advice import announce, choose_query_instruction, warn
 from training.best import Evaluations
+from training.continuing import refuse_changes, run_folder
 from training.folders import BEST, steps_of
-from training.identity import assumed_of_old_states, run_identity
+from training.identity import run_identity
 from training.loss_memory import LossShape, loss_bytes
 from training.memory import Cost
 from training.meter import Clock, Meter
@@ -34,8 +35,9 @@ from training.policy import find_usual_step
 from training.recipes import Recipe, expected_losses
 from training.records import Metrics, write_manifest
 from training.schedule import Schedule
+from training.steps import lay_out_steps
 from training.trackers import start_trackers
-from utils import RunError, put_back, write_json
+from utils import put_back, write_json
 
 
 @dataclass
@@ -109,14 +111,14 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
     warn(args, accelerator, plan, schedule, stores, recipes, model)
 
     # whether the folder holds an earlier part of this run
-    folder = Path(args.output_dir) / args.experiment_id
-    identity = run_identity(args, schedule, plan, stores, recipes, tokenizer, model, known)
-    refuse_with_deepspeed(args, accelerator, folder)
-    accelerator.wait_for_everyone()  # all have looked before anything is written
+    folder = run_folder(args)
+    identity = run_identity(args, plan, schedule, stores, recipes, tokenizer, model)
+    if engine.is_deepspeed(accelerator):
+        accelerator.print("DeepSpeed: an interrupted run cannot continue; with configs/accelerate_config.yaml it can")
     lock = resume.lock_folder(folder) if accelerator.is_main_process else None
-    assumed = assumed_of_old_states(identity)
     state_folder = folder / "state"
-    steps_done, facts, tensors = resume.find(accelerator, args.resume, state_folder, identity, args.model_path, assumed)
+    steps_done, facts, tensors = resume.find(accelerator, args.resume, state_folder)
+    refuse_changes(args, identity, facts)
     write_first_files(args, accelerator, folder, stores, recipes, resumed=bool(facts))
 
     # onto the device, in steps that fit its memory
@@ -124,8 +126,8 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
     torch.cuda.empty_cache()  # of the trials on a GPU; what is reserved in small pieces would count as taken
     model, optimizer = engine.prepare(accelerator, model, optimizer, args.train_batch_size, args.max_grad_norm)
     losses = loss_bytes(loss_shape(args, recipes, plan, objectives[0], teacher))
-    token_limit = fit_into_memory(args, accelerator, stores, recipes, plan, model, cost, losses)
-    feed = make_feed(accelerator, stores, recipes, plan, token_limit, known)
+    max_tokens_per_forward = fit_into_memory(args, accelerator, stores, recipes, plan, model, cost, losses)
+    feed = make_feed(accelerator, stores, recipes, plan, max_tokens_per_forward, known)
 
     # what is counted, written and evaluated
     meter = Meter([store.name for store in stores], LOSSES, accelerator.device)
@@ -179,18 +181,6 @@ def record_processes(args: Args, accelerator: Accelerator) -> Args:
     return replace(args, num_processes=processes)
 
 
-def lay_out_steps(args: Args, stores: list[TokenStore], recipes: list[Recipe], processes: int) -> tuple[Plan, Schedule]:
-    """The order of the data, and the learning rate over the steps that it makes."""
-    sizes = tuple(split_sizes(len(store.tuples))[0] for store in stores)
-    weights = tuple(recipe.sampling_weight for recipe in recipes)
-    plan = Plan(sizes, args.train_batch_size * processes, args.seed, weights)
-    steps = args.train_epochs * plan.steps_per_epoch
-    if args.train_steps > 0:  # whichever comes first, as published
-        steps = min(steps, args.train_steps)
-    constant = args.scheduler_type == "constant_with_warmup"
-    return plan, Schedule(args.learning_rate, args.min_lr, args.warmup_steps, steps, constant)
-
-
 def make_objectives(args: Args, recipes: list[Recipe], hidden_size: int) -> list[Objective]:
     """What a step minimises, by dataset."""
     prefixes = matryoshka_weights(hidden_size) if args.use_mrl else {hidden_size: 1.0}
@@ -208,21 +198,6 @@ def make_optimizer(args: Args, model: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         trained, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=args.weight_decay, fused=True
     )
-
-
-def refuse_with_deepspeed(args: Args, accelerator: Accelerator, folder: Path) -> None:
-    """Refuse what does not go with DeepSpeed, which keeps weights and moments in a way of its own.
-
-    Raises:
-        RunError: the step shall run in parts, or the folder holds a run.
-    """
-    if not engine.is_deepspeed(accelerator):
-        return
-    if args.max_tokens_per_forward:
-        raise RunError("max_tokens_per_forward: not under DeepSpeed; take configs/accelerate_config.yaml")
-    if (folder / "args.json").exists():
-        raise RunError(f"{folder}: already holds a run, and DeepSpeed's do not resume: choose another experiment_id")
-    accelerator.print("DeepSpeed: an interrupted run cannot continue; with configs/accelerate_config.yaml it can")
 
 
 def write_first_files(
@@ -284,18 +259,23 @@ def fit_into_memory(
     accelerator.unwrap_model(model).recompute(policy.recompute_every)
     if policy.keep_gathered:
         engine.keep_gathered(accelerator, model)
-    return policy.token_limit
+    return policy.max_tokens_per_forward
 
 
 def make_feed(
-    accelerator: Accelerator, stores: list, recipes: list[Recipe], plan: Plan, token_limit: int, embeddings: list
+    accelerator: Accelerator,
+    stores: list,
+    recipes: list[Recipe],
+    plan: Plan,
+    max_tokens_per_forward: int,
+    embeddings: list,
 ) -> Feed:
-    """This process's part of every batch, cut into parts of at most `token_limit` tokens."""
+    """This process's part of every batch, cut into parts of at most `max_tokens_per_forward` tokens."""
     negatives = [recipe.negatives for recipe in recipes]
     max_lengths = [recipe.max_length for recipe in recipes]
     rank = accelerator.process_index
     world = accelerator.num_processes
-    return Feed(stores, negatives, plan, max_lengths, rank, world, token_limit, embeddings)
+    return Feed(stores, negatives, plan, max_lengths, rank, world, max_tokens_per_forward, embeddings)
 
 
 def get_room_for_states(run: Run) -> None:
@@ -329,7 +309,7 @@ def make_evaluations(
         accelerator.print(line)
     for line in resume.from_main(accelerator, metrics.lines("evaluation")):
         evaluations.note(line["step"], line["sets"])
-    best_folder = Path(args.output_dir) / args.experiment_id / BEST
+    best_folder = run_folder(args) / BEST
     kept = None
     if accelerator.is_main_process:
         put_back(best_folder)

@@ -117,8 +117,9 @@ def out_of_memory(run: Run, step: int, batch: Batch, reason: str) -> str:
     return (
         f"step {step}: the memory of {run.accelerator.device} is full ({reason}). The step has {batch.rows} tuples, "
         f"{len(batch.lengths):,} texts and {len(batch.tokens):,} tokens on this process, the longest text "
-        f"{int(batch.lengths.max()):,}, in {plural(batch.parts, 'part')} of at most {run.feed.budget:,} tokens "
-        f"(0 = any number). The same command continues from the last state with {remedy}"
+        f"{int(batch.lengths.max()):,}, in {plural(batch.parts, 'part')} of at most "
+        f"{run.feed.max_tokens_per_forward:,} tokens (0 = any number). The same command continues from the last state "
+        f"with {remedy}"
     )
 
 

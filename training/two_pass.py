@@ -1,4 +1,4 @@
-"""A step in bounded memory: any number of texts, a limit of tokens in each forward pass.
+"""A step in bounded memory: any number of texts, in each forward pass at most max_tokens_per_forward tokens.
 
 Where the texts of a step are cut into parts, the step runs twice over them (GradCache, Gao et al. 2021): once without
 activations, for the embeddings; the loss on all embeddings at once gives their gradient; then each part is run again

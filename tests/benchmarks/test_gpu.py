@@ -215,10 +215,10 @@ def test_a_plan_says_the_peak_that_training_counts_with():
     lengths = tuples("MS-MARCO-like", 256)
     ample = gpu_model.plan_step(model, cost, 64 * 2**30, lengths, CPU)
     kept = int(lengths.sum()) * cost.per_token(0)
-    assert (ample.recompute_every, ample.token_limit > lengths.sum()) == (0, True)
+    assert (ample.recompute_every, ample.max_tokens_per_forward > lengths.sum()) == (0, True)
     assert 16 * count + kept < ample.expected_bytes < 20 * count + 1.1 * kept
     scarce = gpu_model.plan_step(model, cost, 2**30 / memory.USABLE + memory.SPARE, lengths, CPU)
-    assert scarce.token_limit < lengths.sum() or scarce.recompute_every
+    assert scarce.max_tokens_per_forward < lengths.sum() or scarce.recompute_every
     assert scarce.expected_bytes < 0.9 * ample.expected_bytes
 
 

@@ -60,7 +60,7 @@ def test_what_is_chosen_fits_and_more_memory_never_makes_a_step_slower(lora):
                 if not chosen.fits:
                     continue
                 room = found.room(chosen.recompute_every, chosen.keep_gathered)
-                assert max(chosen.token_limit, found.longest_text) <= room
+                assert max(chosen.max_tokens_per_forward, found.longest_text) <= room
                 larger = replace(found, free=1.5 * found.free)
                 assert larger.seconds(choose_policy(larger)) <= (1 + NEAR) * found.seconds(chosen)
                 compared += 1

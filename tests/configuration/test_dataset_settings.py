@@ -45,7 +45,7 @@ def test_the_file_that_is_given_wins_over_the_one_beside_the_data(tmp_path):
         ({"max_seq_length": 64}, "a: max_seq_length: no such setting; did you mean max_length?"),
         ({"weight": 2}, "a: weight: no such setting; did you mean sampling_weight?"),
         ({"task": "retrieval"}, "a: task: no such setting; a dataset's task is declared when it is tokenised"),
-        ({"zzz": 1}, "a: zzz: no such setting; there are num_hard_neg, losses,"),
+        ({"zzz": 1}, "a: zzz: no such setting; the settings are num_hard_neg, losses,"),
         ({"temperature": 0}, "a: temperature: 0 must be above 0"),
         ({"temperature": "0.1"}, 'a: temperature: "0.1" is not a number or null; leave out the quotes'),
         ({"num_hard_neg": -1}, "a: num_hard_neg: -1 is below 0"),

@@ -69,13 +69,15 @@ def longest_first(store: Store, texts: np.ndarray, max_length: int) -> tuple[np.
     return numbers[order], lengths[order]
 
 
-def plain_batch(store: Store, rows, negatives, max_length: int, rank: int, world: int, budget: int) -> Batch:
+def plain_batch(
+    store: Store, rows, negatives, max_length: int, rank: int, world: int, max_tokens_per_forward: int
+) -> Batch:
     """As it was made before: every process in turn, texts, cuts and all."""
     tuples = np.concatenate([store.tuples[rows, :2], negatives], axis=1)
     rows_by_rank = rows_of_each_process(cut_lengths(store, tuples, max_length).sum(axis=1), world)
     counts = tuple(len(own) for own in rows_by_rank)
     texts_by_rank = [longest_first(store, tuples[own], max_length) for own in rows_by_rank]
-    cuts_by_rank = [batches.split_by_budget(lengths, budget) for _, lengths in texts_by_rank]
+    cuts_by_rank = [batches.split_by_tokens(lengths, max_tokens_per_forward) for _, lengths in texts_by_rank]
     own_rows = rows_by_rank[rank]
     mask = negatives[own_rows] >= 0
     texts = np.concatenate([tuples[own_rows, 0], tuples[own_rows, 1], negatives[own_rows][mask]])
@@ -120,9 +122,9 @@ def test_every_field_is_that_of_the_plain_way(world, max_length):
     most = 0
     for rows in (np.arange(40), np.array([5, 3]), np.array([11])):
         negatives = data.tuples[rows, 2:]
-        for budget in (0, 1, 25, 80, 10**6):
+        for most in (0, 1, 25, 80, 10**6):
             for rank in {0, world // 2, world - 1}:
-                arguments = (data, rows, negatives, max_length, rank, world, budget)
+                arguments = (data, rows, negatives, max_length, rank, world, most)
                 expected = plain_batch(*arguments)
                 assert_same(make_batch(*arguments), expected)
                 most = max(most, expected.parts)

@@ -137,14 +137,14 @@ def test_many_datasets_are_prepared_with_one_line_about_all(many, tmp_path, caps
     stores, problems = cache.prepare(many, tmp_path / "cache", news.append)
     assert (len(stores), problems) == (12, [])
     (line,) = news
-    assert line.startswith("verified 12 datasets; there are 12 datasets, ")
+    assert line.startswith("verified 12 datasets; in all 12 datasets, ")
     cache.prepare(many, tmp_path / "cache", lambda line: pytest.fail(line))
     for store in stores:
         write_v1(tmp_path / "published", store, store.name)
     (tmp_path / "published" / "tasks.json").write_text(json.dumps({store.name: "retrieval" for store in stores}))
     cache.prepare(tmp_path / "published", tmp_path / "cache", news.append)
     assert news[1:] == [news[-1]]
-    assert news[1].startswith("converted 12 datasets and verified 12 datasets; there are 12 datasets, ")
+    assert news[1].startswith("converted 12 datasets and verified 12 datasets; in all 12 datasets, ")
     assert capsys.readouterr() == ("", "")
 
 

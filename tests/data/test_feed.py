@@ -140,21 +140,22 @@ def test_each_text_is_there_once_and_spreads_to_all_its_places(stores, world):
 
 
 def test_a_process_with_fewer_parts_gets_empty_ones():
-    assert batches.split_by_budget(np.array([9, 5, 4, 3, 1]), 8) == [0, 1, 2, 5]
+    assert batches.split_by_tokens(np.array([9, 5, 4, 3, 1]), 8) == [0, 1, 2, 5]
     assert batches.with_empty_parts([0, 4], parts=3) == (0, 4, 4, 4)
     assert batches.with_empty_parts([0, 2, 3, 6], parts=3) == (0, 2, 3, 6)
 
 
 @pytest.mark.parametrize("world", [1, 2, 5])
-def test_parts_hold_every_text_once_within_the_budget_as_many_on_every_process(stores, world):
-    for budget in (1, 40, 200, 10**6):
+def test_parts_hold_every_text_once_and_no_more_tokens_than_allowed_as_many_on_every_process(stores, world):
+    for most in (1, 40, 200, 10**6):
         for step in range(1, 5):
-            batches = [replace(feed(stores, rank, world), budget=budget).training(step)[1] for rank in range(world)]
+            feeds = [replace(feed(stores, rank, world), max_tokens_per_forward=most) for rank in range(world)]
+            batches = [own.training(step)[1] for own in feeds]
             assert len({batch.parts for batch in batches}) == 1
-            assert batches[0].parts > 1 or budget >= max(len(batch.tokens) for batch in batches)
+            assert batches[0].parts > 1 or most >= max(len(batch.tokens) for batch in batches)
             for batch in batches:
                 parts = [batch.part(number) for number in range(batch.parts)]
-                assert all(len(lengths) == 1 or len(tokens) <= budget for tokens, _, lengths, _ in parts)
+                assert all(len(lengths) == 1 or len(tokens) <= most for tokens, _, lengths, _ in parts)
                 assert all(len(tokens) and cu_seqlens[0] == 0 for tokens, cu_seqlens, _, _ in parts)
                 assert all(np.diff(cu_seqlens).tolist() == lengths.tolist() for _, cu_seqlens, lengths, _ in parts)
                 counted = torch.cat([tokens for tokens, _, _, size in parts if size] or [batch.tokens])

@@ -144,7 +144,7 @@ def test_another_instruction_is_noticed(toy_world, raw, tmp_path, capsys, first,
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["nobody=Find it."], "no file is called 'nobody'; there are x"),
+        (["nobody=Find it."], "no file is called 'nobody'; the files are called x"),
         ([""], "give one instruction"),
         (["x= "], "give one instruction"),
         (["Find\nQuery: it."], "give one instruction"),

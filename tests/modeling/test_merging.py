@@ -106,13 +106,24 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(folders, tmp_pa
         "3 weights for 5 folders",
         "weight -1.0: must be 0 or more",
         f"{wider}: embed_tokens.weight is [512, 64], in {folders[0]} it is [512, 32]",
-        f"{wider}: config.json says hidden_size 64, that of {folders[0]} 32",
+        f"{wider}: its config.json is not that of {folders[0]}: hidden_size 64 instead of 32, intermediate_size 128",
         f"{deeper}: layers.2.",
         "is a LoRA adapter: make a model of it",
         f"{tmp_path / 'nowhere'}: no readable model folder",
     ):
         assert part in said
+    assert said.count(f"{wider}: ") == said.count(f"{deeper}: ") == 2  # of the weights, of the config
     assert not (tmp_path / "merged").exists()
+
+
+def test_of_configs_that_differ_in_everything_some_keys_are_named():
+    ours = dict.fromkeys("abcdef", 1)
+    theirs = dict.fromkeys("bcdefg", 2)
+    named = merging._setting_differences(ours, theirs)
+    assert named == "a None instead of 1, b 2 instead of 1, c 2 instead of 1, and 4 other keys"
+    assert merging._setting_differences(ours, dict(ours)) == ""
+    long = merging._setting_differences({"layer_types": ["full"] * 28}, {"layer_types": ["full"] * 99})
+    assert len(long) < 100
 
 
 @pytest.mark.parametrize(

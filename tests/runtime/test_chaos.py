@@ -55,3 +55,14 @@ def test_a_run_that_stands_still_is_ended_and_its_stacks_are_kept(tmp_path, monk
     [hang] = run.hangs
     for word in ("in the gather", "no new state", "step_9", "waits in all_reduce", "waits in barrier"):
         assert word in hang
+
+
+def test_runs_that_do_not_exist_are_refused_with_the_names_of_those_that_do(capsys):
+    with pytest.raises(SystemExit) as end:
+        chaos.main(["--only", "5 x fsdp"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "--only '5 x fsdp': no run has this in its name" in said
+    assert said.count("\n  ") == 12
+    for name in ("full, 4 x fsdp", "LoRA with dropout, changing"):
+        assert f"\n  {name}\n" in said

@@ -15,14 +15,27 @@ import pytest
 import torch
 import toy
 from chaos import final
-from conftest import Killed, interrupted, read_metrics, tensors_of, tokenize, toy_settings, train_here, write_state
-from harness import on_processes, through_the_door
+from conftest import (
+    RETRIEVAL,
+    Killed,
+    contents,
+    door_here,
+    interrupted,
+    read_metrics,
+    tensors_of,
+    tokenize,
+    toy_settings,
+    train_here,
+    write_state,
+)
+from harness import door_on_processes, on_processes, through_the_door
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run
 from data.feed import Feed
 from runtime import checkpoint, processes, shards
+from training import models
 from utils import RunError
 
 LORA = {"use_lora": True, "lora_dropout": 0.2, "lora_target_modules": "q_proj,up_proj"}
@@ -140,26 +153,77 @@ def test_another_number_of_processes_and_another_engine_go_on(keys):
 # ------------------------------------------------------------------------------------ what has changed
 
 
+def no_model(*_, **__):
+    pytest.fail("a model was loaded")
+
+
 @pytest.mark.parametrize(("changes", "line"), [
-    ({"learning_rate": 5e-4}, "learning_rate: 0.001 then, 0.0005 now"),
-    ({"train_batch_size": 12}, "global batch: 24 then, 12 now"),
-    ({"train_epochs": 3}, "steps: 26 then, 39 now"),
-    ({"model_path": "wider"}, "model: "),
-    ({"train_data_path": "other"}, "dataset toy_retrieval: "),
+    ({"learning_rate": 5e-4}, "learning_rate: was 0.001, is now 0.0005"),
+    ({"train_batch_size": 12}, "global batch (train_batch_size times processes): was 24 tuples, is now 12"),
+    ({"train_epochs": 3}, "steps of the run: were 26, are now 39"),
+    ({"model_path": "wider"}, "model: was '"),
+    ({"use_lora": True}, "use_lora: was false, is now true"),
+    ({"train_data_path": "other"}, "dataset toy_retrieval: its tuples are others (checksum was "),
 ])  # fmt: skip
-def test_changed_ground_is_refused_with_the_difference(train, keys, toy_world, begun, tmp_path, changes, line):
+def test_what_has_changed_is_refused_before_a_model_is_loaded(
+    keys, toy_world, begun, tmp_path, monkeypatch, capsys, changes, line
+):
     if "model_path" in changes:
         changes = {"model_path": str(toy.make_backbone(tmp_path / "wider", layers=3))}
     if "train_data_path" in changes:
         toy.write_raw(tmp_path / "raw", rows=190)
         assert tokenize(tmp_path / "raw", tmp_path / "other", toy_world.backbone) == 0
         changes = {"train_data_path": str(tmp_path / "other")}
-    before = {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()}
-    with pytest.raises(RunError) as refused:
-        train(**keys | changes)
-    assert "cannot continue, because this has changed" in str(refused.value)
-    assert line in str(refused.value)
-    assert {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()} == before
+    monkeypatch.setattr(models, "load_backbone", no_model)
+    before = contents(begun)
+    assert door_here(keys | changes) == processes.REFUSED
+    said = capsys.readouterr().err
+    assert "cannot continue, because this has changed:\n" in said
+    assert f"\n  {line}" in said
+    assert "\n  put it back, or choose another experiment_id\nrun.py: 1 problem, nothing was started" in said
+    assert contents(begun) == before
+
+
+def test_what_has_changed_is_told_together_and_with_everything_else(keys, toy_world, begun, tmp_path, capsys):
+    changes = {"learning_rate": 5e-4, "use_mrl": True, "train_batch_size": 12}
+    toy.write_raw(tmp_path / "raw", rows=190)
+    (tmp_path / "raw" / "toy_clustering.parquet").rename(tmp_path / "raw" / "toy_new.parquet")
+    (tmp_path / "raw" / "tasks.json").unlink()
+    assert tokenize(tmp_path / "raw", tmp_path / "other", toy_world.backbone, *RETRIEVAL) == 0
+    assert door_here(keys | changes | {"train_data_path": str(tmp_path / "other")}) == processes.REFUSED
+    said = capsys.readouterr().err
+    for line in ("learning_rate: was ", "use_mrl: was ", "global batch (", "dataset toy_retrieval: its tokenised texts",
+                 "dataset toy_clustering: was among the data when the run began, and is not now",
+                 "dataset toy_new: is among the data now, and was not when the run began",
+                 "dataset toy_classification: its task was classification, is now retrieval"):  # fmt: skip
+        assert f"\n  {line}" in said
+    assert said.count("toy_new") == said.count("toy_clustering") == 1
+
+    assert door_here(keys | changes | {"report_to": "tensorbord", "train_epochs": 3}) == processes.REFUSED
+    said = capsys.readouterr().err
+    assert "report_to: " in said
+    assert "learning_rate: was " in said
+    assert "2 problems, nothing was started" in said
+    for line in ("global batch", "dataset ", "steps of the run"):  # may only follow from what else is wrong
+        assert line not in said
+
+
+def test_where_the_newest_state_is_damaged_the_one_before_it_tells_what_has_changed(keys, begun, capsys):
+    (begun / "state" / "step_10" / "state.json").write_text("{")
+    assert door_here(keys | {"learning_rate": 5e-4}) == processes.REFUSED
+    assert "learning_rate: was 0.001" in capsys.readouterr().err
+    by_name = keys | {"learning_rate": 5e-4, "resume": str(begun / "state" / "step_5")}
+    assert door_here(by_name) == processes.REFUSED
+    assert "learning_rate: was 0.001" in capsys.readouterr().err
+
+
+@pytest.mark.processes
+def test_what_has_changed_is_refused_on_every_process_and_told_once(keys, begun):
+    ended = door_on_processes(2, keys | {"learning_rate": 5e-4, "train_batch_size": 12})
+    assert [end.status for end in ended] == [processes.REFUSED] * 2
+    assert "learning_rate: was 0.001, is now 0.0005" in ended[0].printed
+    assert "global batch" not in ended[0].printed  # 12 tuples on each of two processes are those 24
+    assert "cannot continue" not in ended[1].printed
 
 
 def test_harmless_keys_may_change(train, keys, begun):

@@ -104,11 +104,12 @@ def test_labels_that_cannot_be_used_are_counted(kind, tmp_path):
     assert len(found) == 3
 
 
-def test_scores_that_cannot_be_used_are_counted(tmp_path):
+def test_scores_that_cannot_be_used_are_counted(tmp_path, capsys):
     scores = [5, "4.5", None, "high", True, float("nan"), 1]
     rows = [{"sentence1": f"a{n}", "sentence2": f"b{n}", "score": score} for n, score in enumerate(scores)]
     lines(tmp_path / "a.jsonl", rows)
     assert build(tmp_path / "raw", describe(tmp_path, "a.jsonl", kind="sts")) == 0
+    assert "4 rows: a score that is not a number: " in capsys.readouterr().out
     found = report_of(tmp_path / "raw")["left_out"]
     assert found["a score that is no number"]["first"] == [f"a.jsonl:{n}" for n in (2, 3, 4, 5)]
     assert found["a score below 4"]["first"] == ["a.jsonl:6"]
@@ -174,7 +175,7 @@ def test_all_problems_of_all_descriptions_are_named_before_anything_is_written(t
     said = capsys.readouterr().err
     for words in (
         "13 problems, no tuples were written",
-        f"one.json: files: {tmp_path}/a.jsonl: no column 'querry' for query; did you mean query?; there are q",
+        f"one.json: files: {tmp_path}/a.jsonl: no column 'querry' for query; did you mean query?; the columns are q",
         "column 'label' holds list<element: int64>, which cannot be the label",
         f"two.json: files: none.parquet: no such file in {tmp_path}",
         "two.json: files: *.tsv: no such file",
@@ -390,6 +391,6 @@ def test_a_hub_data_set_is_read_through_datasets(tmp_path, capsys):
     assert (tmp_path / "hub" / "x.parquet").read_bytes() == (tmp_path / "file" / "x.parquet").read_bytes()
     wrong = describe(tmp_path, None, hub=hub, columns={"query": "question"})
     assert build(tmp_path / "no", wrong) == 2
-    assert "no column 'question' for query; there are query, passage" in capsys.readouterr().err
+    assert "no column 'question' for query; the columns are query, passage" in capsys.readouterr().err
     assert build(tmp_path / "no", describe(tmp_path, None, hub=str(tmp_path / "nowhere"))) == 2
     assert f"hub: {tmp_path / 'nowhere'}: 'train' cannot be read (" in capsys.readouterr().err

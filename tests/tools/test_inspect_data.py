@@ -15,7 +15,7 @@ from configuration.dataset_settings import read as read_settings
 from data.token_store import open_store
 from tools.inspect_data import main
 from training.recipes import recipes_for
-from training.setup import lay_out_steps
+from training.steps import lay_out_steps
 from tuples.inspection import picture as inspection_picture
 from tuples.inspection.rules import RULES
 

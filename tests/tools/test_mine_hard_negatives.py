@@ -179,7 +179,7 @@ def test_files_that_cannot_be_read_are_named(raw, capsys):
     corpus = toy.write_parquet(raw.with_name("corpus.parquet"), [{"title": "a", "body": "b"}])
     said = refused(capsys, raw, *bm25, "--corpus", str(corpus))
     assert "no column passage or text" in said
-    assert "there are title, body: give --corpus_column" in said
+    assert "the columns are title, body: choose one with --corpus_column" in said
     (raw.parent / "tasks.json").write_text('{"questions": "classification"}')
     assert "its task is classification" in refused(capsys, raw, *bm25)
 

@@ -24,7 +24,7 @@ from data.token_store import open_store
 from retrieval.encode import encode
 from tools import report
 from tools.reporting import charts, compare, evaluation, neighbours, stores, summary
-from tools.reporting.page import page
+from tools.reporting.page import OPENING, page
 from tools.reporting.read import last_model, open_run, open_runs, started_in
 from tools.reporting.series import mean_curve, thin
 from training import best
@@ -289,10 +289,40 @@ def test_what_is_no_run_is_refused(tmp_path, capsys, files, words):
         for name, text in files.items():
             (tmp_path / "run" / name).write_text(text)
     output = tmp_path / "report.html"
-    output.write_text("before")
+    output.write_text(f"{OPENING} before")
     assert report.main([str(tmp_path / "run"), "--output", str(output)]) == 2
     assert words in capsys.readouterr().err
-    assert output.read_text() == "before"
+    assert output.read_text() == f"{OPENING} before"
+
+
+@pytest.mark.parametrize("before", [b"# what I thought of it\n", b"<!doctype html>\n<html><p>mine", b"\xff\x00" * 200])
+def test_only_a_report_is_replaced(run_folder, tmp_path, capsys, before):
+    output = tmp_path / "file"
+    output.write_bytes(before)
+    assert report.main([str(run_folder), "--output", str(output)]) == 2
+    assert "holds something other than a report; name another file, or delete it" in capsys.readouterr().err
+    assert output.read_bytes() == before
+    output.write_bytes(b"")
+    for _ in range(2):
+        assert report.main([str(run_folder), "--output", str(output)]) == 0
+    assert report.main([str(run_folder), "--output", os.devnull]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "first"]
+
+
+def test_a_full_disk_leaves_the_report_that_was_there_and_nothing_beside_it(run_folder, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "report.html"
+    assert report.main([str(run_folder), "--output", str(output)]) == 0
+    before = output.read_bytes()
+
+    def half(path: Path, text: str, **_) -> None:
+        path.write_bytes(text[:100].encode())
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", half)
+    assert report.main([str(run_folder), "--output", str(output)]) == 1
+    assert os.strerror(errno.ENOSPC) in capsys.readouterr().err
+    assert output.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "report.html"]
 
 
 def test_flags_that_cannot_be_met_are_refused(two_runs, tmp_path, capsys):

@@ -54,8 +54,8 @@ def test_what_does_not_fit_is_marked_and_tried_with_the_least():
     for room in (2850 * 100, 0, -1e9):
         found = choose_policy(alone(room))
         assert (found.recompute_every, found.fits) == (1, False)
-        assert found.token_limit <= 1_024
-    assert not choose_policy(alone(9050 * 2_000), Fixed(token_limit=0)).fits
+        assert found.max_tokens_per_forward <= 1_024
+    assert not choose_policy(alone(9050 * 2_000), Fixed(max_tokens_per_forward=0)).fits
     assert choose_policy(alone(2850 * 100, longest_text=64)) == Policy(1, 100, parts=100)
 
 
@@ -90,9 +90,9 @@ def test_of_ways_that_are_nearly_as_fast_the_one_with_fewest_parts_is_taken():
 def test_what_the_user_fixed_stays():
     assert choose_policy(alone(2850 * 20_480), Fixed(recompute_every=1)) == Policy(1, 20_480)
     assert choose_policy(alone(9050 * 5_120), Fixed(recompute_every=0)) == Policy(0, 5_120, parts=2)
-    assert choose_policy(alone(2850 * 10_240), Fixed(token_limit=777)) == Policy(0, 777, parts=13)
-    assert choose_policy(alone(2850 * 10_240), Fixed(token_limit=4_000)) == Policy(2, 4_000, parts=3)
-    assert choose_policy(alone(9050 * 10_240), Fixed(token_limit=0)) == Policy(0, 0)
+    assert choose_policy(alone(2850 * 10_240), Fixed(max_tokens_per_forward=777)) == Policy(0, 777, parts=13)
+    assert choose_policy(alone(2850 * 10_240), Fixed(max_tokens_per_forward=4_000)) == Policy(2, 4_000, parts=3)
+    assert choose_policy(alone(9050 * 10_240), Fixed(max_tokens_per_forward=0)) == Policy(0, 0)
 
 
 def test_the_two_choices_that_were_made_by_order_are_made_by_time():

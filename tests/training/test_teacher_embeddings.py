@@ -193,8 +193,8 @@ def test_a_resume_needs_the_embeddings_that_training_began_with(world, toy_world
     moved = tmp_path / "moved"
     moved.symlink_to(world / "float32")
     train_here(config | {"train_steps": STEPS + 1, "teacher_embeddings": str(moved)})  # another path, the same array
-    assert door_here(config | {"train_steps": STEPS + 2, "teacher_embeddings": str(world / "float16")}) == 1
-    assert "teacher embeddings" in capsys.readouterr().err
+    assert door_here(config | {"train_steps": STEPS + 2, "teacher_embeddings": str(world / "float16")}) == 2
+    assert "teacher_embeddings: are others (checksum was " in capsys.readouterr().err
 
 
 def test_missing_and_damaged_embeddings_are_refused(world, toy_world, tmp_path, capsys):

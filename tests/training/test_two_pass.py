@@ -25,7 +25,8 @@ from training.objective import Objective
 def batches(toy_world):
     """A step at once, and the same in parts."""
     stores = [open_store(toy_world.stores / "toy_retrieval")]
-    whole, parts = (Feed(stores, [3], Plan((198,), 24, 0), [64], budget=budget).training(1)[1] for budget in (0, 300))
+    feeds = [Feed(stores, [3], Plan((198,), 24, 0), [64], max_tokens_per_forward=most) for most in (0, 300)]
+    whole, parts = (feed.training(1)[1] for feed in feeds)
     assert (whole.parts, len(whole.lengths) > 90) == (1, True)
     assert parts.parts > 4
     return whole, parts

@@ -11,7 +11,7 @@ from configuration.dataset_settings import DatasetSettings
 from data.cache import open_unverified
 from data.feed import Feed
 from training.recipes import recipes_for
-from training.setup import lay_out_steps
+from training.steps import lay_out_steps
 from tuples.inspection.training import Course, Use, forecast, tokens_of_first_pass
 
 WEIGHTED = {"toy_clustering": {"sampling_weight": 2}, "toy_retrieval": {"num_hard_neg": 1, "max_length": 30}}

@@ -108,9 +108,9 @@ def test_what_cannot_be_joined_is_refused(keys, words, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("file", "text", "words"), [
-    ("corpus.jsonl", '{"id": "d0", "text": "a"}\n', "corpus.jsonl: no column '_id'; there are id, text"),
+    ("corpus.jsonl", '{"id": "d0", "text": "a"}\n', "corpus.jsonl: no column '_id'; the columns are id, text"),
     ("queries.jsonl", "", "queries.jsonl: the file has no rows"),
-    ("qrels/train.tsv", "q0\t0\td0\t1\nq1\t0\td1\t1\n", "train.tsv: no column 'query-id'; there are q0, 0, d0, 1"),
+    ("qrels/train.tsv", "q0\t0\td0\t1\nq1\t0\td1\t1\n", "no column 'query-id'; the columns are q0, 0, d0, 1"),
 ])  # fmt: skip
 def test_a_table_without_its_columns_is_refused(file, text, words, tmp_path, capsys):
     write_set(tmp_path / "set", {"train": judgements(0, 9)})

@@ -87,14 +87,17 @@ class FolderModel(AbsEncoder):
 
     def prompt(self, task_metadata, side: PromptType | None) -> str:
         """What stands before the texts of one side of a task; None is a task whose sides are alike."""
-        given = self.prompts_dict.get(task_metadata.name, self.prompts_dict.get(task_metadata.type))
-        if side == PromptType.document and isinstance(given, dict):
-            text = given.get("document", "")
-        elif side == PromptType.document or (given is None and self.prompts.way != "published"):
-            return self.own_prompt(side)
-        else:
-            text = self.get_instruction(task_metadata, side)
+        text = self.text_before(task_metadata, side)
         return query_prompt(text) if self.prompts.way == "published" else text
+
+    def text_before(self, task_metadata, side: PromptType | None) -> str:
+        """The instruction or prompt of one side of a task. A single text that is given is not for documents."""
+        given = self.prompts_dict.get(task_metadata.name, self.prompts_dict.get(task_metadata.type))
+        if side == PromptType.document:
+            return given.get("document", "") if isinstance(given, dict) else self.own_prompt(side)
+        if given is None and self.prompts.way != "published":
+            return self.own_prompt(side)
+        return self.get_instruction(task_metadata, side)
 
     def prompts_of(self, task_metadata) -> dict[str, str]:
         """Side -> what stands before its texts."""

@@ -168,27 +168,33 @@ def matryoshka_section(runs: list[RunLog]) -> Section:
 
 
 def _prefixes(run: RunLog) -> dict[str, Points]:
-    """Of the last validation: title -> (dimension, mean over a task's datasets) of what has prefixes."""
+    """Of the last validation: title -> (dimension, mean over a task's datasets).
+
+    Of each task its first loss that has prefixes, and how often the positive is ranked first.
+    """
     lines = run.lines.get("validation", [])[-1:]
-    kinds = set().union(*kinds_of(lines, "measures").values())
     width = full_width(run)
-    dimensions = {int(end) for end in (kind.partition("@")[2] for kind in kinds) if end.isdecimal()}
     found = {}
     for task in task_names([run]):
         members = [name for name, own in tasks_of(run).items() if own == task]
-        curves = {}
-        for kind, words in (LOSSES | RANKS).items():
-            names = {dimension: f"{kind}@{dimension}" for dimension in dimensions}
-            if width:
-                names[width] = kind
-            values = [(one, last_value(mean_curve(lines, "measures", members, names[one]))) for one in sorted(names)]
-            points = [point for point in values if point[1] is not None]
-            if len(points) > 1:
-                curves[kind] = (f"{task} · {words}, held out", points)
-        losses = [curves[kind] for kind in LOSSES if kind in curves]
-        found.update(losses[:1])
-        found.update([curves["group_accuracy"]] if "group_accuracy" in curves else [])
+        for kinds in (tuple(LOSSES), ("group_accuracy",)):
+            for kind in kinds:
+                points = _by_prefix(lines, members, kind, width)
+                if len(points) > 1:
+                    found[f"{task} · {(LOSSES | RANKS)[kind]}, held out"] = points
+                    break
     return found
+
+
+def _by_prefix(lines: list[dict], members: list[str], kind: str, width: int | None) -> Points:
+    """(dimension, mean over datasets) of one kind of measure: of each prefix, "kind@dimension", and of the whole."""
+    names = {} if width is None else {width: kind}
+    for name in set().union(*kinds_of(lines, "measures").values()):
+        start, _, end = name.partition("@")
+        if start == kind and end.isdecimal():
+            names.setdefault(int(end), name)
+    values = [(dimension, last_value(mean_curve(lines, "measures", members, names[dimension]))) for dimension in names]
+    return sorted(point for point in values if point[1] is not None)
 
 
 def optimiser_section(runs: list[RunLog]) -> Section:

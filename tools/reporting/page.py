@@ -19,6 +19,11 @@ from utils import plural
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("numbers.js", "draw.js", "page.js")
+# What every report begins with, those of earlier versions too: tools/report.py knows a report by it.
+OPENING = (
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:;'
+)
 DATASET_HEAD = [
     "run",
     "dataset",
@@ -280,10 +285,8 @@ def _document(title: str, body: str, data: dict) -> str:
     style = (ASSETS / "page.css").read_text(encoding="utf-8")
     code = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     script = f'(() => {{\n"use strict";\n{code}\n}})();'
-    policy = f"default-src 'none'; img-src data:; style-src '{digest(style)}'; script-src '{digest(script)}'"
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f"{OPENING} style-src '{digest(style)}'; script-src '{digest(script)}'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
         f"<title>{escape(title)}</title><style>{style}</style></head><body><main>"

@@ -47,7 +47,7 @@ def read_inputs(
     problems += corpus_problems
     if group_column and survey.columns and group_column not in column_names(path):
         names = ", ".join(column_names(path))
-        problems.append(f"{path}: no column {group_column!r}; there are {names}: change --group_column")
+        problems.append(f"{path}: no column {group_column!r}; the columns are {names}: choose one with --group_column")
     if problems:
         raise RunError("\n".join(problems))
     instruction = bare_instruction(instruction) if instruction else None

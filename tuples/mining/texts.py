@@ -75,7 +75,9 @@ def corpus_column(path: Path, wanted: str | None) -> str:
         found = names
     if not found:
         there = ", ".join(names) or "none"
-        raise RunError(f"{path}: no column {' or '.join(looked_for)}; there are {there}: give --corpus_column")
+        raise RunError(
+            f"{path}: no column {' or '.join(looked_for)}; the columns are {there}: choose one with --corpus_column"
+        )
     if raw_formats.format_of(path) == raw_formats.PARQUET:
         raw_formats.check_types(raw_formats.schema_of(path), {found[0]: pa.string()})
     return found[0]

@@ -10,7 +10,7 @@ EMPTY_PASSAGE = "an empty passage beside others"
 PASSAGE_IS_QUERY = "a passage that is its query"
 NO_LABEL = "no label (null, empty or -1)"
 OUTSIDE = "a label outside the table"
-NO_SCORE = "a score that is no number"
+NO_SCORE = "a score that is no number"  # as reports and kept pieces have called it; a person reads other words
 LABELLED_DIFFERENT = "labelled different"
 
 

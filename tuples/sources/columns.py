@@ -18,7 +18,7 @@ def column_problems(names: list[str], source: Source) -> list[str]:
             if name == FILE and source.files is not None:
                 continue
             if name not in names and name.partition(".")[0] not in names:
-                there = f"there are {', '.join(names)}"
+                there = f"the columns are {', '.join(names)}"
                 problems.append(f"no column {name!r} for {role}{did_you_mean(name, names)}; {there}")
     return problems
 

@@ -75,7 +75,7 @@ def _by_id(rows: Iterable[Row], wanted: set[str]) -> dict[str, dict]:
 def table_problems(table: str, names: list[str]) -> list[str]:
     """Columns that one of TABLES needs and that are not among `names`."""
     there = ", ".join(names)
-    return [f"no column {name!r}; there are {there}" for name in TABLES[table] if name not in names]
+    return [f"no column {name!r}; the columns are {there}" for name in TABLES[table] if name not in names]
 
 
 # --------------------------------------------------------------------------------------------- a folder

@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tuples.sources.cleaning import NO_SCORE
 from utils import plural
 
 _SHOWN = 10  # rows that are named for a rule
 _PRINTED = 3  # of them on the screen
 _VALUES = 5  # values that are shown for a rule, such as labels that are not in the table
+_IN_WORDS = {NO_SCORE: "a score that is not a number"}  # rules whose names in files are not what a person reads
 
 
 @dataclass
@@ -107,7 +109,7 @@ def _words(rule: str, counted: dict) -> str:
     if counted["rows"] > _PRINTED:
         shown += ", ..."
     values = f": {', '.join(counted['values'])}" if "values" in counted else ""
-    return f"{plural(counted['rows'], 'row')}: {rule}{values} ({shown})"
+    return f"{plural(counted['rows'], 'row')}: {_IN_WORDS.get(rule, rule)}{values} ({shown})"
 
 
 def summary(report: dict, path: Path) -> str:
