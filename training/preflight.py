@@ -63,14 +63,17 @@ def open_inputs(
     if settings.entries:
         problems += dataset_settings.unknown_names(settings, [source.name for source in sources])
     are_known = not problems and len(unverified) == len(sources)  # nothing is left to convert
-    problems += known_changes(args, unknown, unverified if are_known else [], settings, tokenizer)
+    known_stores = unverified if are_known else []
+    instruction_problems = not_as_tokenised(known_stores, recipes_for(args, known_stores, settings), settings)
+    problems += instruction_problems + known_changes(args, unknown, known_stores, settings, tokenizer)
     if problems:
         return [], [], tokenizer, problems
     stores, problems = cache.prepare(folder, Path(args.cache_dir))
     if stores:  # now what was converted is known too
         _, problems = check_models(args, stores, settings, unknown)
     recipes = recipes_for(args, stores, settings)
-    problems += not_as_tokenised(stores, recipes, settings)
+    if not are_known:
+        problems += not_as_tokenised(stores, recipes, settings)
     if not args.cache_only and not args.teacher_model_path and not args.teacher_embeddings:
         problems += without_loss(stores, recipes)
     if args.teacher_embeddings and not args.cache_only and not problems:
