@@ -153,6 +153,15 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.FSDP
 
 
+def name_of(accelerator: Accelerator) -> str | None:
+    """What people call it; None for a process alone, which has none."""
+    if accelerator.num_processes == 1:
+        return None
+    if is_sharded(accelerator):
+        return "FSDP2" if _mesh(accelerator) is None else "HSDP"
+    return "DeepSpeed" if is_deepspeed(accelerator) else "DDP"
+
+
 def is_deepspeed(accelerator: Accelerator) -> bool:
     """Whether weights and moments are kept in DeepSpeed's own way: its runs do not resume."""
     return accelerator.distributed_type == DistributedType.DEEPSPEED

@@ -12,6 +12,7 @@ from losses import matryoshka_weights
 from model import Embedder
 from modeling.hub import at_revision
 from runtime import engine
+from training.activations import device_name
 from training.folders import room_lines
 from training.models import saved_dtype, trained_share
 from training.recipes import Recipe
@@ -31,12 +32,11 @@ def announce(
         plural(schedule.steps, "step"),
         f"{plan.steps_per_epoch:,} an epoch",
         f"global batch {plan.global_batch}",
+        *where(accelerator),
         f"processes: {args.num_processes}",
         f"mixed precision: {accelerator.mixed_precision}",
         f"attention: {attention}",
     ]
-    if accelerator.device.type == "cpu":
-        facts.insert(5, f"threads: {torch.get_num_threads()}")
     if args.use_lora:
         facts.append(f"LoRA of rank {args.lora_r}: {trained_share(model):.2%} of the weights are trained")
     if args.use_mrl:
@@ -52,6 +52,16 @@ def announce(
             "warning: in fp32 on a GPU that has bf16: several times slower, and twice the activations; "
             "accelerate launch --mixed_precision bf16"
         )
+
+
+def where(accelerator: Accelerator) -> list[str]:
+    """On what device the run computes, and by which engine."""
+    device = accelerator.device
+    facts = [f"device: {device_name(device)}"]
+    if device.type == "cpu":
+        facts = [f"device: cpu, {plural(torch.get_num_threads(), 'thread')} a process"]
+    engine_name = engine.name_of(accelerator)
+    return [*facts, f"engine: {engine_name}"] if engine_name else facts
 
 
 def warn(

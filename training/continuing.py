@@ -1,7 +1,7 @@
 """Whether a run may continue from a state: what has changed since the run began, and what a person reads about it.
 
-Almost everything is known before a model is loaded, and is refused with all other problems. Only that the weights of
-the model are others than before shows when they are there.
+Almost everything is known before a model is loaded, and is refused with all other problems. Only that the model has
+other weights than before, or computes in another precision, shows when it is there.
 """
 
 import json
@@ -11,7 +11,7 @@ from arguments import Args
 from configuration.dataset_settings import DatasetSettings
 from data.token_store import TokenStore
 from runtime import launcher, resume
-from training.identity import assumed_of_old_states, described_identity, key_identity
+from training.identity import KNOWN_LATE, assumed_of_old_states, described_identity, key_identity
 from training.models import describe_student
 from training.recipes import recipes_for
 from training.steps import lay_out_steps
@@ -53,7 +53,7 @@ def known_changes(
         recipes = recipes_for(args, stores, settings)
         plan, schedule = lay_out_steps(args, stores, recipes, launcher.processes())
         now = described_identity(args, plan, schedule, stores, recipes, tokenizer, describe_student(args))
-        earlier = {name: value for name, value in earlier.items() if name != "weights"}
+        earlier = {name: value for name, value in earlier.items() if name not in KNOWN_LATE}
     else:
         now = {name: value for name, value in key_identity(args).items() if name not in unknown}
         earlier = {name: value for name, value in earlier.items() if name in now}
@@ -153,6 +153,8 @@ def _value_line(name: str, value, earlier) -> str:
         return f"global batch (train_batch_size times processes): was {earlier} tuples, is now {value}"
     if name == "steps":
         return f"steps of the run: were {_steps(earlier)}, are now {_steps(value)}"
+    if name == "precision":
+        return f"mixed precision: was {earlier}, is now {value}: accelerate launch --mixed_precision {earlier}"
     if name == "tokenizer":
         return f"tokenizer: is another one (fingerprint was {earlier}, is now {value})"
     if name == "teacher embeddings":

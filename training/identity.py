@@ -23,6 +23,7 @@ from training.schedule import Schedule
 from utils import short_digest
 
 _SAMPLED = 64  # numbers of each weight
+KNOWN_LATE = ("precision", "weights")  # parts of an identity: known when the model and its device are there
 _WITHOUT_EFFECT = {  # keys of a config that change no embedding; the weights' sizes are in their digest
     "_name_or_path",
     "architectures",
@@ -51,10 +52,15 @@ def run_identity(
     recipes: list[Recipe],
     tokenizer,
     model: nn.Module,
+    precision: str,
 ) -> dict:
-    """Name -> value of all that identifies a run. Of a sharded model a collective."""
+    """Name -> value of all that identifies a run. Of a sharded model a collective.
+
+    Args:
+        precision: in which the model computes, as accelerate calls it: "no" is fp32.
+    """
     identity = described_identity(args, plan, schedule, stores, recipes, tokenizer, model)
-    return identity | {"weights": weights_digest(model)}
+    return identity | {"precision": precision, "weights": weights_digest(model)}
 
 
 def key_identity(args: Args) -> dict:
@@ -145,11 +151,11 @@ def config_digest(config: PretrainedConfig) -> str:
 def assumed_of_old_states(identity: dict) -> dict:
     """Name -> value to assume where a state lacks it, because it was written before there was such a key.
 
-    For a key of the configuration that is the default. For weights, texts and tasks, which cannot be known any more, it
-    is what is there now, so that an old state is not refused for them.
+    For a key of the configuration that is the default. For weights, precision, texts and tasks, which cannot be known
+    any more, it is what is there now, so that an old state is not refused for them.
     """
     assumed = {name: value for name, value in defaults().items() if name in identity}
     for name, value in identity.items():
-        if name == "weights" or name.startswith(("texts of ", "task of ")):
+        if name in KNOWN_LATE or name.startswith(("texts of ", "task of ")):
             assumed[name] = value
     return assumed

@@ -112,7 +112,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
 
     # whether the folder holds an earlier part of this run
     folder = run_folder(args)
-    identity = run_identity(args, plan, schedule, stores, recipes, tokenizer, model)
+    identity = run_identity(args, plan, schedule, stores, recipes, tokenizer, model, accelerator.mixed_precision)
     if engine.is_deepspeed(accelerator):
         accelerator.print("DeepSpeed: an interrupted run cannot continue; with configs/accelerate_config.yaml it can")
     lock = resume.lock_folder(folder) if accelerator.is_main_process else None

@@ -47,10 +47,20 @@ def test_another_model_of_the_same_shapes_is_another_model(train, toy_world, tmp
     assert line in str(refused.value)
 
 
+def test_a_run_goes_on_in_the_precision_that_it_began_in(train, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    train()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    with pytest.raises(
+        RunError, match="mixed precision: was bf16, is now no: accelerate launch --mixed_precision bf16"
+    ):
+        train()
+
+
 def test_a_state_stands_for_the_defaults_of_keys_that_came_later(train, settings, capsys):
     folder = train()
     state = checkpoint.newest(folder / "state", pytest.fail)
-    for name in ("mask_same_text", "weights"):
+    for name in ("mask_same_text", "precision", "weights"):
         del state.facts["ground"][name]
     write_state(folder / "state", state.step, tensors_of(state), state.facts, keep=2)
     train()  # continues
