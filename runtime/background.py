@@ -21,7 +21,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
-from runtime import checkpoint, engine, heartbeat
+from runtime import checkpoint, computing, engine, heartbeat
 from runtime.collectives import all_rows
 from runtime.resume import from_main
 from utils import RunError
@@ -73,7 +73,8 @@ class StateWriter:
         self.start = from_main(accelerator, uuid.uuid4().hex[:8])
         self.number, self.count = self._place_among_writers()
         self.store = dist.HashStore() if self.world == 1 else heartbeat.new_connection()
-        self.pool = ThreadPoolExecutor(1, "state writer")  # its thread starts with the first work
+        first = computing.first_in_thread(accelerator.device)
+        self.pool = ThreadPoolExecutor(1, "state writer", initializer=first)  # its thread starts with the first work
         self.copies: checkpoint.Tensors = {}
         self.room: Future | None = None  # memory for the first copies, being allocated
         self.written: Future | None = None  # this process's part: checksums of its files

@@ -1,6 +1,8 @@
-"""How a process computes: with how many threads, and whether in the same bits each time."""
+"""How a process computes: with how many threads, on which GPU, and whether in the same bits each time."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -34,6 +36,24 @@ def compute_deterministically() -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+
+
+def first_in_thread(device: torch.device) -> Callable[[], None]:
+    """What a new thread of this process calls first, where it gets page-locked memory or works on the GPU.
+
+    CUDA has a current device for each thread, and a new thread's is the first GPU of the machine. So each of eight
+    processes could open a context there by its threads, of half a gigabyte, and leave that GPU less than the others.
+
+    Args:
+        device: of this process. Without a number, as accelerate gives it to a process alone, it is the first.
+    """
+    if device.type != "cuda" or device.index is None:
+        return _nothing
+    return partial(torch.cuda.set_device, device)
+
+
+def _nothing() -> None:
+    """Nothing is to be done."""
 
 
 def _usable_cores() -> int:
