@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 
+from export import probe
 from runtime import computing
 
 
@@ -37,3 +38,22 @@ def test_every_thread_of_a_run_that_meets_the_gpu_begins_there(train, monkeypatc
     monkeypatch.setattr(computing, "first_in_thread", first_in_thread)
     train(train_steps=1)
     assert sorted(begun) == [("batches_0", "cpu"), ("state writer_0", "cpu")]
+
+
+def test_a_folder_is_read_back_with_all_cores_of_a_process_also_beside_a_gpu(train, monkeypatch):
+    """Launchers leave a process one thread. It read a model of any size back alone, and all GPUs waited."""
+    monkeypatch.setattr(computing, "set_threads", lambda device, wanted: torch.set_num_threads(1))  # as on a GPU
+    monkeypatch.setattr(computing, "_usable_cores", lambda: 6)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")  # a launcher set that 1
+    seen = []
+    real = probe.read_back
+
+    def read_back(*words, **named):
+        seen.append(torch.get_num_threads())
+        return real(*words, **named)
+
+    monkeypatch.setattr(probe, "read_back", read_back)
+    train(train_steps=1)
+    assert (seen, torch.get_num_threads()) == ([3], 1)
