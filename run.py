@@ -34,7 +34,7 @@ from tqdm import tqdm
 import arguments
 from data.feed import describe
 from export import model_folder, probe
-from runtime import engine, processes, resume
+from runtime import computing, engine, processes, resume
 from runtime.verdict import refused_elsewhere
 from training import two_pass
 from training.card import model_facts, push
@@ -287,16 +287,16 @@ def save(run: Run, name: str, step: int) -> Path:
     accelerator = run.accelerator
     folder = run.folder / name
     tokens, cu_seqlens = probe.probe_batch(run.tokenizer, run.args.max_seq_length)
-    lengths = cu_seqlens.diff().numpy()
     run.model.eval()
     with torch.no_grad():  # as training runs it: wrapped, in its precision, on every process
-        live = run.model(tokens.to(accelerator.device), cu_seqlens.to(accelerator.device), lengths)
+        live = run.model(tokens.to(accelerator.device), cu_seqlens.to(accelerator.device), cu_seqlens.diff().numpy())
     run.model.train()
     weights = engine.whole_weights(accelerator, run.model)
     if accelerator.is_main_process:
         dtype = saved_dtype(run.args, accelerator)
         rounded = dtype != torch.float32 or accelerator.mixed_precision != "no"
-        read_back = partial(probe.read_back, tokens=tokens, cu_seqlens=cu_seqlens, live=live, rounded=rounded)
+        by_many_threads = computing.threads_of_a_processor(run.args.threads)(probe.read_back)  # the GPUs wait for it
+        read_back = partial(by_many_threads, tokens=tokens, cu_seqlens=cu_seqlens, live=live, rounded=rounded)
         facts = model_facts(run, step)
         embedder = accelerator.unwrap_model(run.model)
         if not model_folder.is_finished(folder, facts):  # it may be: a killed run wrote it, and not yet its state

@@ -1,6 +1,6 @@
 """The data of a run as one process meets them: a batch for every step, made a step ahead, and the held-out tuples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,11 +68,16 @@ class Feed:
 
 
 class Prefetcher:
-    """Batches of a feed, each made by a thread while the step before it runs."""
+    """Batches of a feed, each made by a thread while the step before it runs.
 
-    def __init__(self, feed: Feed, pin: bool):
+    Args:
+        pin: lay them into pinned memory.
+        first_in_thread: what the thread calls first, to work on the GPU of this process; None = nothing.
+    """
+
+    def __init__(self, feed: Feed, pin: bool, first_in_thread: Callable[[], None] | None = None):
         self.feed, self.pin = feed, pin
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="batches", initializer=first_in_thread)
         self.next: tuple[int, Future] | None = None  # the step that is being prepared, and its batch to be
 
     def training(self, step: int) -> tuple[int, Batch]:

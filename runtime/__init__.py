@@ -7,7 +7,7 @@ Processes:
     heartbeat.py     where one process fails, all end
     collectives.py   gather with gradient, and other exchanges
     engine.py        DDP, FSDP2 or DeepSpeed, by accelerate
-    computing.py     how many threads, and whether in the same bits each time
+    computing.py     how many threads, on which GPU, and whether in the same bits each time
     sharding.py      weights handed out to the processes of FSDP2
 
 States:

@@ -1,6 +1,9 @@
-"""How a process computes: with how many threads, and whether in the same bits each time."""
+"""How a process computes: with how many threads, on which GPU, and whether in the same bits each time."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -18,12 +21,26 @@ def set_threads(device: torch.device, wanted: int) -> None:
         device: where the model is; away from a CPU nothing is chosen, only what is wanted is set.
         wanted: 0 = automatic.
     """
-    if wanted:
-        torch.set_num_threads(wanted)
-    elif device.type == "cpu":
-        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        share = max(1, _usable_cores() // processes_here)
-        torch.set_num_threads(launcher.threads_of_environment() or share)
+    if wanted or device.type == "cpu":
+        torch.set_num_threads(wanted or _automatic_threads())
+
+
+@contextmanager
+def threads_of_a_processor(wanted: int) -> Iterator[None]:
+    """Around what the processor computes while GPUs wait for it: with as many threads as there would be without a GPU.
+
+    Training on a GPU keeps the one thread that launchers set, and needs no more. But a saved model folder is read back
+    on the CPU, by that thread alone, while all GPUs wait.
+
+    Args:
+        wanted: 0 = automatic.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or _automatic_threads())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def compute_deterministically() -> None:
@@ -34,6 +51,30 @@ def compute_deterministically() -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+
+
+def first_in_thread(device: torch.device) -> Callable[[], None]:
+    """What a new thread of this process calls first, where it gets page-locked memory or works on the GPU.
+
+    CUDA has a current device for each thread, and a new thread's is the first GPU of the machine. So each of eight
+    processes could open a context there by its threads, of half a gigabyte, and leave that GPU less than the others.
+
+    Args:
+        device: of this process. Without a number, as accelerate gives it to a process alone, it is the first.
+    """
+    if device.type != "cuda" or device.index is None:
+        return _nothing
+    return partial(torch.cuda.set_device, device)
+
+
+def _automatic_threads() -> int:
+    """A person's number of threads, else this process's share of the cores."""
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return launcher.threads_of_environment() or max(1, _usable_cores() // processes_here)
+
+
+def _nothing() -> None:
+    """Nothing is to be done."""
 
 
 def _usable_cores() -> int:

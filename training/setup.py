@@ -143,7 +143,7 @@ def setup(args: Args, accelerator: Accelerator, stores: list, recipes: list, tok
         accelerator=accelerator,
         tokenizer=tokenizer,
         feed=feed,
-        batches=Prefetcher(feed, pin=accelerator.device.type == "cuda"),
+        batches=Prefetcher(feed, accelerator.device.type == "cuda", computing.first_in_thread(accelerator.device)),
         schedule=schedule,
         model=model,
         teacher=teacher,

@@ -21,8 +21,10 @@ from chaos import final
 from conftest import Killed, interrupted, tensors_of, toy_settings, train_here
 from harness import PATIENCE, door_on_processes, on_processes, through_the_door
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 import run
+from benchmarks.common import qwen3_config
 from export import model_folder, probe
 from runtime import background, checkpoint, processes, resume, shards
 from utils import RunError, file_digest, read_json, seal, write_json
@@ -280,6 +282,45 @@ def test_the_memory_of_the_first_copies_is_got_ahead_and_used(tmp_path):
     other = background.StateWriter(cpu, tmp_path / "other", keep=1)
     other.make_room(tensors)
     assert other.room is None
+
+
+@pytest.mark.parametrize("processes", [1, 8])
+def test_page_locked_memory_is_hardly_more_than_the_states_of_4b(monkeypatch, processes):
+    """torch rounds each piece of it up to a power of two: with one for each tensor it was 1.41 times as much."""
+    with torch.device("meta"):
+        model = AutoModel.from_config(qwen3_config("4B"))
+    parts = {name: shards.part_to_write(weight.detach(), 0, processes) for name, weight in model.named_parameters()}
+    tensors = {"weights": parts, "moments": {f"{name}/{kind}": parts[name] for name in parts for kind in "mv"}}
+    pieces = []
+
+    def empty(length: int, dtype: torch.dtype, pin_memory: bool, real=torch.empty) -> torch.Tensor:
+        pieces.append(length)
+        return real(length, dtype=dtype, device="meta")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", empty)
+        rooms = background._rooms_for(tensors)
+    needed = 0
+    for kind, named in tensors.items():
+        for name, tensor in named.items():
+            needed += tensor.nbytes
+            assert (rooms[kind][name].shape, rooms[kind][name].dtype) == (tensor.shape, tensor.dtype)
+    taken = sum(1 << (length - 1).bit_length() for length in pieces)
+    assert 1 <= taken / needed <= 1.08
+
+
+def test_tensors_in_a_piece_of_memory_do_not_meet(monkeypatch):
+    monkeypatch.setattr(background, "_PIECE", 2048)
+    tensors = {"weights": {str(n): torch.arange(float(n)).reshape(1, n) for n in (300, 500, 1, 100, 130, 7, 900)}}
+    tensors["weights"]["step"] = torch.tensor(5, dtype=torch.int64)
+    tensors["weights"]["bf16"] = torch.full((3, 3), 2.0, dtype=torch.bfloat16)
+    first = background.copy_to_cpu(tensors, {})
+    again = background.copy_to_cpu(tensors, first)
+    for name, tensor in tensors["weights"].items():
+        assert torch.equal(again["weights"][name], tensor)
+        assert again["weights"][name] is first["weights"][name]
+    storages = {copy.untyped_storage().data_ptr() for copy in again["weights"].values()}
+    assert 1 < len(storages) < len(tensors["weights"])
 
 
 def test_a_run_that_is_finished_gets_no_memory_for_states(keys, monkeypatch):
