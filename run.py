@@ -38,7 +38,7 @@ from runtime import computing, engine, processes, resume
 from runtime.verdict import refused_elsewhere
 from training import two_pass
 from training.card import model_facts, push
-from training.console import end_lines, format_means, format_train_line, how_to_go_on
+from training.console import end_lines, finished_line, format_means, format_train_line, how_to_go_on
 from training.evaluation import evaluate
 from training.folders import BEST, folder_name
 from training.meter import Clock, Meter
@@ -51,7 +51,7 @@ from training.records import task_means, tracker_tags
 from training.reports import Reports
 from training.setup import Run, setup
 from training.step import start_training, train_step
-from utils import RunError, hide_bar_unless, plural
+from utils import RunError, hide_bar_unless
 
 
 def main(argv: list[str], printed: list[str] = ()) -> int:
@@ -118,7 +118,7 @@ def train(run: Run) -> int:  # noqa: C901, PLR0915 - the loop is read from top t
     steps_per_epoch = run.feed.plan.steps_per_epoch
     to_do = range(run.steps_done + 1, steps + 1)
     if run.is_finished:
-        run.accelerator.print(f"{run.folder}: this run is finished: {plural(run.steps_done, 'step')} were trained")
+        run.accelerator.print(finished_line(run.folder, run.steps_done))
         to_do = range(0)
     last_saved = time.monotonic()
     hidden = hide_bar_unless(run.accelerator.is_main_process)

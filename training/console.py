@@ -1,6 +1,7 @@
 """What people read on the console: the start of a run, its steps, its end. Pure functions that give lines."""
 
 import math
+from pathlib import Path
 
 from data.token_store import TASKS
 from utils import plural
@@ -128,6 +129,18 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def finished_line(folder: Path, steps: int) -> str:
+    """What a run says that is started again when all was trained.
+
+    >>> finished_line(Path("output/run"), 48)
+    'output/run: this run is finished: 48 steps were trained. Its models are there; another experiment_id trains anew'
+    """
+    return (
+        f"{folder}: this run is finished: {plural(steps, 'step')} were trained. "
+        "Its models are there; another experiment_id trains anew"
+    )
 
 
 def how_to_go_on(step: int, steps: int, resumable: bool) -> str:
