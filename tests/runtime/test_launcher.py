@@ -184,7 +184,7 @@ def test_a_refused_launch_ends_with_our_lines(words):
     traceback, _, repeated = printed.rpartition("\n\n")
     assert "Traceback" in traceback  # the launcher's, which cannot be helped
     assert repeated.startswith(OURS)
-    assert repeated.endswith("run.py: 7 problems, nothing was started\n")
+    assert repeated.endswith("run.py: 2 problems, nothing was started\n")
     assert traceback.count("nothing was started") == 1  # by one of two processes
 
 
