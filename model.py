@@ -28,10 +28,10 @@ from modeling import attention
 from modeling.packing import buckets, places_in_rectangle, rectangle, round_up
 from modeling.pooling import DEFAULT as DEFAULT_POOLING
 from modeling.pooling import POOLINGS
+from modeling.rounding import TEXTS, more_than_rounding
 from modeling.versions import layers_of, let_layers_choose, set_attention
 from utils import first_line
 
-_WORSE = 1.5  # how much further from fp32 than the plain way in bf16 a backend may be
 Agree = Callable[[str | None], str | None]  # this process's problem, or None -> the first that any process has
 _BUCKET_TOKENS = 16384  # rectangle of one bucket at most, padding included; large enough to fill a GPU
 
@@ -274,17 +274,16 @@ def _is_causal(model: Embedder) -> bool:
 def _mixing_problem(model: Embedder) -> str | None:
     """Why a text's embedding differs between a batch and alone, or depends on its neighbours; None if neither holds.
 
-    Four texts make the batch, and the first is the neighbour that changes. In bf16 two right ways of computing differ,
-    by 2 % in 28 layers. So a text in the batch is compared with the text alone in fp32, and may be _WORSE times as far
-    from that as the text alone in bf16 is.
+    The first text is the neighbour that changes. In bf16 two right ways of computing differ, by 2 % in 28 layers. So
+    the texts in the batch, and the texts alone, are both compared with the texts alone in fp32.
     """
-    lengths = np.array([7, 2, 9, 6])
+    lengths = np.array(TEXTS)
     ends = [int(end) for end in np.cumsum(lengths)]
     tokens = torch.arange(ends[-1], device=next(model.parameters()).device) % 9
     other_neighbour = torch.cat([tokens[:7].flip(0), tokens[7:]])
     cu_seqlens = tokens.new_tensor([0, *ends], dtype=torch.int32)
     try:
-        beside_one = model(tokens, cu_seqlens, lengths)[1:]  # [3, d]
+        beside_one = model(tokens, cu_seqlens, lengths)[1:]  # [12, d]
         beside_other = model(other_neighbour, cu_seqlens, lengths)[1:]
     except (TypeError, ValueError, RuntimeError) as error:  # an attention that takes no packed row
         if hasattr(model, "reset_iter_state"):  # sharded: the pass ended between gathering weights and freeing them
@@ -293,17 +292,17 @@ def _mixing_problem(model: Embedder) -> str | None:
     if not _is_same(beside_one, beside_other):
         return "texts change each other's embeddings"
     texts = [tokens[begin:end] for begin, end in pairwise([0, *ends])][1:]
-    alone = _alone(model, texts)
+    plain = _alone(model, texts)
     with torch.autocast(tokens.device.type, enabled=False):
         exact = _alone(model, texts)
-    rounding = _difference(alone, exact)
     tolerance = 1e-3  # fp32 rounds otherwise in passes of other shapes
     if exact.dtype == torch.bfloat16:  # weights in bf16, as a teacher's or as FSDP2 gathers them: two right ways differ
-        rounding = _difference(_padded(model, tokens, cu_seqlens, lengths)[1:], exact)
+        plain = _padded(model, tokens, cu_seqlens, lengths)[1:]
         tolerance = 3e-2
-    found = _difference(beside_one, exact)
-    if found <= max(_WORSE * rounding, tolerance):
+    distances = more_than_rounding(beside_one, plain, exact, tolerance)
+    if distances is None:
         return None
+    found, rounding = distances
     return f"texts in a batch are {found:.1%} away from the same texts alone, which rounding moves by {rounding:.1%}"
 
 
@@ -323,11 +322,6 @@ def _padded(model: Embedder, tokens: Tensor, cu_seqlens: Tensor, lengths: np.nda
     embeddings = model(tokens, cu_seqlens, lengths)
     model.backend = backend
     return embeddings
-
-
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """Relative to the expected."""
-    return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
 def _is_same(found: Tensor, expected: Tensor) -> bool:

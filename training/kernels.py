@@ -21,10 +21,10 @@ from transformers import AttentionInterface
 from model import Embedder
 from modeling import attention
 from modeling.packing import MULTIPLE
+from modeling.rounding import TEXTS, more_than_rounding
 
 Compiler = Callable[[torch.fx.GraphModule, list[Tensor]], Callable]  # as torch.compile takes one
 
-_WORSE = 1.5  # how much further from fp32 than the plain model in bf16 a changed one may be
 _EXACT = 1e-3  # relative, of fp32 itself
 _LIGER = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
 
@@ -164,8 +164,7 @@ def _compiled_inside_checkpoint(kind: type[nn.Module], backend: Compiler) -> typ
 def _try_change(model: Embedder, name: str, change: Callable[[], None]) -> list[str]:
     """Change the model, and say why it must not stay so: it cannot run, or embeds otherwise.
 
-    In bf16 compiled layers round otherwise than plain ones, by 5 % in 36 layers. So both are compared with fp32, and
-    the changed model may be half as far again from it as the model was.
+    In bf16 compiled layers round otherwise than plain ones, by 5 % in 36 layers. So both are compared with fp32.
     """
     exact = _exact_embeddings(model)
     plain = _embeddings(model)
@@ -175,16 +174,16 @@ def _try_change(model: Embedder, name: str, change: Callable[[], None]) -> list[
     except (RuntimeError, ImportError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__} {error}".split())[:300]
         return [f"{name}: cannot run here ({reason}): set it to false"]
-    before = float((plain - exact).norm() / exact.norm())
-    after = float((changed - exact).norm() / exact.norm())
-    if after <= max(_WORSE * before, _EXACT):
+    distances = more_than_rounding(changed, plain, exact, _EXACT)
+    if distances is None:
         return []
+    after, before = distances
     return [f"{name}: embeddings come out {after:.1%} away from fp32, without it {before:.1%}: set it to false"]
 
 
 @torch.no_grad()
 def _exact_embeddings(model: Embedder) -> Tensor:
-    """Embeddings of three short texts in fp32, [3, d]; by rectangles, which every precision has."""
+    """Embeddings of short texts in fp32, [n, d]; by rectangles, which every precision has."""
     backend, mode = model.backend, model.training
     model.backend = "buckets"
     model.eval()
@@ -203,16 +202,16 @@ def _embeddings(model: Embedder) -> Tensor:
     mode = model.training
     model.eval()
     weight = _smallest_trained_weight(model)
-    embeddings = model(*_short_texts(model))  # [3, d]
+    embeddings = model(*_short_texts(model))  # [n, d]
     torch.autograd.grad(embeddings.sum(), weight)
     model.train(mode)
     return embeddings.detach()
 
 
 def _short_texts(model: Embedder) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Three texts as `Embedder.forward` takes them."""
-    lengths = np.array([40, 17, 7])
-    tokens = torch.arange(64, device=next(model.parameters()).device)
+    """Texts as `Embedder.forward` takes them."""
+    lengths = np.array(TEXTS)
+    tokens = torch.arange(lengths.sum(), device=next(model.parameters()).device)
     starts = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=tokens.device)
     return tokens, starts, lengths
 
