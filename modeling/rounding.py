@@ -20,7 +20,7 @@ def more_than_rounding(found: Tensor, plain: Tensor, exact: Tensor, tolerance: f
         found, plain, exact: [n, d] embeddings of the same texts, the last in fp32.
         tolerance: what is never too much.
     """
-    own, usual = _distances(found, exact), _distances(plain, exact)
+    own, usual = distances_of_texts(found, exact), distances_of_texts(plain, exact)
     for statistic, times in ((torch.median, _WORSE), (torch.max, _FAR)):
         distance, allowed = float(statistic(own)), float(statistic(usual))
         if not distance <= max(times * allowed, tolerance):  # NaN comes here too
@@ -28,6 +28,6 @@ def more_than_rounding(found: Tensor, plain: Tensor, exact: Tensor, tolerance: f
     return None
 
 
-def _distances(found: Tensor, exact: Tensor) -> Tensor:
+def distances_of_texts(found: Tensor, exact: Tensor) -> Tensor:
     """[n]: of each text, relative."""
     return (found.float() - exact.float()).norm(dim=1) / exact.float().norm(dim=1)
